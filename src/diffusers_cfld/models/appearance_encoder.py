@@ -1,0 +1,188 @@
+"""Appearance encoder phi_A: the source's fine features as biases on the queries of the U-Net's cross-attentions.
+
+Paper: arXiv:2402.18078, Sec. 3.4, Eq. 4 (H_A). Reference: YanzuoLu/CFLD `models/appearance_encoder.py` @ f2ea2a7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import AttentionMixin, BasicTransformerBlock
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+
+@dataclass
+class AppearanceEncoderOutput(BaseOutput):
+    """Query biases of the hybrid-granularity attention.
+
+    Args:
+        sample: The first of `query_biases`, so that the tuple form begins with a tensor.
+        query_biases: One map per biased layer, keyed by the layer's name in the U-Net,
+            `"up_blocks.{b}.attentions.{a}.transformer_blocks.0.attn2"`; shape (B, C_b, h_b, w_b), C_b the layer's
+            query width and (h_b, w_b) the size of the feature map that it was made from.
+    """
+
+    sample: torch.Tensor
+    query_biases: dict[str, torch.Tensor]
+
+
+class QueryBiasEncoder(nn.Module):
+    """One layer's phi_A: 1x1 convolution, transformer, 1x1 convolution. Both convolutions start at zero.
+
+    Args:
+        in_channels: Channels of the feature map.
+        hidden_channels: Width of the transformer.
+        out_channels: Width of the biased layer's query.
+        num_attention_heads: Heads of every attention; must divide `hidden_channels`.
+        num_layers: Transformer layers, each self-attention, self-attention, GEGLU feed-forward.
+    """
+
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, out_channels: int, num_attention_heads: int, num_layers: int
+    ) -> None:
+        super().__init__()
+        self.proj_in = nn.Conv2d(in_channels, hidden_channels, kernel_size=1)
+        self.blocks = nn.ModuleList(
+            BasicTransformerBlock(
+                hidden_channels,
+                num_attention_heads,
+                hidden_channels // num_attention_heads,
+                double_self_attention=True,
+            )
+            for _ in range(num_layers)
+        )
+        self.proj_out = nn.Conv2d(hidden_channels, out_channels, kernel_size=1)
+        for parameter in (*self.proj_in.parameters(), *self.proj_out.parameters()):
+            nn.init.zeros_(parameter)
+        self.gradient_checkpointing = False
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Compute the bias map.
+
+        Args:
+            feature_map: (B, `in_channels`, h, w).
+
+        Returns:
+            (B, `out_channels`, h, w).
+        """
+        hidden_states = self.proj_in(feature_map)
+        height, width = hidden_states.shape[2:]
+        hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, h * w, hidden_channels), row by row
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states)
+            else:
+                hidden_states = block(hidden_states)
+        hidden_states = hidden_states.transpose(1, 2).unflatten(2, (height, width))  # (B, hidden_channels, h, w)
+        return self.proj_out(hidden_states)
+
+
+class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
+    """Encode the source's feature maps into one query bias per biased cross-attention.
+
+    Level l of the arguments reads feature map l, finest first, and serves the attentions of U-Net up block
+    `up_block_indices[l]`, each with an encoder of its own. Without arguments this is the published encoder.
+
+    Args:
+        feature_channels: Channels of the feature maps that are read, finest first.
+        hidden_channels: Width of the transformers of each level.
+        query_channels: Channels of the biases of each level: the U-Net block's width.
+        num_attention_heads: Heads of each level's transformers; must divide `hidden_channels`.
+        num_layers: K, transformer layers of each encoder.
+        up_block_indices: Which up block of the U-Net each level serves.
+        attentions_per_block: Cross-attentions in each of these up blocks.
+
+    Raises:
+        ValueError: The per-level arguments differ in length, or heads do not divide a width.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["QueryBiasEncoder"]
+    _repeated_blocks = ["BasicTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "proj_in", "proj_out"]
+
+    @register_to_config
+    def __init__(
+        self,
+        feature_channels: tuple[int, ...] = (128, 256, 512),
+        hidden_channels: tuple[int, ...] = (64, 128, 256),
+        query_channels: tuple[int, ...] = (320, 640, 1280),
+        num_attention_heads: tuple[int, ...] = (2, 4, 8),
+        num_layers: int = 4,
+        up_block_indices: tuple[int, ...] = (3, 2, 1),
+        attentions_per_block: int = 3,
+    ) -> None:
+        super().__init__()
+        levels = (feature_channels, hidden_channels, query_channels, num_attention_heads, up_block_indices)
+        if len({len(level) for level in levels}) != 1:
+            raise ValueError(
+                "`feature_channels`, `hidden_channels`, `query_channels`, `num_attention_heads` and "
+                f"`up_block_indices` must have one entry per level, got {[len(level) for level in levels]} entries."
+            )
+        for width, heads in zip(hidden_channels, num_attention_heads, strict=True):
+            if width % heads:
+                raise ValueError(
+                    f"`num_attention_heads` must divide `hidden_channels`, got {heads} heads for {width}."
+                )
+        self.layer_stages: dict[str, str] = {}
+        encoders = []
+        # From the U-Net's first biased layer to its last, that is from the coarsest level to the finest.
+        for level in sorted(range(len(up_block_indices)), key=lambda level: up_block_indices[level]):
+            for attention in range(attentions_per_block):
+                name = f"up_blocks.{up_block_indices[level]}.attentions.{attention}.transformer_blocks.0.attn2"
+                self.layer_stages[name] = f"stage{level + 1}"
+                encoders.append(
+                    QueryBiasEncoder(
+                        feature_channels[level],
+                        hidden_channels[level],
+                        query_channels[level],
+                        num_attention_heads[level],
+                        num_layers,
+                    )
+                )
+        self.encoders = nn.ModuleList(encoders)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the biased layers in the U-Net, in the order of `encoders`."""
+        return tuple(self.layer_stages)
+
+    def forward(
+        self, feature_maps: Mapping[str, torch.Tensor], return_dict: bool = True
+    ) -> AppearanceEncoderOutput | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compute the query biases.
+
+        Args:
+            feature_maps: The source encoder's `feature_maps`: `"stage1"` (finest), `"stage2"`, ... of shape
+                (B, C_i, h_i, w_i). Stages that no layer reads are ignored.
+            return_dict: Return an [`AppearanceEncoderOutput`] instead of a tuple of its fields.
+
+        Returns:
+            The bias maps by layer name; the input is not modified.
+
+        Raises:
+            ValueError: A stage is missing or has other than its `feature_channels`.
+        """
+        for level, channels in enumerate(self.config.feature_channels):
+            feature_map = feature_maps.get(f"stage{level + 1}")
+            if feature_map is None or feature_map.ndim != 4 or feature_map.shape[1] != channels:
+                got = "nothing" if feature_map is None else f"shape {tuple(feature_map.shape)}"
+                raise ValueError(
+                    f"`feature_maps` must hold 'stage{level + 1}' of shape (batch, {channels}, height, width), got "
+                    f"{got}. Pass the source encoder's `feature_maps`."
+                )
+        query_biases = {
+            name: encoder(feature_maps[stage])
+            for (name, stage), encoder in zip(self.layer_stages.items(), self.encoders, strict=True)
+        }
+        sample = next(iter(query_biases.values()))
+        if not return_dict:
+            return sample, query_biases
+        return AppearanceEncoderOutput(sample=sample, query_biases=query_biases)

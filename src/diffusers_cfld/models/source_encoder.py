@@ -1,0 +1,228 @@
+"""Source image encoder S: a timm Swin Transformer that returns one feature map per stage.
+
+Paper: arXiv:2402.18078, Sec. 3.2 and Fig. 2 (H_S). Reference: YanzuoLu/CFLD `models/swin_transformer.py` @ f2ea2a7,
+there a copy of the original Swin; here timm's, which computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+
+@dataclass
+class SwinImageEncoderOutput(BaseOutput):
+    """Features of the source image.
+
+    Args:
+        sample: (B, C_L, H / s_L, W / s_L), the map of the last stage, the same tensor as the last of `feature_maps`.
+        feature_maps: `"stage1"` ... `"stageL"`, stage i of shape (B, C_i, H / s_i, W / s_i) with strides
+            s = 4, 8, 16, 32, taken before the next patch merging and without a final norm.
+    """
+
+    sample: torch.Tensor
+    feature_maps: dict[str, torch.Tensor]
+
+
+class SwinImageEncoder(ModelMixin, ConfigMixin):
+    """Encode the source image into multi-scale features f1..f4.
+
+    Without arguments this is the published encoder: Swin-B at 256x256 pixels with window 16. Stochastic depth acts in
+    `train()` mode only. Use [`SwinImageEncoder.from_timm`] to start from timm's ImageNet weights.
+
+    Args:
+        model_name: Architecture name of a timm Swin Transformer (with or without pretrained tag). Only the
+            architecture is read from it: constructing never downloads.
+        image_size: Height and width of the input in pixels, or one number for a square. Each must be a multiple of
+            the coarsest stride (32 for every four-stage Swin with patch 4).
+        window_size: Side of the attention window in tokens; `None` keeps that of `model_name`. A window larger than a
+            stage's map is clamped to the map, as in the original Swin.
+        embed_dim: Channels of the first stage; `None` keeps that of `model_name`.
+        depths: Blocks per stage; `None` keeps those of `model_name`.
+        num_heads: Attention heads per stage; `None` keeps those of `model_name`.
+        patch_size: Side of a patch in pixels; `None` keeps that of `model_name`.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1), rising linearly from 0.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: `model_name` is not a timm Swin Transformer, or `image_size` does not divide.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "SwinTransformerBlock",
+        "SwinTransformerV2Block",
+        "SwinTransformerV2CrBlock",
+        "PatchEmbed",
+        "PatchMerging",
+    ]
+    _repeated_blocks = ["SwinTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "relative_position_bias_table"]
+
+    @register_to_config
+    def __init__(
+        self,
+        model_name: str = "swin_base_patch4_window12_384",
+        image_size: int | tuple[int, int] = 256,
+        window_size: int | None = 16,
+        embed_dim: int | None = None,
+        depths: tuple[int, ...] | None = None,
+        num_heads: tuple[int, ...] | None = None,
+        patch_size: int | None = None,
+        drop_path_rate: float = 0.2,
+    ) -> None:
+        super().__init__()
+        options = {
+            "window_size": window_size,
+            "embed_dim": embed_dim,
+            "depths": tuple(depths) if depths is not None else None,
+            "num_heads": tuple(num_heads) if num_heads is not None else None,
+            "patch_size": patch_size,
+        }
+        self.backbone = _create_swin(
+            model_name,
+            img_size=_pair(image_size),
+            drop_path_rate=drop_path_rate,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_timm(
+        cls, model_name: str, *, pretrained: bool = True, checkpoint_path: str | None = None, **config: Any
+    ) -> SwinImageEncoder:
+        """Build an encoder with timm's weights, the relative position tables resized to the window.
+
+        Args:
+            model_name: timm name, with a tag for particular weights, e.g.
+                `"swin_base_patch4_window12_384.ms_in22k_ft_in1k"`.
+            pretrained: Load timm's weights (from the Hub or timm's cache). Ignored when `checkpoint_path` is given.
+            checkpoint_path: A local file of weights in timm's or the original Swin's key layout (`.safetensors`,
+                `.pth`, `.bin`; pickles are read with `weights_only=True`).
+            **config: Any argument of the constructor but `model_name`.
+
+        Returns:
+            An encoder in eval mode; its saved config never asks for pretrained weights again.
+
+        Raises:
+            OSError: `checkpoint_path` cannot be read.
+            ValueError: As the constructor; or the weights do not fit the architecture, every key listed.
+        """
+        encoder = cls(model_name=model_name, **config)
+        if checkpoint_path is not None:
+            from ..conversion.swin import load_swin_weights
+
+            load_swin_weights(encoder, checkpoint_path)
+        elif pretrained:
+            import timm
+
+            from ..conversion.swin import load_swin_state_dict
+
+            source = timm.create_model(model_name, pretrained=True, num_classes=0)
+            load_swin_state_dict(encoder, source.state_dict(), source=model_name)
+        encoder.eval()
+        return encoder
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return _pair(self.config.image_size)
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of the feature maps, finest first."""
+        return tuple(info["num_chs"] for info in self.backbone.feature_info)
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Image pixels per feature cell, finest first."""
+        return tuple(info["reduction"] for info in self.backbone.feature_info)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = torch.utils.checkpoint.checkpoint
+    ) -> None:
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
+        self.backbone.set_grad_checkpointing(enable)
+
+    def forward(
+        self, image: torch.Tensor, return_dict: bool = True
+    ) -> SwinImageEncoderOutput | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compute the feature maps.
+
+        Args:
+            image: (B, 3, H, W) with (H, W) = `image_size`, [-1, 1].
+            return_dict: Return a [`SwinImageEncoderOutput`] instead of a tuple of its fields.
+
+        Returns:
+            The feature maps; the input is not modified.
+
+        Raises:
+            ValueError: `image` has another shape; the message names both.
+        """
+        height, width = self.image_size
+        if image.ndim != 4 or image.shape[1] != 3 or tuple(image.shape[2:]) != (height, width):
+            raise ValueError(
+                f"`image` must have shape (batch, 3, {height}, {width}), got {tuple(image.shape)}. Resize it, or "
+                "build the encoder with another `image_size`."
+            )
+        maps = self.backbone.forward_intermediates(image, intermediates_only=True)
+        feature_maps = {f"stage{i + 1}": feature_map for i, feature_map in enumerate(maps)}
+        if not return_dict:
+            return maps[-1], feature_maps
+        return SwinImageEncoderOutput(sample=maps[-1], feature_maps=feature_maps)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> Any:
+    # timm brings torchvision, together as slow to import as diffusers: only who builds an encoder pays for it.
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("`SwinImageEncoder` needs timm. Install it with `pip install timm`.") from error
+
+    architecture = model_name.split(".")[0]
+    if not architecture.startswith("swin") or architecture not in timm.list_models("swin*"):
+        raise ValueError(
+            f"`model_name` must be a Swin Transformer of timm, got {model_name!r}. "
+            '`timm.list_models("swin*")` lists them.'
+        )
+    stride = options.get("patch_size", 4) * 2 ** (len(options.get("depths", (0,) * 4)) - 1)
+    if any(side <= 0 or side % stride for side in img_size):
+        raise ValueError(
+            f"`image_size` must be positive multiples of {stride}, the coarsest stride, got "
+            f"{img_size[0]}x{img_size[1]}."
+        )
+    create = partial(timm.create_model, architecture, pretrained=False, num_classes=0, img_size=img_size, **options)
+    if _is_loading_on_meta():
+        # timm makes its masks and position indices, which no checkpoint holds, from the weights' device; they must be
+        # real although the weights are not yet.
+        backbone = create(device="meta").to_empty(device="cpu")
+        for module in backbone.modules():
+            if module is not backbone and hasattr(module, "init_non_persistent_buffers"):
+                module.init_non_persistent_buffers()
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad))
+    else:
+        backbone = create()
+    backbone.prune_intermediate_layers(list(range(len(backbone.feature_info))), prune_norm=True)
+    return backbone
+
+
+def _is_loading_on_meta() -> bool:
+    """Whether new weights go to the meta device although new tensors do not, as while diffusers loads a model."""
+    return nn.Linear(1, 1, bias=False).weight.is_meta and not torch.empty(0).is_meta

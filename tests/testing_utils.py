@@ -1,0 +1,137 @@
+"""Tiny components of the real classes, the same on every machine, and comparison with the reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import nn
+
+from diffusers_cfld import (
+    AppearanceEncoder,
+    CFLDPipeline,
+    PerceptionRefinedDecoder,
+    PoseAdapter,
+    SwinImageEncoder,
+)
+
+DATA = Path(__file__).parent / "data"
+
+# The published settings at a quarter of their size: source and pose 64x64, latents 16x16, images 128x128.
+UNET_CONFIG: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64, 128, 128),
+    "cross_attention_dim": 48,
+    "attention_head_dim": 8,
+}
+SOURCE_ENCODER_CONFIG: dict[str, Any] = {
+    "image_size": 64,
+    "window_size": 4,
+    "embed_dim": 16,
+    "depths": (2, 2, 2, 2),
+    "num_heads": (1, 2, 4, 8),
+}
+PROMPT_DECODER_CONFIG: dict[str, Any] = {
+    "num_queries": 4,
+    "dim": 48,
+    "num_attention_heads": 3,
+    "num_layers": 2,
+    "feature_channels": 128,
+    "feature_size": 2,
+}
+APPEARANCE_ENCODER_CONFIG: dict[str, Any] = {
+    "feature_channels": (16, 32, 64),
+    "hidden_channels": (16, 32, 64),
+    "query_channels": (32, 64, 128),
+    "num_attention_heads": (1, 2, 4),
+    "num_layers": 2,
+}
+POSE_ADAPTER_CONFIG: dict[str, Any] = {"block_out_channels": (32, 64, 128)}
+VAE_CONFIG: dict[str, Any] = {
+    "block_out_channels": (8, 8, 8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "sample_size": 128,
+}
+
+
+def fill(module: nn.Module, salt: str = "") -> nn.Module:
+    """Give a module weights that depend on their names alone, and no zero convolution."""
+    state = module.state_dict()
+    for index, (name, value) in enumerate(sorted(state.items())):
+        if not value.is_floating_point():
+            continue
+        rng = np.random.default_rng([index, len(salt), *f"{salt}{name}".encode()])
+        noise = torch.from_numpy(rng.standard_normal(tuple(value.shape), dtype=np.float32))
+        if value.ndim >= 2:
+            value.copy_(noise / np.sqrt(np.prod(value.shape[1:])))
+        else:
+            value.copy_(1 + 0.1 * noise if name.endswith("weight") else 0.02 * noise)
+    return module.eval()
+
+
+def scheduler_config() -> dict[str, Any]:
+    return {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "clip_sample": False,
+    }
+
+
+def tiny_components() -> dict[str, Any]:
+    """Components of a pipeline whose every condition changes the result, in eval mode."""
+    return {
+        "vae": fill(AutoencoderKL(**VAE_CONFIG), "vae"),
+        "unet": fill(UNet2DConditionModel(**UNET_CONFIG), "unet"),
+        "scheduler": DDPMScheduler(**scheduler_config()),
+        "source_encoder": fill(SwinImageEncoder(**SOURCE_ENCODER_CONFIG), "source_encoder"),
+        "prompt_decoder": fill(PerceptionRefinedDecoder(**PROMPT_DECODER_CONFIG), "prompt_decoder"),
+        "appearance_encoder": fill(AppearanceEncoder(**APPEARANCE_ENCODER_CONFIG), "appearance_encoder"),
+        "pose_adapter": fill(PoseAdapter(**POSE_ADAPTER_CONFIG), "pose_adapter"),
+        "feature_extractor": None,
+        "image_encoder": None,
+    }
+
+
+def tiny_pipeline() -> CFLDPipeline:
+    """A pipeline of [`tiny_components`] without progress bar."""
+    pipe = CFLDPipeline(**tiny_components())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_image(seed: int = 0, batch_size: int = 1, size: int = 64) -> torch.Tensor:
+    """(B, 3, size, size) in [0, 1]."""
+    return torch.rand(batch_size, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_pose(seed: int = 0, batch_size: int = 1, size: int = 64) -> torch.Tensor:
+    """(B, 21, size, size) in [0, 1]."""
+    return torch.rand(batch_size, 21, size, size, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+def load_reference(name: str) -> dict[str, torch.Tensor]:
+    """Golden tensors that the published code computed, from `tests/data/reference`."""
+    return load_file(DATA / "reference" / f"{name}.safetensors")
+
+
+def load_reference_json(name: str) -> dict[str, Any]:
+    """A manifest or configuration from `tests/data/reference`."""
+    return json.loads((DATA / "reference" / f"{name}.json").read_text())
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference over the largest expected magnitude."""
+    assert actual.shape == expected.shape
+    return ((actual.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
