@@ -1,0 +1,1 @@
+"""Turn what users have (pictures, keypoints) into what the models take."""

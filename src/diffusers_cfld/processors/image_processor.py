@@ -1,0 +1,127 @@
+"""Source photos of any kind to the encoder's input.
+
+The published squash: bicubic with antialias to the encoder's size whatever the aspect, mean 0.5 and std 0.5
+(YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+
+
+class SourceImageProcessor(ConfigMixin):
+    """Bring source images into the form the source encoder takes.
+
+    Args:
+        height: Height of the encoder's input in pixels.
+        width: Width of the encoder's input in pixels.
+        background: Grey level in [0, 1] laid behind transparent pixels.
+    """
+
+    config_name = "source_image_processor_config.json"
+
+    @register_to_config
+    def __init__(self, height: int = 256, width: int = 256, background: float = 1.0) -> None:
+        super().__init__()
+
+    def preprocess(self, image: Any) -> torch.Tensor:
+        """Resize and normalise one image or a list of images.
+
+        Args:
+            image: A `PIL.Image` of any mode (its EXIF rotation is applied, transparency laid over `background`,
+                greyscale and 16-bit converted); a numpy array (H, W, 3), (H, W) or (B, H, W, 3), floats in [0, 1] or
+                8- or 16-bit integers; a float tensor (3, H, W) or (B, 3, H, W) in [0, 1]; or a list of these. Four
+                channels are RGBA, one channel is grey.
+
+        Returns:
+            (B, 3, height, width), float32, [-1, 1]; the input is not modified.
+
+        Raises:
+            TypeError: An item is none of these.
+            ValueError: An empty list, another number of channels or dimensions, values outside of [0, 1], NaN or
+                infinite.
+        """
+        items = list(image) if isinstance(image, (list, tuple)) else [image]
+        if not items:
+            raise ValueError("`image` is an empty list; pass at least one source image.")
+        images = torch.cat([self._to_batch(item) for item in items])
+        return 2.0 * images - 1.0
+
+    def _to_batch(self, image: Any) -> torch.Tensor:
+        """One item as (B, 3, height, width) in [0, 1]."""
+        height, width = self.config.height, self.config.width
+        if isinstance(image, PIL.Image.Image):
+            rgb = self._to_rgb(image).resize((width, height), PIL.Image.Resampling.BICUBIC)
+            return torch.from_numpy(np.asarray(rgb, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
+        if isinstance(image, np.ndarray):
+            if image.ndim not in (2, 3, 4):
+                raise ValueError(
+                    f"`image` as an array must have shape (height, width[, channels]) or (batch, height, width, "
+                    f"channels), got {image.shape}."
+                )
+            if image.dtype == np.uint8 and image.ndim < 4:
+                # The same 8-bit resize as for a PIL image, so that both forms of one photo agree exactly.
+                return self._to_batch(PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image))
+            if np.issubdtype(image.dtype, np.integer):
+                if image.dtype not in (np.uint8, np.uint16):
+                    raise ValueError(
+                        f"`image` as an integer array must be uint8 or uint16, got {image.dtype}. Convert it, or pass "
+                        "floats in [0, 1]."
+                    )
+                image = image / np.iinfo(image.dtype).max
+            image = image[..., None] if image.ndim == 2 else image
+            tensor = torch.from_numpy(np.array(image, dtype=np.float32)).movedim(-1, -3)
+        elif isinstance(image, torch.Tensor):
+            if not image.is_floating_point():
+                raise ValueError(f"`image` as a tensor must hold floats in [0, 1], got {image.dtype}.")
+            tensor = image.detach().to("cpu", torch.float32)
+        else:
+            raise TypeError(
+                "`image` must be a PIL image, a numpy array, a tensor or a list of these, got "
+                f"{type(image).__name__}. Open a file with `diffusers.utils.load_image`."
+            )
+        tensor = tensor[None] if tensor.ndim == 3 else tensor
+        if tensor.ndim != 4 or tensor.shape[1] not in (1, 3, 4) or 0 in tensor.shape:
+            raise ValueError(
+                "`image` must have 1, 3 or 4 channels, channels last for arrays and first for tensors, got shape "
+                f"{tuple(image.shape)}."
+            )
+        low, high = tensor.min().item(), tensor.max().item()
+        if not (low >= -1e-4 and high <= 1 + 1e-4):  # also false for NaN
+            raise ValueError(
+                f"`image` must hold values in [0, 1], got {low:.4g} to {high:.4g}. Rescale it; PIL images need not be."
+            )
+        if tensor.shape[1] == 4:
+            alpha = tensor[:, 3:]
+            tensor = tensor[:, :3] * alpha + self.config.background * (1 - alpha)
+        elif tensor.shape[1] == 1:
+            tensor = tensor.expand(-1, 3, -1, -1)
+        if tuple(tensor.shape[2:]) != (height, width):
+            tensor = F.interpolate(tensor, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+        return tensor.clamp(0, 1)
+
+    def _to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        image = PIL.ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            values = np.asarray(image, dtype=np.float32)
+            # 16-bit files open as I;16, or as I in older formats; only F says nothing about its range.
+            if image.mode == "F" and not (values.min() >= 0 and values.max() <= 1):
+                raise ValueError(
+                    "`image` of PIL mode 'F' must hold values in [0, 1], got "
+                    f"{values.min():.4g} to {values.max():.4g}. Convert it to 'L' or 'RGB' first."
+                )
+            scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
+            image = PIL.Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            grey = round(255 * self.config.background)
+            backdrop = PIL.Image.new("RGBA", image.size, (grey, grey, grey, 255))
+            image = PIL.Image.alpha_composite(backdrop, image)
+        return image.convert("RGB")
