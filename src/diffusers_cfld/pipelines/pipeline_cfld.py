@@ -1,0 +1,672 @@
+"""Pose transfer: one photo of a person and a target pose in, that person in that pose out.
+
+Paper: arXiv:2402.18078, Fig. 2 and Eq. 7. Official code: `pose_transfer_test.py` of YanzuoLu/CFLD @ f2ea2a7.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.loaders import IPAdapterMixin
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+    StableDiffusionPipeline,
+    rescale_noise_cfg,
+    retrieve_timesteps,
+)
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from .._registration import register_with_diffusers
+from ..guidance import GuidanceBranch, combine_guidance, guidance_weights
+from ..models.appearance_encoder import AppearanceEncoder
+from ..models.attention_processor import hybrid_granularity_attention, query_bias_to_tokens
+from ..models.pose_adapter import PoseAdapter
+from ..models.prompt_decoder import PerceptionRefinedDecoder
+from ..models.source_encoder import SwinImageEncoder
+from ..processors.image_processor import SourceImageProcessor
+from ..processors.pose_processor import PoseProcessor
+from .lora import UNetLoraLoaderMixin
+from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
+
+
+class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin, IPAdapterMixin):
+    """Put the person of a photo into another pose with CFLD (Coarse-to-Fine Latent Diffusion).
+
+    Inherits from [`DiffusionPipeline`] saving, loading, offloading and device placement, from
+    [`StableDiffusionMixin`] FreeU and fused projections, and takes LoRAs ([`UNetLoraLoaderMixin`]) and IP-Adapters
+    ([`IPAdapterMixin`]) made for Stable Diffusion 1.5's U-Net. The U-Net is the stock one; its attention processors
+    are changed for the length of a call only.
+
+    Args:
+        vae: Autoencoder between images and latents.
+        unet: The denoising U-Net, whose keys and values in the up blocks' cross-attentions CFLD trains.
+        scheduler: Any scheduler of diffusers for epsilon or v prediction; the published one is `DDPMScheduler`.
+        source_encoder: S, features of the source image.
+        prompt_decoder: D, the coarse-grained prompt from the coarsest features; holds the null prompt.
+        appearance_encoder: A, the query biases from the fine features.
+        pose_adapter: P, the residuals of the target pose.
+        feature_extractor: Only for an IP-Adapter: preprocessing of its image.
+        image_encoder: Only for an IP-Adapter: its CLIP vision model.
+
+    Raises:
+        ValueError: Components do not fit together, e.g. a prompt width other than the U-Net's.
+    """
+
+    model_cpu_offload_seq = (
+        "source_encoder->prompt_decoder->appearance_encoder->pose_adapter->image_encoder->unet->vae"
+    )
+    _optional_components = ["feature_extractor", "image_encoder"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "null_prompt_embeds"]
+
+    # The IP-Adapter's own preparation, as the Stable Diffusion pipeline does it.
+    encode_image = StableDiffusionPipeline.encode_image
+    prepare_ip_adapter_image_embeds = StableDiffusionPipeline.prepare_ip_adapter_image_embeds
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        source_encoder: SwinImageEncoder,
+        prompt_decoder: PerceptionRefinedDecoder,
+        appearance_encoder: AppearanceEncoder,
+        pose_adapter: PoseAdapter,
+        feature_extractor: CLIPImageProcessor | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+    ) -> None:
+        super().__init__()
+        _check_components(unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            source_encoder=source_encoder,
+            prompt_decoder=prompt_decoder,
+            appearance_encoder=appearance_encoder,
+            pose_adapter=pose_adapter,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        height, width = source_encoder.image_size if source_encoder is not None else (256, 256)
+        self.source_image_processor = SourceImageProcessor(height=height, width=width)
+        height, width = self._trained_pose_size()
+        self.pose_processor = PoseProcessor(height=height, width=width)
+
+    def _trained_pose_size(self) -> tuple[int, int]:
+        """Pose pixels of the map whose residuals need no resizing at the U-Net's own sample size."""
+        if self.unet is None or self.pose_adapter is None:
+            return 256, 256
+        sample_size = self.unet.config.sample_size
+        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        factor = self.pose_adapter.config.unshuffle_factor
+        return height * factor, width * factor
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale of both guidances where neither is set on its own."""
+        return self._guidance_scale
+
+    @property
+    def pose_guidance_scale(self) -> float:
+        """w_pose of Eq. 7 in the running call."""
+        return self._guidance_scale if self._pose_guidance_scale is None else self._pose_guidance_scale
+
+    @property
+    def appearance_guidance_scale(self) -> float:
+        """w_app of Eq. 7 in the running call."""
+        return self._guidance_scale if self._appearance_guidance_scale is None else self._appearance_guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        """Rescaling of the guided prediction in the running call."""
+        return self._guidance_rescale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the running step needs more than the fully conditioned prediction."""
+        return set(guidance_weights(self.pose_guidance_scale, self.appearance_guidance_scale)) != {GuidanceBranch.FULL}
+
+    @property
+    def cross_attention_kwargs(self) -> dict[str, Any] | None:
+        """Arguments of the attention processors in the running call."""
+        return self._cross_attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the running call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to skip the remaining steps."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def encode_appearance(self, image: PipelineImageInput | Appearance) -> Appearance:
+        """Encode source images once, to be used for many poses.
+
+        Args:
+            image: As in `__call__`. An [`Appearance`] is returned as it is.
+
+        Returns:
+            The prompts and query biases, on the execution device.
+
+        Raises:
+            TypeError: As [`SourceImageProcessor.preprocess`].
+            ValueError: As [`SourceImageProcessor.preprocess`].
+        """
+        if isinstance(image, Appearance):
+            return image
+        pixels = self.source_image_processor.preprocess(image)
+        pixels = pixels.to(self._execution_device, self.source_encoder.dtype)
+        feature_maps = self.source_encoder(pixels).feature_maps
+        coarsest = list(feature_maps.values())[-1]
+        prompts = self.prompt_decoder(coarsest.to(self.prompt_decoder.dtype))
+        dtype = self.appearance_encoder.dtype
+        query_biases = self.appearance_encoder({k: v.to(dtype) for k, v in feature_maps.items()}).query_biases
+        return Appearance(prompts.prompt_embeds, prompts.null_prompt_embeds, query_biases)
+
+    @torch.no_grad()
+    def encode_pose(self, pose: Any) -> PoseFeatures:
+        """Encode target poses once, to be used for many sources.
+
+        Args:
+            pose: As in `__call__`. [`PoseFeatures`] are returned as they are.
+
+        Returns:
+            The pose adapter's residuals, on the execution device.
+
+        Raises:
+            TypeError: As [`PoseProcessor.preprocess`].
+            ValueError: As [`PoseProcessor.preprocess`] and [`PoseAdapter.forward`].
+        """
+        if isinstance(pose, PoseFeatures):
+            return pose
+        pose_map = self.pose_processor.preprocess(pose).to(self._execution_device, self.pose_adapter.dtype)
+        return PoseFeatures(self.pose_adapter(pose_map).residuals)
+
+    def check_inputs(
+        self,
+        image: Any,
+        pose: Any,
+        appearance: Any,
+        height: int,
+        width: int,
+        num_images_per_prompt: int,
+        output_type: str,
+        output_size: tuple[int, int] | None,
+        callback_on_step_end_tensor_inputs: list[str],
+        ip_adapter_image: Any,
+        ip_adapter_image_embeds: Any,
+    ) -> None:
+        """Check the arguments of `__call__` that need no tensor to be looked at.
+
+        Args:
+            image: As in `__call__`.
+            pose: As in `__call__`.
+            appearance: As in `__call__`.
+            height: As in `__call__`, defaults filled in.
+            width: As in `__call__`, defaults filled in.
+            num_images_per_prompt: As in `__call__`.
+            output_type: As in `__call__`.
+            output_size: As in `__call__`.
+            callback_on_step_end_tensor_inputs: As in `__call__`.
+            ip_adapter_image: As in `__call__`.
+            ip_adapter_image_embeds: As in `__call__`.
+
+        Raises:
+            TypeError: `appearance` is not an [`Appearance`].
+            ValueError: An argument is missing, contradicts another or is out of range; the message says which.
+        """
+        if (image is None) == (appearance is None):
+            raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
+        if appearance is not None and not isinstance(appearance, Appearance):
+            raise TypeError(
+                f"`appearance` must come from `encode_appearance`, got {type(appearance).__name__}. Pass a photo as "
+                "`image`."
+            )
+        if pose is None:
+            raise ValueError("`pose` is missing: pass OpenPose-18 keypoints, a pose map or `encode_pose(...)`.")
+        factor = self.vae_scale_factor
+        if height <= 0 or width <= 0 or height % factor or width % factor:
+            raise ValueError(
+                f"`height` and `width` must be positive multiples of {factor}, got {height} and {width}. Use "
+                "`output_size` for any other size of the result."
+            )
+        if num_images_per_prompt < 1:
+            raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        if output_size is not None and (len(output_size) != 2 or min(output_size) < 1 or output_type == "latent"):
+            raise ValueError(
+                "`output_size` must be (height, width) in pixels and cannot be combined with `output_type='latent'`, "
+                f"got {output_size} and {output_type!r}."
+            )
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
+            )
+        if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
+            raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, and not both.")
+        if ip_adapter_image is not None and self.image_encoder is None:
+            raise ValueError(
+                "`ip_adapter_image` needs an IP-Adapter with its image encoder; call `load_ip_adapter` first, or pass "
+                "`ip_adapter_image_embeds`."
+            )
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Draw or check the starting noise, scaled as the scheduler wants it.
+
+        Args:
+            batch_size: B, number of images of the call.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+            dtype: Of the result.
+            device: Of the result.
+            generator: One for the batch, or a list with one per image.
+            latents: (B, C, h, w) standard-normal noise to start from instead of drawing some.
+
+        Returns:
+            (B, C, h, w) with h = height / `vae_scale_factor`.
+
+        Raises:
+            ValueError: A list of generators is not as long as the batch, or `latents` has another shape.
+        """
+        factor = self.vae_scale_factor
+        shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` must be one generator or a list with one per image, got {len(generator)} for "
+                f"{batch_size} images."
+            )
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
+        else:
+            latents = latents.to(device=device, dtype=dtype)
+        return latents * self.scheduler.init_noise_sigma
+
+    def decode_latents(self, latents: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Decode latents to images, and resize them as the field's evaluations do.
+
+        Args:
+            latents: (B, C, h, w), scaled as the U-Net sees them.
+            output_size: (height, width) in pixels of a final bicubic resize with antialias, or `None` for none.
+
+        Returns:
+            (B, 3, H, W), [0, 1].
+        """
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        image = self.vae.decode(latents, return_dict=False)[0]
+        image = (image / 2 + 0.5).clamp(0, 1)
+        if output_size is not None and tuple(image.shape[2:]) != tuple(output_size):
+            image = F.interpolate(image, size=tuple(output_size), mode="bicubic", antialias=True, align_corners=False)
+            image = image.clamp(0, 1)
+        return image
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PipelineImageInput | None = None,
+        pose: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 2.0,
+        pose_guidance_scale: float | None = None,
+        appearance_guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        appearance: Appearance | None = None,
+        ip_adapter_image: PipelineImageInput | None = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
+        output_type: str = "pil",
+        output_size: tuple[int, int] | None = None,
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature; only read
+    ) -> CFLDPipelineOutput | tuple[list[PIL.Image.Image] | np.ndarray | torch.Tensor]:
+        """Generate the source person in the target pose.
+
+        Args:
+            image: Source photo or photos: PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1], a batch or a list of
+                these. Squashed to the source encoder's size, as the published model does.
+            pose: Target pose or poses: OpenPose-18 keypoints in any form of [`Keypoints.from_any`], pose maps
+                (B, 21, H, W) in [0, 1], a list of these, or [`PoseFeatures`]. Keypoints without a frame of their own
+                are read as pixels of a 256x176 (height x width) frame. One image and many poses broadcast, as do many
+                images and one pose.
+            height: Height of the generated image in pixels, a multiple of 8; default the U-Net's sample size, 512
+                for the published model. At other sizes query biases and pose residuals are resized to the latents.
+            width: Width of the generated image in pixels, likewise.
+            num_inference_steps: Denoising steps.
+            timesteps: Custom timesteps, for schedulers that take them.
+            sigmas: Custom sigmas, for schedulers that take them.
+            guidance_scale: Both weights of Eq. 7 where not given on their own; 1.0 turns guidance off.
+            pose_guidance_scale: w_pose, >= 0: how strongly the pose is followed.
+            appearance_guidance_scale: w_app, >= 0: how strongly the source is followed; 0 ignores it. Equal weights
+                need two U-Net evaluations a step, a pose weight of 1 two, both 1 one, and others three.
+            num_images_per_prompt: Images for each pair of source and pose.
+            eta: DDIM's eta in [0, 1], ignored by other schedulers.
+            generator: Source of randomness, one for the batch or a list with one per image.
+            latents: (B, 4, height / 8, width / 8) standard-normal noise to start from.
+            appearance: From [`~CFLDPipeline.encode_appearance`], in place of `image`.
+            ip_adapter_image: Image of a loaded IP-Adapter.
+            ip_adapter_image_embeds: Precomputed embeddings of a loaded IP-Adapter, negative and positive halves
+                concatenated.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            output_size: (height, width) in pixels of a final bicubic resize with antialias; the field's are
+                (256, 176) and (512, 352).
+            return_dict: Return a [`CFLDPipelineOutput`] instead of a tuple.
+            cross_attention_kwargs: Arguments for the attention processors, e.g. `{"scale": 0.5}` for a LoRA.
+            guidance_rescale: Phi of arXiv:2305.08891 Sec. 3.4, in [0, 1].
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after each step; tensors that it
+                returns replace the pipeline's.
+            callback_on_step_end_tensor_inputs: Which tensors it gets, among `_callback_tensor_inputs`.
+
+        Returns:
+            The images, those of one pair next to each other, pairs in the order of the inputs.
+
+        Raises:
+            TypeError: An input is of none of the accepted types.
+            ValueError: An input is out of range, contradicts another, or the numbers of images, poses, generators and
+                latents do not fit together.
+            RuntimeError: Another thread is using the same U-Net.
+
+        Examples:
+            ```py
+            >>> import torch
+            >>> from diffusers.utils import load_image
+            >>> from diffusers_cfld import CFLDPipeline, Keypoints
+
+            >>> pipe = CFLDPipeline.from_pretrained("path/to/cfld", dtype=torch.float16).to("cuda")
+            >>> pose = Keypoints.load("pose.json")
+            >>> image = pipe(image=load_image("person.jpg"), pose=pose, generator=torch.manual_seed(0)).images[0]
+            ```
+        """
+        # 0. Defaults
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        sample_size = self.unet.config.sample_size
+        sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        height = sample_height * self.vae_scale_factor if height is None else height
+        width = sample_width * self.vae_scale_factor if width is None else width
+
+        # 1. Check inputs
+        self.check_inputs(
+            image,
+            pose,
+            appearance,
+            height,
+            width,
+            num_images_per_prompt,
+            output_type,
+            output_size,
+            callback_on_step_end_tensor_inputs,
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+        )
+        self._guidance_scale = guidance_scale
+        self._pose_guidance_scale = pose_guidance_scale
+        self._appearance_guidance_scale = appearance_guidance_scale
+        self._guidance_rescale = guidance_rescale
+        self._cross_attention_kwargs = cross_attention_kwargs
+        self._interrupt = False
+        weights = guidance_weights(self.pose_guidance_scale, self.appearance_guidance_scale)
+        device = self._execution_device
+
+        # 2. Encode source and pose, once for all steps
+        if appearance is None:
+            appearance = self.encode_appearance(image)
+        pose_features = self.encode_pose(pose)
+        batch_size = _broadcast_batch(appearance.batch_size, pose_features.batch_size) * num_images_per_prompt
+        prompt_embeds = _repeat_to(appearance.prompt_embeds.to(device, self.unet.dtype), batch_size)
+        null_prompt_embeds = appearance.null_prompt_embeds.to(device, self.unet.dtype)
+
+        # 3. Fit biases and residuals to the latents
+        latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        query_biases = self._fit_query_biases(appearance, latent_size, batch_size)
+        pose_residuals = self._fit_pose_residuals(pose_features, latent_size, batch_size)
+        image_embeds = self._prepare_image_embeds(ip_adapter_image, ip_adapter_image_embeds, batch_size)
+
+        # 4. Prepare timesteps
+        timesteps, num_inference_steps = retrieve_timesteps(
+            self.scheduler, num_inference_steps, device, timesteps, sigmas
+        )
+        self._num_timesteps = len(timesteps)
+
+        # 5. Prepare latents and what the scheduler's step takes
+        latents = self.prepare_latents(batch_size, height, width, prompt_embeds.dtype, device, generator, latents)
+        step_parameters = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {
+            name: value for name, value in (("eta", eta), ("generator", generator)) if name in step_parameters
+        }
+
+        # 6. Denoise
+        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+        conditions: dict[str, Any] = {}
+        built_for: tuple[Any, ...] = ()
+        with (
+            hybrid_granularity_attention(self.unet, dict.fromkeys(query_biases)) as processors,
+            self.progress_bar(total=num_inference_steps) as progress_bar,
+        ):
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+
+                # A callback may change a scale or a prompt; otherwise the conditions are built once.
+                weights = guidance_weights(self.pose_guidance_scale, self.appearance_guidance_scale)
+                branches = tuple(weights)
+                if built_for != (branches, id(prompt_embeds), id(null_prompt_embeds)):
+                    built_for = (branches, id(prompt_embeds), id(null_prompt_embeds))
+                    conditions = _batch_branches(
+                        branches, prompt_embeds, null_prompt_embeds, pose_residuals, image_embeds
+                    )
+                    for name, processor in processors.items():
+                        processor.query_bias = _batch_query_bias(branches, query_biases[name])
+
+                latent_model_input = torch.cat([latents] * len(branches))
+                latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
+                noise_pred = self.unet(
+                    latent_model_input,
+                    t,
+                    encoder_hidden_states=conditions["prompt_embeds"],
+                    cross_attention_kwargs=self.cross_attention_kwargs,
+                    # The U-Net pops from the list that it is given.
+                    down_intrablock_additional_residuals=list(conditions["pose_residuals"]),
+                    added_cond_kwargs=conditions["added_cond_kwargs"],
+                    return_dict=False,
+                )[0]
+                branch_preds = noise_pred.chunk(len(branches))
+                noise_pred = combine_guidance(branch_preds, tuple(weights.values()))
+                if len(branches) > 1 and self.guidance_rescale > 0.0:
+                    noise_pred = rescale_noise_cfg(
+                        noise_pred, branch_preds[-1], guidance_rescale=self.guidance_rescale
+                    )
+
+                latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        callback_kwargs[name] = locals()[name]
+                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
+                    latents = callback_outputs.get("latents", latents)
+                    prompt_embeds = callback_outputs.get("prompt_embeds", prompt_embeds)
+                    null_prompt_embeds = callback_outputs.get("null_prompt_embeds", null_prompt_embeds)
+
+                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
+                    progress_bar.update()
+
+        # 7. Decode
+        if output_type == "latent":
+            images = latents
+        else:
+            images = self.decode_latents(latents, output_size)
+            images = self.image_processor.postprocess(
+                images, output_type=output_type, do_denormalize=[False] * images.shape[0]
+            )
+
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (images,)
+        return CFLDPipelineOutput(images=images)
+
+    def _fit_query_biases(
+        self, appearance: Appearance, latent_size: tuple[int, int], batch_size: int
+    ) -> dict[str, torch.Tensor]:
+        """The query biases as tokens at the resolution of their layers, (batch_size, L, C) each."""
+        num_up_blocks = len(self.unet.config.up_block_types)
+        device, dtype = self._execution_device, self.unet.dtype
+        fitted = {}
+        for name, query_bias in appearance.query_biases.items():
+            halvings = num_up_blocks - 1 - int(name.split(".")[1])
+            tokens = query_bias_to_tokens(query_bias.to(device, dtype), _halve(latent_size, halvings))
+            fitted[name] = _repeat_to(tokens, batch_size)
+        return fitted
+
+    def _fit_pose_residuals(
+        self, pose_features: PoseFeatures, latent_size: tuple[int, int], batch_size: int
+    ) -> list[torch.Tensor]:
+        """The pose residuals at the resolution of their down blocks, (batch_size, C, h, w) each."""
+        device, dtype = self._execution_device, self.unet.dtype
+        fitted = []
+        for i, residual in enumerate(pose_features.residuals.values()):
+            residual = residual.to(device, dtype)
+            size = _halve(latent_size, i)
+            if tuple(residual.shape[2:]) != size:
+                residual = F.interpolate(residual, size=size, mode="bilinear", align_corners=False)
+            fitted.append(_repeat_to(residual, batch_size))
+        return fitted
+
+    def _prepare_image_embeds(
+        self, image: Any, image_embeds: list[torch.Tensor] | None, batch_size: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Per IP-Adapter the negative and the positive embeddings, (batch_size, ...) each; empty without any."""
+        if image is None and image_embeds is None:
+            return []
+        pairs = self.prepare_ip_adapter_image_embeds(image, image_embeds, self._execution_device, 1, True)
+        halves = [pair.to(self.unet.dtype).chunk(2) for pair in pairs]
+        return [(_repeat_to(negative, batch_size), _repeat_to(positive, batch_size)) for negative, positive in halves]
+
+
+def _check_components(
+    unet: Any, source_encoder: Any, prompt_decoder: Any, appearance_encoder: Any, pose_adapter: Any
+) -> None:
+    """Raise a `ValueError` where widths of neighbouring components differ; absent components are not checked."""
+    checks: list[tuple[str, Any, str, Any]] = []
+    if unet is not None and prompt_decoder is not None:
+        checks.append(
+            ("prompt_decoder's dim", prompt_decoder.config.dim, "cross_attention_dim", unet.config.cross_attention_dim)
+        )
+    if unet is not None and pose_adapter is not None:
+        widths = tuple(pose_adapter.config.block_out_channels)
+        expected = tuple(unet.config.block_out_channels[: len(widths)])
+        checks.append(("pose_adapter's block_out_channels", widths, "block_out_channels", expected))
+    if unet is not None and appearance_encoder is not None:
+        config = appearance_encoder.config
+        widths = tuple(config.query_channels)
+        reversed_widths = tuple(reversed(unet.config.block_out_channels))
+        expected = tuple(
+            reversed_widths[index] if index < len(reversed_widths) else None for index in config.up_block_indices
+        )
+        checks.append(("appearance_encoder's query_channels", widths, "up blocks' channels", expected))
+    for name, value, counterpart, expected in checks:
+        if value != expected:
+            raise ValueError(f"The {name} must equal the unet's {counterpart}, got {value} and {expected}.")
+    if source_encoder is not None and prompt_decoder is not None:
+        features = source_encoder.feature_channels[-1]
+        if prompt_decoder.config.feature_channels != features:
+            raise ValueError(
+                "The prompt_decoder's feature_channels must equal the channels of the source_encoder's last stage, "
+                f"got {prompt_decoder.config.feature_channels} and {features}."
+            )
+
+
+def _broadcast_batch(num_images: int, num_poses: int) -> int:
+    if num_images != num_poses and 1 not in (num_images, num_poses):
+        raise ValueError(
+            f"The numbers of images and poses must be equal, or one of them 1, got {num_images} images and "
+            f"{num_poses} poses."
+        )
+    return max(num_images, num_poses)
+
+
+def _repeat_to(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Repeat each sample so that all copies of one stand together, up to `batch_size` in all."""
+    repeats = batch_size // tensor.shape[0]
+    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=0)
+
+
+def _halve(size: tuple[int, int], times: int) -> tuple[int, int]:
+    """Size after as many of the U-Net's stride-2 convolutions, which round up."""
+    height, width = size
+    for _ in range(times):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return height, width
+
+
+def _batch_branches(
+    branches: tuple[GuidanceBranch, ...],
+    prompt_embeds: torch.Tensor,
+    null_prompt_embeds: torch.Tensor,
+    pose_residuals: list[torch.Tensor],
+    image_embeds: list[tuple[torch.Tensor, torch.Tensor]],
+) -> dict[str, Any]:
+    """The U-Net's conditions with all branches in one batch, branch by branch."""
+    null_prompt_embeds = null_prompt_embeds.expand_as(prompt_embeds)
+    prompts = [prompt_embeds if branch.has_appearance else null_prompt_embeds for branch in branches]
+    residuals = [
+        torch.cat([residual if branch.has_pose else torch.zeros_like(residual) for branch in branches])
+        for residual in pose_residuals
+    ]
+    embeds = [
+        torch.cat([positive if branch.has_appearance else negative for branch in branches])
+        for negative, positive in image_embeds
+    ]
+    return {
+        "prompt_embeds": torch.cat(prompts),
+        "pose_residuals": residuals,
+        "added_cond_kwargs": {"image_embeds": embeds} if embeds else None,
+    }
+
+
+def _batch_query_bias(branches: tuple[GuidanceBranch, ...], query_bias: torch.Tensor) -> torch.Tensor | None:
+    """A layer's bias with all branches in one batch: zero in those without appearance."""
+    if not any(branch.has_appearance for branch in branches):
+        return None
+    return torch.cat([query_bias if branch.has_appearance else torch.zeros_like(query_bias) for branch in branches])
+
+
+register_with_diffusers(CFLDPipeline)
