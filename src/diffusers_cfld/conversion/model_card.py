@@ -1,0 +1,203 @@
+"""The model card of a CFLD pipeline: what the weights are, where they came from and what they may be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .._version import __version__
+from .files import SourceFile
+
+STABLE_DIFFUSION_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+_BODY = """\
+# CFLD: pose-guided person image synthesis
+
+Give it one photo of a person and a target pose, get that person in that pose. This is Coarse-to-Fine Latent Diffusion
+([CVPR 2024](https://arxiv.org/abs/2402.18078), [official code](https://github.com/YanzuoLu/CFLD)) as a pipeline of
+🧨 diffusers, {origin} with `diffusers-cfld` {version}.
+
+## Model
+
+A Swin Transformer reads the photo; a decoder turns its coarsest features into a prompt of {num_queries} tokens that
+takes the place of the text, an appearance encoder turns the finer ones into biases on the queries of the U-Net's
+cross-attentions, and a pose adapter adds the target pose to the U-Net's features.
+
+- **Base model:** Stable Diffusion 1.5 (`{base_model}`): VAE as it is, U-Net with
+  trained keys and values in the up blocks' cross-attentions.
+- **Resolution:** the source image is read at {source_height}x{source_width} (height x width), the result is made at
+  {target_height}x{target_width}. DeepFashion's results are reported after resizing to 256x176 or 512x352.
+- **Pose:** 18 keypoints in OpenPose order (nose, neck, right shoulder, elbow, wrist, left shoulder, elbow, wrist,
+  right hip, knee, ankle, left hip, knee, ankle, right eye, left eye, right ear, left ear); right and left are the
+  person's own, a missing joint is -1.{dtype_line}
+
+## How to use
+
+```bash
+pip install diffusers-cfld
+```
+
+```python
+import torch
+from diffusers_cfld import CFLDPipeline
+
+pipe = CFLDPipeline.from_pretrained("{location}"{load_options}, dtype=torch.float16).to("cuda")
+image = pipe(image=photo, pose=keypoints, num_inference_steps=50, guidance_scale=2.0).images[0]
+```
+
+`photo` is a PIL image, `keypoints` are those above. The scheduler is the published one, DDPM; any scheduler of
+diffusers can take its place.
+{provenance}
+## Licences
+
+- Stable Diffusion 1.5: [CreativeML OpenRAIL-M](https://huggingface.co/spaces/CompVis/stable-diffusion-license). Its
+  use restrictions hold for these weights too.
+- CFLD's code: MIT.
+- DeepFashion, the training data of the published weights: research only, non-commercial. Weights that were trained on
+  it should be used likewise.
+
+## Intended use
+
+Research on person image synthesis: reposing fashion photos, virtual dressing, data augmentation.
+
+## Limits and misuse
+
+- Trained on studio photos of fashion models before plain backgrounds: other people, backgrounds, crops and poses are
+  out of its domain, and body shapes, skin tones and clothes that DeepFashion shows seldom come out worse.
+- Faces, hands, logos and fine patterns are not kept exactly; left and right of a garment may be swapped.
+- The result shows a person's likeness doing what they did not do. Get the consent of whoever is in the photo, say that
+  the image is synthetic, and do not use it to deceive, harass, undress or impersonate anyone, nor to identify people.
+
+## Evaluation
+
+Not measured with this conversion. The released weights do not give the paper's table: at 256x176 a user measured FID
+6.676, LPIPS 0.1705, SSIM 0.6993, PSNR 17.617 (issue 37 of the official repository), the paper reports 6.804, 0.1519,
+0.7378, 18.235, from an earlier epoch according to its author (issue 27). These FIDs follow the field's own protocol
+and compare with no other FID.
+
+## Citation
+
+```bibtex
+@inproceedings{{lu2024coarse,
+  title     = {{Coarse-to-Fine Latent Diffusion for Pose-Guided Person Image Synthesis}},
+  author    = {{Lu, Yanzuo and Zhang, Manlin and Ma, Andy J and Xie, Xiaohua and Lai, Jianhuang}},
+  booktitle = {{Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition}},
+  year      = {{2024}}
+}}
+```
+"""
+
+
+def create_model_card(
+    *,
+    base_model: str = STABLE_DIFFUSION_ID,
+    source_files: Sequence[SourceFile] = (),
+    location: str = "path/to/this/folder",
+    source_size: tuple[int, int] = (256, 256),
+    target_size: tuple[int, int] = (512, 512),
+    num_queries: int = 16,
+    dtype: str | None = None,
+    variant: str | None = None,
+) -> ModelCard:
+    """Compose the card.
+
+    Args:
+        base_model: Hub id of the Stable Diffusion 1.5 whose VAE and U-Net architecture are used.
+        source_files: The published files that were converted; none for weights of one's own training.
+        location: What to pass to `from_pretrained`: a Hub id or a folder.
+        source_size: (height, width) in pixels at which the source image is read.
+        target_size: (height, width) in pixels at which images are made.
+        num_queries: Tokens of the prompt.
+        dtype: Number format of the weights, if worth saying.
+        variant: Variant in the weights' file names.
+
+    Returns:
+        The card with its YAML front matter.
+    """
+    data = ModelCardData(
+        base_model=base_model,
+        library_name="diffusers",
+        license="other",
+        license_name="creativeml-openrail-m-non-commercial",
+        license_link="https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+        pipeline_tag="image-to-image",
+        tags=["diffusers", "diffusers-cfld", "pose-transfer", "stable-diffusion"],
+    )
+    body = _BODY.format(
+        origin="converted from the published checkpoint" if source_files else "saved",
+        version=__version__,
+        num_queries=num_queries,
+        base_model=base_model,
+        source_height=source_size[0],
+        source_width=source_size[1],
+        target_height=target_size[0],
+        target_width=target_size[1],
+        dtype_line=f"\n- **Weights:** {dtype}." if dtype else "",
+        location=location,
+        load_options=f', variant="{variant}"' if variant else "",
+        provenance=_describe_source(source_files),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def write_model_card(
+    folder: str | Path,
+    *,
+    base_model: str = STABLE_DIFFUSION_ID,
+    source_files: Sequence[SourceFile] = (),
+    location: str = "path/to/this/folder",
+    source_size: tuple[int, int] = (256, 256),
+    target_size: tuple[int, int] = (512, 512),
+    num_queries: int = 16,
+    dtype: str | None = None,
+    variant: str | None = None,
+) -> Path:
+    """Write the card as `README.md`; see [`create_model_card`] for the content.
+
+    Args:
+        folder: Where to write it: an existing folder, as a rule the pipeline's.
+        base_model: As there.
+        source_files: As there.
+        location: As there.
+        source_size: As there.
+        target_size: As there.
+        num_queries: As there.
+        dtype: As there.
+        variant: As there.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    card = create_model_card(
+        base_model=base_model,
+        source_files=source_files,
+        location=location,
+        source_size=source_size,
+        target_size=target_size,
+        num_queries=num_queries,
+        dtype=dtype,
+        variant=variant,
+    )
+    path = Path(folder) / "README.md"
+    path.write_text(card.content, encoding="utf-8")
+    return path
+
+
+def _describe_source(source_files: Sequence[SourceFile]) -> str:
+    if not source_files:
+        return ""
+    rows = "\n".join(f"| `{file.name}` | {file.size:,} | `{file.sha256}` |" for file in source_files)
+    return f"""
+## Source
+
+Converted with `diffusers-cfld` {__version__} from:
+
+| file | bytes | sha256 |
+|---|---|---|
+{rows}
+"""

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from diffusers_cfld import __version__
+from diffusers_cfld.conversion.files import SourceFile
+from diffusers_cfld.conversion.model_card import write_model_card
+
+
+def test_card_of_a_conversion(tmp_path: Path) -> None:
+    path = write_model_card(tmp_path, source_files=[SourceFile("a.bin", 1234, "f" * 64)], dtype="float16")
+    card = ModelCard.load(path)
+    data = card.data.to_dict()
+    assert path.name == "README.md"
+    assert data["library_name"] == "diffusers"
+    assert data["pipeline_tag"] == "image-to-image"
+    assert data["base_model"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert {"diffusers", "diffusers-cfld", "pose-transfer"} <= set(data["tags"])
+    assert data["license"]
+    for text in (
+        "from diffusers_cfld import CFLDPipeline",
+        "CFLDPipeline.from_pretrained(",
+        "CreativeML OpenRAIL-M",
+        "MIT",
+        "research only",
+        "non-commercial",
+        "| `a.bin` | 1,234 | `" + "f" * 64,
+        __version__,
+        "OpenPose",
+        "256x256",
+        "512x512",
+        "## Intended use",
+        "likeness",
+        "Not measured with this conversion",
+        "do not give the paper's table",
+        "@inproceedings{lu2024coarse,",
+        "float16",
+    ):
+        assert text in card.text, text
+
+
+def test_card_of_own_weights_names_no_source(tmp_path: Path) -> None:
+    text = write_model_card(tmp_path, location="me/mine", variant="fp16").read_text()
+    assert "## Source" not in text
+    assert "published checkpoint" not in text
+    assert 'from_pretrained("me/mine", variant="fp16", dtype=' in text
