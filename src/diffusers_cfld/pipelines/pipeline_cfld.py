@@ -5,6 +5,7 @@ Paper: arXiv:2402.18078, Fig. 2 and Eq. 7. Official code: `pose_transfer_test.py
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,14 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         """Pose pixels of the map whose residuals need no resizing at the U-Net's own sample size."""
         if self.unet is None or self.pose_adapter is None:
             return 256, 256
-        sample_size = self.unet.config.sample_size
-        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        height, width = self._sample_size()
         factor = self.pose_adapter.config.unshuffle_factor
         return height * factor, width * factor
+
+    def _sample_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the U-Net was trained on."""
+        sample_size = self.unet.config.sample_size
+        return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
 
     @property
     def guidance_scale(self) -> float:
@@ -151,6 +156,26 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to skip the remaining steps."""
         return self._interrupt
+
+    def _upload_folder(self, working_dir: str, repo_id: str, **kwargs: Any) -> Any:
+        # Both `push_to_hub` and `save_pretrained(push_to_hub=True)` end here, with the card of the repository or,
+        # where there is none, diffusers' placeholder, whose snippet cannot load a third-party pipeline.
+        card = Path(working_dir) / "README.md"
+        if card.is_file() and "card has been automatically generated" in card.read_text(encoding="utf-8"):
+            from ..conversion.model_card import write_model_card
+
+            weights = Path(working_dir).glob("*/diffusion_pytorch_model.*.safetensors")
+            variants = {path.name.split(".")[1].split("-")[0] for path in weights}
+            facts: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch.")}
+            facts["variant"] = min(variants, default=None)
+            if self.source_encoder is not None:
+                facts["source_size"] = self.source_encoder.image_size
+            if self.unet is not None:
+                facts["target_size"] = tuple(side * self.vae_scale_factor for side in self._sample_size())
+            if self.prompt_decoder is not None:
+                facts["num_queries"] = self.prompt_decoder.config.num_queries
+            write_model_card(working_dir, location=repo_id, **facts)
+        return super()._upload_folder(working_dir, repo_id, **kwargs)
 
     @torch.no_grad()
     def encode_appearance(self, image: PipelineImageInput | Appearance) -> Appearance:
@@ -417,8 +442,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         # 0. Defaults
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        sample_size = self.unet.config.sample_size
-        sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        sample_height, sample_width = self._sample_size()
         height = sample_height * self.vae_scale_factor if height is None else height
         width = sample_width * self.vae_scale_factor if width is None else width
 
