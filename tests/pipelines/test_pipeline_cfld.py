@@ -1,0 +1,457 @@
+"""The pipeline as a user of diffusers meets it: arguments, batches, saving, callbacks, errors."""
+
+import inspect
+import json
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionPipeline
+from testing_utils import fill, tiny_components, tiny_image, tiny_pipeline, tiny_pose
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from diffusers_cfld import (
+    Appearance,
+    CFLDPipeline,
+    CFLDPipelineOutput,
+    Keypoints,
+    PerceptionRefinedDecoder,
+    PoseFeatures,
+    render_pose_map,
+)
+
+KEYPOINTS = Keypoints.from_array(
+    [[88, 30], [88, 60], [66, 60], [60, 95], [58, 125], [110, 60], [116, 95], [118, 125], [74, 125], [72, 175]]
+    + [[70, 225], [102, 125], [104, 175], [106, 225], [84, 26], [92, 26], [-1, -1], [98, 30]],
+    size=(256, 176),
+)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def run(pipe, **options):
+    arguments = {
+        "image": tiny_image(),
+        "pose": tiny_pose(),
+        "num_inference_steps": 2,
+        "generator": torch.Generator().manual_seed(0),
+        "output_type": "latent",
+    }
+    arguments.update(options)
+    return pipe(**{name: value for name, value in arguments.items() if value is not None}).images
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def assert_same(actual, expected, tolerance=2e-5):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+
+
+class TestArguments:
+    def test_call_spells_its_arguments_as_diffusers_does(self):
+        ours = inspect.signature(CFLDPipeline.__call__).parameters
+        theirs = inspect.signature(StableDiffusionPipeline.__call__).parameters
+        text_only = {"prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "clip_skip", "kwargs"}
+        shared = [name for name in theirs if name not in text_only]
+        assert [name for name in ours if name in shared] == shared
+        for name in ("num_inference_steps", "num_images_per_prompt", "eta", "output_type", "return_dict"):
+            assert ours[name].default == theirs[name].default
+        assert ours["guidance_scale"].default == 2.0
+
+    def test_each_condition_changes_the_result(self, pipe):
+        base = run(pipe)
+        for changed in (
+            {"image": tiny_image(1)},
+            {"pose": tiny_pose(1)},
+            {"guidance_scale": 1.0},
+            {"pose_guidance_scale": 3.0},
+            {"appearance_guidance_scale": 3.0},
+            {"generator": torch.Generator().manual_seed(1)},
+            {"guidance_rescale": 0.7},
+        ):
+            assert not torch.allclose(base, run(pipe, **changed), atol=1e-2), changed
+
+    def test_guidance_scale_sets_both_weights(self, pipe):
+        base = run(pipe, guidance_scale=3.0)
+        assert torch.equal(base, run(pipe, pose_guidance_scale=3.0, appearance_guidance_scale=3.0))
+        assert torch.equal(base, run(pipe, guidance_scale=3.0, pose_guidance_scale=3.0))
+        assert not torch.equal(base, run(pipe, guidance_scale=3.0, pose_guidance_scale=1.0))
+
+    @pytest.mark.parametrize(
+        ("scales", "evaluated"),
+        [((2.0, 2.0), 2), ((1.0, 2.0), 2), ((1.0, 1.0), 1), ((1.5, 3.0), 3), ((2.0, 0.0), 2), ((1.0, 0.0), 1)],
+    )
+    def test_the_unet_sees_as_few_branches_as_the_scales_need(self, pipe, scales, evaluated):
+        batches = []
+        hook = pipe.unet.register_forward_pre_hook(lambda module, args: batches.append(args[0].shape[0]))
+        try:
+            run(pipe, pose_guidance_scale=scales[0], appearance_guidance_scale=scales[1])
+        finally:
+            hook.remove()
+        assert batches == [evaluated] * 2
+
+    def test_source_and_pose_are_encoded_once_a_call(self, pipe):
+        calls = []
+        models = (pipe.source_encoder, pipe.prompt_decoder, pipe.appearance_encoder, pipe.pose_adapter)
+        hooks = [model.register_forward_hook(lambda model, *_: calls.append(type(model).__name__)) for model in models]
+        try:
+            run(pipe, num_inference_steps=4, pose_guidance_scale=3.0)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        assert sorted(calls) == sorted(type(model).__name__ for model in models)
+
+    def test_zero_appearance_scale_ignores_the_source(self, pipe):
+        assert torch.equal(
+            run(pipe, appearance_guidance_scale=0.0), run(pipe, appearance_guidance_scale=0.0, image=tiny_image(1))
+        )
+
+    def test_same_generator_same_result_and_default_sizes(self, pipe):
+        first = run(pipe, output_type="pt")
+        assert torch.equal(first, run(pipe, output_type="pt"))
+        assert first.shape == (1, 3, 128, 128)
+        assert run(pipe).shape == (1, 4, 16, 16)
+
+    def test_latents_replace_the_drawn_noise(self, pipe):
+        noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+        pipe = CFLDPipeline(**{**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)})
+        pipe.set_progress_bar_config(disable=True)
+        before = noise.clone()
+        assert torch.equal(run(pipe, latents=noise, generator=None), run(pipe))
+        assert torch.equal(noise, before)
+
+    def test_custom_timesteps_and_sigmas(self, pipe):
+        custom = run(pipe, timesteps=[981, 481], num_inference_steps=50)
+        assert pipe.num_timesteps == 2
+        assert custom.isfinite().all()
+        euler = CFLDPipeline(
+            **{**pipe.components, "scheduler": EulerDiscreteScheduler.from_config(pipe.scheduler.config)}
+        )
+        euler.set_progress_bar_config(disable=True)
+        assert run(euler, sigmas=[10.0, 2.0, 0.5, 0.0], num_inference_steps=50).isfinite().all()
+        assert euler.num_timesteps == 3
+
+    def test_eta_reaches_ddim(self, pipe):
+        ddim = CFLDPipeline(**{**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)})
+        ddim.set_progress_bar_config(disable=True)
+        assert not torch.equal(run(ddim, eta=1.0), run(ddim, eta=0.0))
+        assert torch.equal(run(pipe, eta=1.0), run(pipe, eta=0.0))
+
+    def test_output_types_show_one_picture(self, pipe):
+        tensor = run(pipe, output_type="pt")
+        array = run(pipe, output_type="np")
+        (image,) = run(pipe, output_type="pil")
+        assert tensor.min() >= 0
+        assert tensor.max() <= 1
+        np.testing.assert_allclose(array[0], tensor[0].permute(1, 2, 0).numpy(), atol=1e-6)
+        assert isinstance(image, PIL.Image.Image)
+        np.testing.assert_allclose(np.asarray(image), array[0] * 255, atol=0.51)
+
+    def test_tuple_and_output_class(self, pipe):
+        arguments = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 1, "output_type": "latent"}
+        output = pipe(**arguments, generator=torch.manual_seed(0))
+        (images,) = pipe(**arguments, generator=torch.manual_seed(0), return_dict=False)
+        assert isinstance(output, CFLDPipelineOutput)
+        assert torch.equal(output.images, images)
+
+    def test_output_size_is_the_fields_final_resize(self, pipe):
+        full = run(pipe, output_type="pt")
+        small = run(pipe, output_type="pt", output_size=(64, 44))
+        expected = torch.nn.functional.interpolate(full, size=(64, 44), mode="bicubic", antialias=True).clamp(0, 1)
+        torch.testing.assert_close(small, expected)
+        assert run(pipe, output_type="pil", output_size=(64, 44))[0].size == (44, 64)
+
+    @pytest.mark.parametrize(("height", "width"), [(128, 88), (192, 128), (120, 200), (64, 64)])
+    def test_other_sizes_resize_biases_and_residuals(self, pipe, height, width):
+        images = run(pipe, height=height, width=width, output_type="pt")
+        assert images.shape == (1, 3, height, width)
+        assert not torch.allclose(images, run(pipe, height=height, width=width, output_type="pt", image=tiny_image(1)))
+        assert not torch.allclose(images, run(pipe, height=height, width=width, output_type="pt", pose=tiny_pose(1)))
+
+    def test_pose_maps_of_other_sizes(self, pipe):
+        assert run(pipe, pose=tiny_pose(size=96)).shape == (1, 4, 16, 16)
+
+    def test_keypoints_and_their_map_agree(self, pipe):
+        pose_map = torch.from_numpy(render_pose_map(KEYPOINTS, (64, 64)))
+        expected = run(pipe, pose=pose_map)
+        assert torch.equal(run(pipe, pose=KEYPOINTS), expected)
+        assert torch.equal(run(pipe, pose=KEYPOINTS.to_openpose()), expected)
+        assert torch.equal(run(pipe, pose=np.where(KEYPOINTS.visible[:, None], KEYPOINTS.xy, -1)), expected)
+
+
+class TestBatches:
+    def test_a_batch_equals_single_calls_with_the_same_generators(self, pipe):
+        batch = run(pipe, image=tiny_image(0, 3), pose=tiny_pose(0, 3), generator=generators(0, 1, 2))
+        images, poses = tiny_image(0, 3), tiny_pose(0, 3)
+        for i in range(3):
+            single = run(pipe, image=images[i], pose=poses[i], generator=generators(i))
+            assert_same(batch[i : i + 1], single)
+
+    @pytest.mark.parametrize("scales", [(2.0, 2.0), (1.5, 3.0), (1.0, 1.0)])
+    def test_several_images_per_pair_stand_together(self, pipe, scales):
+        options = {"pose_guidance_scale": scales[0], "appearance_guidance_scale": scales[1]}
+        images, poses = tiny_image(0, 2), tiny_pose(0, 2)
+        batch = run(
+            pipe, image=images, pose=poses, num_images_per_prompt=2, generator=generators(*range(4)), **options
+        )
+        for i in range(4):
+            single = run(pipe, image=images[i // 2], pose=poses[i // 2], generator=generators(i), **options)
+            assert_same(batch[i : i + 1], single)
+
+    def test_one_image_with_many_poses_and_many_images_with_one_pose(self, pipe):
+        poses = tiny_pose(0, 3)
+        broadcast = run(pipe, pose=poses, generator=generators(0, 1, 2))
+        assert torch.equal(
+            broadcast, run(pipe, image=tiny_image().expand(3, -1, -1, -1), pose=poses, generator=generators(0, 1, 2))
+        )
+        images = tiny_image(0, 3)
+        broadcast = run(pipe, image=images, generator=generators(0, 1, 2))
+        assert_same(
+            broadcast,
+            run(pipe, image=images, pose=tiny_pose().expand(3, -1, -1, -1), generator=generators(0, 1, 2)),
+        )
+
+    def test_lists_of_images_and_poses(self, pipe):
+        images, poses = tiny_image(0, 2), tiny_pose(0, 2)
+        expected = run(pipe, image=images, pose=poses, generator=generators(0, 1))
+        assert torch.equal(run(pipe, image=list(images), pose=list(poses), generator=generators(0, 1)), expected)
+        assert torch.equal(
+            run(pipe, image=[images[:1], images[1:]], pose=[poses[:1], poses[1:]], generator=generators(0, 1)),
+            expected,
+        )
+        pil = [
+            PIL.Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)) for image in images
+        ]
+        assert run(pipe, image=pil, pose=[KEYPOINTS, KEYPOINTS.mirror()]).shape[0] == 2
+
+    def test_encoded_conditions_give_the_same_result(self, pipe):
+        appearance = pipe.encode_appearance(tiny_image())
+        pose = pipe.encode_pose(tiny_pose())
+        assert isinstance(appearance, Appearance)
+        assert isinstance(pose, PoseFeatures)
+        assert torch.equal(run(pipe, image=None, appearance=appearance, pose=pose), run(pipe))
+        assert pipe.encode_appearance(appearance) is appearance
+        assert pipe.encode_pose(pose) is pose
+
+    def test_encoded_conditions_are_not_modified(self, pipe):
+        appearance, pose = pipe.encode_appearance(tiny_image()), pipe.encode_pose(tiny_pose())
+        tensors = [appearance.prompt_embeds, *appearance.query_biases.values(), *pose.residuals.values()]
+        before = [tensor.clone() for tensor in tensors]
+        run(pipe, image=None, appearance=appearance, pose=pose, num_images_per_prompt=2, pose_guidance_scale=3.0)
+        assert all(torch.equal(left, right) for left, right in zip(tensors, before, strict=True))
+
+
+class TestCallbacks:
+    def test_declared_tensors_arrive_and_returned_ones_are_used(self, pipe):
+        seen = []
+
+        def zero_at_the_end(pipe, step, timestep, tensors):
+            seen.append((step, set(tensors)))
+            if step == pipe.num_timesteps - 1:
+                tensors["latents"] = torch.zeros_like(tensors["latents"])
+            return tensors
+
+        names = pipe._callback_tensor_inputs
+        result = run(pipe, callback_on_step_end=zero_at_the_end, callback_on_step_end_tensor_inputs=names)
+        assert result.abs().max() == 0
+        assert seen == [(0, set(names)), (1, set(names))]
+
+    def test_a_scale_changed_in_a_callback_takes_effect(self, pipe):
+        batches = []
+        hook = pipe.unet.register_forward_pre_hook(lambda module, args: batches.append(args[0].shape[0]))
+
+        def no_guidance(pipe, step, timestep, tensors):
+            pipe._guidance_scale = 1.0
+            return tensors
+
+        try:
+            changed = run(pipe, callback_on_step_end=no_guidance)
+        finally:
+            hook.remove()
+        assert batches == [2, 1]
+        assert not torch.equal(changed, run(pipe))
+
+    def test_a_prompt_changed_in_a_callback_takes_effect(self, pipe):
+        def forget(pipe, step, timestep, tensors):
+            return {"prompt_embeds": torch.zeros_like(tensors["prompt_embeds"])}
+
+        changed = run(pipe, callback_on_step_end=forget, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+        assert not torch.equal(changed, run(pipe))
+
+    def test_interrupt_stops_early(self, pipe):
+        steps = []
+
+        def stop(pipe, step, timestep, tensors):
+            steps.append(step)
+            pipe._interrupt = step == 1
+            return tensors
+
+        run(pipe, num_inference_steps=5, callback_on_step_end=stop)
+        assert steps == [0, 1]
+        assert torch.equal(run(pipe), run(pipe))
+
+    def test_progress_bar_counts_the_steps(self, capsys):
+        pipe = tiny_pipeline()
+        pipe.set_progress_bar_config(disable=False)
+        run(pipe, num_inference_steps=3)
+        assert "3/3" in capsys.readouterr().err
+
+
+class TestSaving:
+    def test_save_and_load_gives_the_same_pixels(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        loaded = CFLDPipeline.from_pretrained(tmp_path)
+        assert np.array_equal(run(loaded, output_type="np"), run(pipe, output_type="np"))
+
+    def test_the_on_disk_format_is_the_frozen_one(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        assert index.pop("_diffusers_version") == diffusers.__version__
+        assert index == {
+            "_class_name": "CFLDPipeline",
+            "appearance_encoder": ["diffusers_cfld", "AppearanceEncoder"],
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "pose_adapter": ["diffusers_cfld", "PoseAdapter"],
+            "prompt_decoder": ["diffusers_cfld", "PerceptionRefinedDecoder"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "source_encoder": ["diffusers_cfld", "SwinImageEncoder"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+
+    def test_diffusion_pipeline_finds_the_class(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        loaded = DiffusionPipeline.from_pretrained(tmp_path)
+        assert type(loaded) is CFLDPipeline
+
+    def test_variant_shards_and_dtype(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path, variant="fp16", max_shard_size="1MB")
+        assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").is_file()
+        loaded = CFLDPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.bfloat16)
+        assert {model.dtype for model in loaded.components.values() if isinstance(model, torch.nn.Module)} == {
+            torch.bfloat16
+        }
+        with pytest.raises((ValueError, OSError), match="variant"):
+            CFLDPipeline.from_pretrained(tmp_path, variant="fp8")
+
+    def test_dtype_dict(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        loaded = CFLDPipeline.from_pretrained(
+            tmp_path, dtype={"unet": torch.bfloat16, "pose_adapter": torch.float16, "default": torch.float32}
+        )
+        assert loaded.unet.dtype == torch.bfloat16
+        assert loaded.pose_adapter.dtype == torch.float16
+        assert loaded.prompt_decoder.dtype == torch.float32
+        loaded.set_progress_bar_config(disable=True)
+        assert run(loaded, output_type="pt").isfinite().all()
+
+    def test_bfloat16_runs_close_to_float32(self):
+        exact, rough = tiny_pipeline(), tiny_pipeline().to(torch.bfloat16)
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        expected = run(exact, latents=noise, num_inference_steps=1)
+        actual = run(rough, latents=noise, num_inference_steps=1)
+        assert actual.dtype == torch.bfloat16
+        assert (actual.float() - expected).norm() < 0.1 * expected.norm()
+
+    @pytest.mark.parametrize("options", [{"device_map": "cpu"}, {"low_cpu_mem_usage": False}], ids=str)
+    def test_loading_options(self, pipe, tmp_path, options):
+        pipe.save_pretrained(tmp_path)
+        loaded = CFLDPipeline.from_pretrained(tmp_path, **options)
+        loaded.set_progress_bar_config(disable=True)
+        assert torch.equal(run(loaded), run(pipe))
+
+    def test_a_component_can_be_replaced_while_loading(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        assert CFLDPipeline.from_pretrained(tmp_path, scheduler=scheduler).scheduler is scheduler
+
+    def test_from_pipe_shares_components_both_ways(self, pipe):
+        torch.manual_seed(0)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=10, hidden_size=48, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+            )
+        )
+        stable = StableDiffusionPipeline(
+            vae=pipe.vae,
+            text_encoder=text_encoder,
+            tokenizer=None,
+            unet=pipe.unet,
+            scheduler=pipe.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        ours = ("source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
+        back = CFLDPipeline.from_pipe(stable, **{name: pipe.components[name] for name in ours})
+        assert back.unet is pipe.unet
+        back.set_progress_bar_config(disable=True)
+        assert torch.equal(run(back), run(pipe))
+        assert CFLDPipeline.from_pipe(pipe).unet is pipe.unet
+
+    def test_to_float16_and_back_casts_every_model(self):
+        pipe = tiny_pipeline().to(torch.float16)
+        models = [model for model in pipe.components.values() if isinstance(model, torch.nn.Module)]
+        assert {model.dtype for model in models} == {torch.float16}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"image": None}, ValueError, "either `image` or `appearance`"),
+            ({"appearance": "x"}, ValueError, "and not both"),
+            ({"image": None, "appearance": "x"}, TypeError, "must come from `encode_appearance`, got str"),
+            ({"pose": None}, ValueError, "`pose` is missing"),
+            ({"image": []}, ValueError, "`image` is an empty list"),
+            ({"pose": []}, ValueError, "`pose` is empty"),
+            ({"pose": "somebody"}, ValueError, "JSON or a CSV line, got 'somebody'"),
+            ({"pose": np.full((18, 2), np.nan)}, ValueError, "Joint 'nose' is NaN or infinite"),
+            ({"pose": np.full((18, 2), np.inf)}, ValueError, "Joint 'nose' is NaN or infinite"),
+            ({"pose": np.full((18, 2), -1.0)}, ValueError, "All 18 joints are missing"),
+            ({"pose": np.ones((16, 2))}, ValueError, r"got numbers of shape \(16, 2\)"),
+            ({"pose": torch.zeros(1, 20, 64, 64)}, ValueError, "21"),
+            ({"pose": torch.zeros(1, 21, 60, 64)}, ValueError, "multiples of 16"),
+            ({"height": 100}, ValueError, "multiples of 8, got 100 and 128"),
+            ({"width": -8}, ValueError, "multiples of 8"),
+            ({"num_images_per_prompt": 0}, ValueError, "at least 1, got 0"),
+            ({"output_type": "jpg"}, ValueError, "'pil', 'np', 'pt' or 'latent', got 'jpg'"),
+            ({"output_size": (256, 176), "output_type": "latent"}, ValueError, "cannot be combined"),
+            ({"output_size": (0, 176), "output_type": "pt"}, ValueError, "must be .height, width."),
+            ({"guidance_scale": -1.0}, ValueError, "`pose_guidance_scale` must be a finite number >= 0, got -1"),
+            ({"appearance_guidance_scale": -2.0}, ValueError, "`appearance_guidance_scale` must be"),
+            ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, r"must be among .* got \['noise'\]"),
+            ({"generator": [torch.Generator()] * 2}, ValueError, "got 2 for 1 images"),
+            ({"latents": torch.zeros(1, 4, 8, 8)}, ValueError, r"\(1, 4, 16, 16\), got \(1, 4, 8, 8\)"),
+            (
+                {"image": torch.zeros(2, 3, 8, 8), "pose": torch.zeros(3, 21, 64, 64)},
+                ValueError,
+                "2 images and 3 poses",
+            ),
+            ({"ip_adapter_image": torch.zeros(1, 3, 8, 8)}, ValueError, "`load_ip_adapter` first"),
+        ],
+        ids=str,
+    )
+    def test_bad_input_gets_one_sentence(self, pipe, options, error, message):
+        arguments = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 1, "output_type": "latent"}
+        with pytest.raises(error, match=message) as caught:
+            pipe(**{**arguments, **options})
+        assert "\n" not in str(caught.value)
+
+    def test_components_that_do_not_fit_are_refused(self):
+        components = tiny_components()
+        other = fill(PerceptionRefinedDecoder(num_queries=4, dim=64, num_attention_heads=4, num_layers=1))
+        with pytest.raises(ValueError, match="prompt_decoder's dim must equal the unet's cross_attention_dim, got 64"):
+            CFLDPipeline(**{**components, "prompt_decoder": other})
+
+    def test_a_folder_that_is_no_pipeline_is_named(self, tmp_path):
+        with pytest.raises(OSError, match=r"model_index\.json"):
+            CFLDPipeline.from_pretrained(tmp_path)

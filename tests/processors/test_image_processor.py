@@ -1,0 +1,128 @@
+"""Source photos of every kind become the same encoder input."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+import torch
+
+from diffusers_cfld import SourceImageProcessor
+
+
+@pytest.fixture
+def processor():
+    return SourceImageProcessor(height=64, width=64)
+
+
+@pytest.fixture
+def photo():
+    rng = np.random.default_rng(0)
+    coarse = PIL.Image.fromarray(rng.integers(0, 256, (11, 8, 3), dtype=np.uint8))
+    return coarse.resize((88, 128), PIL.Image.Resampling.BICUBIC)
+
+
+def test_pil_images_are_squashed_bicubically_to_the_encoders_size(processor, photo):
+    pixels = processor.preprocess(photo)
+    expected = np.asarray(photo.resize((64, 64), PIL.Image.Resampling.BICUBIC), dtype=np.float32)
+    assert pixels.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(pixels[0], torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1, rtol=0, atol=1e-6)
+
+
+def test_pil_array_and_tensor_forms_agree(processor, photo):
+    array = np.asarray(photo)
+    pixels = processor.preprocess(photo)
+    floats = array.astype(np.float32) / 255
+    tensor = torch.from_numpy(floats).permute(2, 0, 1)
+    torch.testing.assert_close(processor.preprocess(array), pixels, rtol=0, atol=0)
+    for form in (floats, floats[None], tensor, tensor[None], tensor.double(), [tensor], (photo,)):
+        # PIL rounds to 8 bits after each of the resize's two passes: at most one and a half steps of 2/255.
+        torch.testing.assert_close(processor.preprocess(form), pixels, rtol=0, atol=3 / 255)
+
+
+def test_lists_make_a_batch_of_images_of_any_size(processor, photo):
+    pixels = processor.preprocess([photo, photo.resize((31, 45)), np.asarray(photo)])
+    assert pixels.shape == (3, 3, 64, 64)
+    torch.testing.assert_close(pixels[0], pixels[2], rtol=0, atol=0)
+
+
+def test_inputs_are_not_modified(processor, photo):
+    array = np.asarray(photo).astype(np.float32) / 255
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    before, array_before = tensor.clone(), array.copy()
+    processor.preprocess(tensor)
+    processor.preprocess(array)
+    assert torch.equal(tensor, before)
+    assert np.array_equal(array, array_before)
+
+
+def test_exif_rotation_is_applied(processor, photo):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: rotate by 270 degrees
+    file = io.BytesIO()
+    photo.rotate(90, expand=True).save(file, format="PNG", exif=exif)
+    rotated = PIL.Image.open(file)
+    assert rotated.size == (128, 88)
+    torch.testing.assert_close(processor.preprocess(rotated), processor.preprocess(photo), rtol=0, atol=0)
+
+
+def test_transparency_is_laid_over_the_background(photo):
+    transparent = photo.convert("RGBA")
+    transparent.putalpha(0)
+    assert SourceImageProcessor(64, 64).preprocess(transparent).min() == 1.0
+    assert SourceImageProcessor(64, 64, background=0.0).preprocess(transparent).max() == -1.0
+    opaque = photo.convert("RGBA")
+    torch.testing.assert_close(
+        SourceImageProcessor(64, 64).preprocess(opaque), SourceImageProcessor(64, 64).preprocess(photo)
+    )
+    array = np.concatenate([np.asarray(photo) / 255.0, np.zeros((128, 88, 1))], axis=-1)
+    assert SourceImageProcessor(64, 64).preprocess(array).min() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "YCbCr", "1"])
+def test_every_pil_mode_is_converted(processor, photo, mode):
+    pixels = processor.preprocess(photo.convert(mode))
+    assert pixels.shape == (1, 3, 64, 64)
+    assert pixels.isfinite().all()
+    if mode in ("L", "LA"):
+        grey = processor.preprocess(photo.convert("L").convert("RGB"))
+        torch.testing.assert_close(pixels, grey, rtol=0, atol=0)
+
+
+def test_16_bit_images_keep_their_brightness(processor, photo):
+    grey = np.asarray(photo.convert("L"))
+    expected = processor.preprocess(photo.convert("L"))
+    wide = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+    assert wide.mode == "I;16"
+    torch.testing.assert_close(processor.preprocess(wide), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(processor.preprocess(wide.convert("I")), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(processor.preprocess(grey.astype(np.uint16) * 257), expected, rtol=0, atol=3 / 255)
+    torch.testing.assert_close(
+        processor.preprocess(PIL.Image.fromarray(grey.astype(np.float32) / 255)), expected, rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        ([], ValueError, "`image` is an empty list"),
+        ("person.jpg", TypeError, "PIL image, a numpy array, a tensor or a list of these, got str"),
+        ([None], TypeError, "got NoneType"),
+        (np.zeros(5, np.float32), ValueError, r"must have shape \(height, width"),
+        (np.zeros((8, 8, 2), np.float32), ValueError, "1, 3 or 4 channels"),
+        (np.zeros((8, 8, 3), np.int64), ValueError, "uint8 or uint16, got int64"),
+        (torch.zeros(2, 8, 8), ValueError, "1, 3 or 4 channels"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), ValueError, r"floats in \[0, 1\], got torch.uint8"),
+        (torch.full((3, 8, 8), 255.0), ValueError, r"values in \[0, 1\], got 255 to 255"),
+        (torch.full((3, 8, 8), -0.5), ValueError, r"values in \[0, 1\]"),
+        (torch.full((3, 8, 8), float("nan")), ValueError, "got nan"),
+        (torch.full((3, 8, 8), float("inf")), ValueError, "got inf"),
+        (torch.zeros(3, 0, 8), ValueError, "got shape"),
+        (PIL.Image.fromarray(np.full((8, 8), 7.0, np.float32)), ValueError, "PIL mode 'F'"),
+    ],
+)
+def test_bad_images_are_refused_in_one_sentence(processor, image, error, message):
+    with pytest.raises(error, match=message) as caught:
+        processor.preprocess(image)
+    assert "\n" not in str(caught.value)
