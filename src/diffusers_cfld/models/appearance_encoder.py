@@ -28,7 +28,7 @@ class AppearanceEncoderOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    query_biases: dict[str, torch.Tensor]
+    query_biases: dict[str, torch.Tensor] = None  # type: ignore[assignment]  # accelerate rebuilds outputs from the first field
 
 
 class QueryBiasEncoder(nn.Module):

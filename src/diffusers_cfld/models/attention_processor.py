@@ -42,12 +42,13 @@ class _BiasedQueryView:
         return query + bias.to(query.dtype)
 
 
-class HybridGranularityAttnProcessor:
+class HybridGranularityAttnProcessor(nn.Module):
     """Wrap a layer's attention processor so that a bias is added to the query.
 
-    A thin wrapper without weights: whatever processor the layer has (scaled dot-product, IP-Adapter, sliced, fused,
-    a user's own) does the attention, so that everything that composes with the layer goes on composing. Put it on a
-    U-Net with [`hybrid_granularity_attention`].
+    A thin wrapper: whatever processor the layer has (scaled dot-product, IP-Adapter, sliced, fused, a user's own) does
+    the attention, so that everything that composes with the layer goes on composing. It has no weights of its own and
+    is a module only so that an IP-Adapter's stay in the U-Net's tree, where offloading finds them. Put it on a U-Net
+    with [`hybrid_granularity_attention`].
 
     Args:
         inner: The processor that does the attention.
@@ -57,6 +58,7 @@ class HybridGranularityAttnProcessor:
     """
 
     def __init__(self, inner: Any, query_bias: torch.Tensor | None = None) -> None:
+        super().__init__()
         self.inner = inner
         self.query_bias = query_bias
         self._owner = threading.get_ident()
@@ -87,8 +89,8 @@ class HybridGranularityAttnProcessor:
             RuntimeError: Another thread put this processor on: two calls are using one U-Net at once.
             ValueError: `query_bias` does not fit the query; the message names both shapes.
         """
-        # With gradients, a checkpointed forward is replayed on autograd's own threads; those are not a second call.
-        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and threading.get_ident() != self._owner:
+        # Autograd replays a checkpointed forward on threads of its own; those are not a second call.
+        if not torch.compiler.is_compiling() and threading.get_ident() != self._owner and not _in_backward():
             raise RuntimeError(_SHARED_BY_THREADS)
         # Only what was given is passed on: not every processor takes every argument.
         optional = {"temb": temb, "ip_adapter_masks": ip_adapter_masks}
@@ -149,14 +151,14 @@ def hybrid_granularity_attention(
                 inner = attn.processor
             processors[name] = HybridGranularityAttnProcessor(inner, query_biases[name])
         for name, attn in layers.items():
-            attn.set_processor(processors[name])
+            _replace_processor(attn, processors[name])
     try:
         yield processors
     finally:
         with _installation_lock:
             for name, attn in layers.items():
                 if attn.processor is processors[name]:
-                    attn.set_processor(previous[name])
+                    _replace_processor(attn, previous[name])
                 processors[name].query_bias = None
 
 
@@ -173,6 +175,16 @@ def query_bias_to_tokens(query_bias: torch.Tensor, size: tuple[int, int]) -> tor
     if tuple(query_bias.shape[2:]) != tuple(size):
         query_bias = F.interpolate(query_bias, size=size, mode="bilinear", align_corners=False)
     return query_bias.flatten(2).transpose(1, 2)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # what torch.utils.checkpoint itself asks
+
+
+def _replace_processor(attn: Attention, processor: Any) -> None:
+    # As `attn.set_processor`, which logs that trained weights are removed when it takes a module off.
+    del attn.processor
+    attn.processor = processor
 
 
 def _get_attention(unet: nn.Module, name: str) -> Attention:

@@ -28,7 +28,7 @@ class PoseAdapterOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    residuals: dict[str, torch.Tensor]
+    residuals: dict[str, torch.Tensor] = None  # type: ignore[assignment]  # accelerate rebuilds outputs from the first field
 
 
 class PoseAdapter(ModelMixin, ConfigMixin):

@@ -26,7 +26,7 @@ class PerceptionRefinedDecoderOutput(BaseOutput):
     """
 
     prompt_embeds: torch.Tensor
-    null_prompt_embeds: torch.Tensor
+    null_prompt_embeds: torch.Tensor = None  # type: ignore[assignment]  # accelerate rebuilds outputs from the first field
 
 
 class PerceptionRefinedDecoderBlock(nn.Module):

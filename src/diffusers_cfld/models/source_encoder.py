@@ -30,7 +30,7 @@ class SwinImageEncoderOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    feature_maps: dict[str, torch.Tensor]
+    feature_maps: dict[str, torch.Tensor] = None  # type: ignore[assignment]  # accelerate rebuilds outputs from the first field
 
 
 class SwinImageEncoder(ModelMixin, ConfigMixin):

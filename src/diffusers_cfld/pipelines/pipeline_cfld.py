@@ -408,7 +408,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             appearance: From [`~CFLDPipeline.encode_appearance`], in place of `image`.
             ip_adapter_image: Image of a loaded IP-Adapter.
             ip_adapter_image_embeds: Precomputed embeddings of a loaded IP-Adapter, negative and positive halves
-                concatenated.
+                concatenated, or the positive ones alone without guidance.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             output_size: (height, width) in pixels of a final bicubic resize with antialias; the field's are
                 (256, 176) and (512, 352).
@@ -426,7 +426,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             TypeError: An input is of none of the accepted types.
             ValueError: An input is out of range, contradicts another, or the numbers of images, poses, generators and
                 latents do not fit together.
-            RuntimeError: Another thread is using the same U-Net.
+            RuntimeError: Another thread uses the same U-Net at the same moment.
 
         Examples:
             ```py
@@ -499,11 +499,9 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         # 6. Denoise
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         conditions: dict[str, Any] = {}
+        branch_biases: dict[str, torch.Tensor | None] = {}
         built_for: tuple[Any, ...] = ()
-        with (
-            hybrid_granularity_attention(self.unet, dict.fromkeys(query_biases)) as processors,
-            self.progress_bar(total=num_inference_steps) as progress_bar,
-        ):
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
@@ -516,21 +514,22 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
                     conditions = _batch_branches(
                         branches, prompt_embeds, null_prompt_embeds, pose_residuals, image_embeds
                     )
-                    for name, processor in processors.items():
-                        processor.query_bias = _batch_query_bias(branches, query_biases[name])
+                    branch_biases = {name: _batch_query_bias(branches, bias) for name, bias in query_biases.items()}
 
                 latent_model_input = torch.cat([latents] * len(branches))
                 latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
-                noise_pred = self.unet(
-                    latent_model_input,
-                    t,
-                    encoder_hidden_states=conditions["prompt_embeds"],
-                    cross_attention_kwargs=self.cross_attention_kwargs,
-                    # The U-Net pops from the list that it is given.
-                    down_intrablock_additional_residuals=list(conditions["pose_residuals"]),
-                    added_cond_kwargs=conditions["added_cond_kwargs"],
-                    return_dict=False,
-                )[0]
+                # Only around the U-Net: a callback meets it, and may use it, as the user left it.
+                with hybrid_granularity_attention(self.unet, branch_biases):
+                    noise_pred = self.unet(
+                        latent_model_input,
+                        t,
+                        encoder_hidden_states=conditions["prompt_embeds"],
+                        cross_attention_kwargs=self.cross_attention_kwargs,
+                        # The U-Net pops from the list that it is given.
+                        down_intrablock_additional_residuals=list(conditions["pose_residuals"]),
+                        added_cond_kwargs=conditions["added_cond_kwargs"],
+                        return_dict=False,
+                    )[0]
                 branch_preds = noise_pred.chunk(len(branches))
                 noise_pred = combine_guidance(branch_preds, tuple(weights.values()))
                 if len(branches) > 1 and self.guidance_rescale > 0.0:
@@ -600,9 +599,22 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         """Per IP-Adapter the negative and the positive embeddings, (batch_size, ...) each; empty without any."""
         if image is None and image_embeds is None:
             return []
-        pairs = self.prepare_ip_adapter_image_embeds(image, image_embeds, self._execution_device, 1, True)
-        halves = [pair.to(self.unet.dtype).chunk(2) for pair in pairs]
-        return [(_repeat_to(negative, batch_size), _repeat_to(positive, batch_size)) for negative, positive in halves]
+        # As in Stable Diffusion, embeddings given without guidance are the positive ones alone.
+        guided = self.do_classifier_free_guidance
+        if image_embeds is None:
+            image_embeds = self.prepare_ip_adapter_image_embeds(image, None, self._execution_device, 1, guided)
+        pairs = []
+        for embed in image_embeds:
+            count, rest = divmod(embed.shape[0], 2 if guided else 1)
+            if rest or count not in (1, batch_size):
+                raise ValueError(
+                    f"`ip_adapter_image_embeds` must hold 1 or {batch_size} embeddings per adapter, with guidance after "
+                    f"as many negative ones, got {embed.shape[0]} with guidance {'on' if guided else 'off'}."
+                )
+            embed = embed.to(self._execution_device, self.unet.dtype)
+            negative, positive = embed.chunk(2) if guided else (torch.zeros_like(embed), embed)
+            pairs.append((_repeat_to(negative, batch_size), _repeat_to(positive, batch_size)))
+        return pairs
 
 
 def _check_components(
