@@ -8,7 +8,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+)
 from testing_utils import fill, tiny_components, tiny_image, tiny_pipeline, tiny_pose
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -160,6 +167,29 @@ class TestArguments:
         (images,) = pipe(**arguments, generator=torch.manual_seed(0), return_dict=False)
         assert isinstance(output, CFLDPipelineOutput)
         assert torch.equal(output.images, images)
+
+    @pytest.mark.parametrize("vae_class", [AutoencoderTiny, AsymmetricAutoencoderKL])
+    def test_other_autoencoders_decode(self, pipe, vae_class):
+        blocks = {
+            AutoencoderTiny: {
+                "encoder_block_out_channels": (8, 8, 8, 8),
+                "decoder_block_out_channels": (8, 8, 8, 8),
+                "num_encoder_blocks": (1, 1, 1, 1),
+                "num_decoder_blocks": (1, 1, 1, 1),
+                "latent_channels": 4,
+            },
+            AsymmetricAutoencoderKL: {
+                "down_block_types": ("DownEncoderBlock2D",) * 4,
+                "down_block_out_channels": (8, 8, 8, 8),
+                "up_block_types": ("UpDecoderBlock2D",) * 4,
+                "up_block_out_channels": (8, 8, 8, 8),
+                "norm_num_groups": 4,
+            },
+        }
+        vae = fill(vae_class(**blocks[vae_class]))
+        other = CFLDPipeline(**{**pipe.components, "vae": vae})
+        other.set_progress_bar_config(disable=True)
+        assert run(other, output_type="pt").shape == (1, 3, 128, 128)
 
     def test_output_size_is_the_fields_final_resize(self, pipe):
         full = run(pipe, output_type="pt")

@@ -333,18 +333,24 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             latents = latents.to(device=device, dtype=dtype)
         return latents * self.scheduler.init_noise_sigma
 
-    def decode_latents(self, latents: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+    def decode_latents(
+        self,
+        latents: torch.Tensor,
+        output_size: tuple[int, int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> torch.Tensor:
         """Decode latents to images, and resize them as the field's evaluations do.
 
         Args:
             latents: (B, C, h, w), scaled as the U-Net sees them.
             output_size: (height, width) in pixels of a final bicubic resize with antialias, or `None` for none.
+            generator: Randomness of decoders that have some (`ConsistencyDecoderVAE`).
 
         Returns:
             (B, 3, H, W), [0, 1].
         """
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        image = self.vae.decode(latents, return_dict=False)[0]
+        image = self.vae.decode(latents, return_dict=False, generator=generator)[0]
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_size is not None and tuple(image.shape[2:]) != tuple(output_size):
             image = F.interpolate(image, size=tuple(output_size), mode="bicubic", antialias=True, align_corners=False)
@@ -555,7 +561,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         if output_type == "latent":
             images = latents
         else:
-            images = self.decode_latents(latents, output_size)
+            images = self.decode_latents(latents, output_size, generator)
             images = self.image_processor.postprocess(
                 images, output_type=output_type, do_denormalize=[False] * images.shape[0]
             )
@@ -608,8 +614,8 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             count, rest = divmod(embed.shape[0], 2 if guided else 1)
             if rest or count not in (1, batch_size):
                 raise ValueError(
-                    f"`ip_adapter_image_embeds` must hold 1 or {batch_size} embeddings per adapter, with guidance after "
-                    f"as many negative ones, got {embed.shape[0]} with guidance {'on' if guided else 'off'}."
+                    f"`ip_adapter_image_embeds` must hold 1 or {batch_size} embeddings per adapter, with guidance "
+                    f"after as many negative ones, got {embed.shape[0]} with guidance {'on' if guided else 'off'}."
                 )
             embed = embed.to(self._execution_device, self.unet.dtype)
             negative, positive = embed.chunk(2) if guided else (torch.zeros_like(embed), embed)

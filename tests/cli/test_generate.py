@@ -1,0 +1,200 @@
+"""`diffusers-cfld generate` as a script calls it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from testing_utils import tiny_pipeline
+
+import diffusers_cfld
+from diffusers_cfld import CFLDPipeline, Keypoints
+from diffusers_cfld.cli import main
+
+POINTS = [[88, 30], [88, 60], [66, 60], [60, 95], [58, 125], [110, 60], [116, 95], [118, 125], [74, 125]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, two photos and two poses."""
+    folder = tmp_path_factory.mktemp("generate")
+    tiny_pipeline().save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        PIL.Image.fromarray(rng.integers(0, 256, (64, 44, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    pose = Keypoints.from_array(POINTS + [[-1, -1]] * 9)
+    (folder / "a.json").write_text(json.dumps(pose.to_openpose()))
+    (folder / "b.json").write_text(json.dumps(pose.mirror().to_openpose()))
+    np.save(folder / "a.npy", np.array(POINTS + [[-1, -1]] * 9))
+    return folder
+
+
+def generate(folder, *arguments, images=("a.png",), poses=("a.json",), output="out.png"):
+    command = ["generate", "--model", str(folder / "model"), "--steps", "2", "--device", "cpu", "--seed", "3"]
+    command += ["--image", *(str(folder / name) for name in images)]
+    command += ["--pose", *(str(folder / name) for name in poses), "--output", str(output), *arguments]
+    return main(command)
+
+
+def pixels(path):
+    return np.asarray(PIL.Image.open(path))
+
+
+def test_one_picture_equals_the_pipelines(folder, tmp_path, capsys):
+    assert generate(folder, output=tmp_path / "new" / "out.png") == 0
+    pipe = CFLDPipeline.from_pretrained(folder / "model")
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        image=PIL.Image.open(folder / "a.png"),
+        pose=Keypoints.load(folder / "a.json"),
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    assert np.array_equal(pixels(tmp_path / "new" / "out.png"), np.asarray(expected))
+    captured = capsys.readouterr()
+    assert "2/2" in captured.err  # progress
+    assert str(tmp_path / "new" / "out.png") in captured.err
+    assert sorted(os.listdir(tmp_path / "new")) == ["out.png"]
+
+
+def test_many_pairs_broadcast_and_pair_up(folder, tmp_path):
+    poses = ("a.json", "b.json")
+    assert generate(folder, poses=poses, output=tmp_path / "poses.png") == 0
+    assert generate(folder, "--batch-size", "2", poses=poses, output=tmp_path / "batch.png") == 0
+    for i in range(2):
+        single, batch = pixels(tmp_path / f"poses-{i}.png"), pixels(tmp_path / f"batch-{i}.png")
+        assert np.abs(single.astype(int) - batch).max() <= 1
+    assert not np.array_equal(pixels(tmp_path / "poses-0.png"), pixels(tmp_path / "poses-1.png"))
+    pairs = {"images": ("a.png", "b.png"), "poses": poses}
+    assert generate(folder, "--num-images", "2", **pairs, output=tmp_path / "pair.jpg") == 0
+    assert len(list(tmp_path.glob("pair-?.jpg"))) == 4
+
+
+def test_resume_skips_what_is_there(folder, tmp_path):
+    arguments = {"poses": ("a.json", "b.json"), "output": tmp_path / "out.png"}
+    assert generate(folder, **arguments) == 0
+    first, second = tmp_path / "out-0.png", tmp_path / "out-1.png"
+    expected = pixels(second)
+    first.write_bytes(b"kept")
+    second.unlink()
+    assert generate(folder, "--resume", **arguments) == 0
+    assert first.read_bytes() == b"kept"
+    assert np.array_equal(pixels(second), expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--scheduler", "DDIMScheduler"],
+        ["--guidance-scale", "1"],
+        ["--pose-guidance-scale", "3"],
+        ["--appearance-guidance-scale", "0"],
+        ["--dtype", "bfloat16"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_options_change_the_picture(folder, tmp_path, arguments):
+    assert generate(folder, output=tmp_path / "plain.png") == 0
+    assert generate(folder, *arguments, output=tmp_path / "changed.png") == 0
+    assert not np.array_equal(pixels(tmp_path / "plain.png"), pixels(tmp_path / "changed.png"))
+
+
+def test_sizes(folder, tmp_path):
+    size = ["--height", "64", "--width", "96", "--output-size", "50", "60"]
+    assert generate(folder, *size, output=tmp_path / "out.png") == 0
+    assert PIL.Image.open(tmp_path / "out.png").size == (60, 50)
+
+
+def test_pose_frame_scales_poses_that_have_none(folder, tmp_path):
+    frame = ["--pose-frame", "256", "176"]
+    assert generate(folder, output=tmp_path / "json.png") == 0
+    assert generate(folder, *frame, poses=("a.npy",), output=tmp_path / "array.png") == 0
+    assert np.array_equal(pixels(tmp_path / "json.png"), pixels(tmp_path / "array.png"))
+
+
+def bad_pose(folder, content):
+    path = folder / "bad.json"
+    path.write_text(content)
+    return path.name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": ("missing.png",)}, "which does not exist"),
+        ({"images": ("a.json",)}, "cannot be read as a picture"),
+        ({"poses": ("missing.json",)}, "missing.json"),
+        ({"poses": ("a.png",)}, "a.png"),
+        ({"images": ("a.png",) * 2, "poses": ("a.json",) * 3}, "got 2 and 3"),
+        ({"arguments": ["--steps", "0"]}, "--steps must be at least 1, got 0"),
+        ({"arguments": ["--scheduler", "Nothing"]}, "must be a scheduler class of diffusers"),
+        ({"arguments": ["--scheduler", "UNet2DModel"]}, "must be a scheduler class of diffusers"),
+        ({"arguments": ["--guidance-scale", "-1"]}, "must be a finite number >= 0, got -1"),
+        ({"arguments": ["--height", "100"]}, "multiples of 8"),
+        ({"arguments": ["--output", "out.txt"]}, "must end like a picture"),
+        ({"arguments": ["--device", "cuda:9"]}, "--device 'cuda:9' cannot be used here"),
+        ({"arguments": ["--device", "nonsense"]}, "--device 'nonsense' cannot be used here"),
+    ],
+    ids=str,
+)
+def test_bad_input_ends_in_one_sentence_and_exit_code_1(folder, tmp_path, capsys, options, message):
+    arguments = options.pop("arguments", [])
+    assert generate(folder, *arguments, **{"output": tmp_path / "out.png", **options}) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "diffusers-cfld: error:" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "JSON"),
+        (json.dumps({"people": []}), "people"),
+        (json.dumps(Keypoints.from_array(POINTS + [[-1, -1]] * 9).to_openpose()).replace("88.0", "NaN"), "NaN"),
+    ],
+)
+def test_bad_pose_files_are_named(folder, tmp_path, capsys, content, message):
+    assert generate(folder, poses=(bad_pose(folder, content),), output=tmp_path / "out.png") == 1
+    error = capsys.readouterr().err
+    assert "bad.json" in error
+    assert message in error
+
+
+@pytest.mark.parametrize("model", ["nothing-here", "photos"])
+def test_a_model_that_is_none_is_named(folder, tmp_path, capsys, model):
+    (folder / "photos").mkdir(exist_ok=True)
+    command = ["generate", "--model", str(folder / model), "--image", str(folder / "a.png")]
+    assert main([*command, "--pose", str(folder / "a.json"), "--output", str(tmp_path / "out.png")]) == 1
+    error = capsys.readouterr().err
+    assert "diffusers-cfld: error:" in error
+    assert model in error
+
+
+def test_truncated_weights_are_named(folder, tmp_path, capsys):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "pose_adapter" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    command = ["generate", "--model", str(tmp_path / "model"), "--image", str(folder / "a.png")]
+    assert main([*command, "--pose", str(folder / "a.json"), "--output", str(tmp_path / "out.png")]) == 1
+    assert "diffusers-cfld: error:" in capsys.readouterr().err
+
+
+def test_usage_errors_exit_with_2(capsys):
+    for command in ([], ["generate"], ["nothing"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_module_and_console_script_show_help_and_version():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for arguments, expected in ((["--version"], diffusers_cfld.__version__), (["generate", "--help"], "--pose")):
+        command = [sys.executable, "-m", "diffusers_cfld", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert expected in result.stdout

@@ -1,0 +1,130 @@
+"""What the package promises as a whole: its public names, docstrings, metadata, and how it is written."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import diffusers_cfld
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+PUBLIC = {
+    "Appearance",
+    "AppearanceEncoder",
+    "AppearanceEncoderOutput",
+    "CFLDPipeline",
+    "CFLDPipelineOutput",
+    "HybridGranularityAttnProcessor",
+    "Keypoints",
+    "PerceptionRefinedDecoder",
+    "PerceptionRefinedDecoderOutput",
+    "PoseAdapter",
+    "PoseAdapterOutput",
+    "PoseFeatures",
+    "PoseProcessor",
+    "SourceImageProcessor",
+    "SwinImageEncoder",
+    "SwinImageEncoderOutput",
+    "__version__",
+    "hybrid_granularity_attention",
+    "query_bias_to_tokens",
+    "render_pose_map",
+}
+
+
+def test_the_public_names_are_these():
+    assert set(diffusers_cfld.__all__) == PUBLIC
+    assert set(dir(diffusers_cfld)) == PUBLIC
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = diffusers_cfld.nothing
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
+def test_signatures_and_docstrings_name_the_same_arguments(name):
+    value = getattr(diffusers_cfld, name)
+    assert value.__doc__
+    documented = [(value, value.__doc__)]
+    if inspect.isclass(value):
+        own = [item for key, item in vars(value).items() if not key.startswith("_") or key == "__call__"]
+        methods = [item.__func__ if isinstance(item, classmethod) else item for item in own]
+        documented += [(method, method.__doc__) for method in methods if inspect.isfunction(method)]
+        documented = [item for item in documented if item[0].__module__.startswith("diffusers_cfld")]
+    for item, docstring in documented:
+        parameters = [
+            parameter.name
+            for parameter in inspect.signature(item).parameters.values()
+            if parameter.name not in ("self", "cls")
+        ]
+        assert docstring, item
+        for parameter in parameters:
+            assert re.search(rf"^\s+\*{{0,2}}{parameter}:", docstring, re.M), f"{item} does not document {parameter}"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    program = (
+        "import sys, diffusers_cfld; print([n for n in ('torch', 'diffusers', 'timm', 'cv2') if n in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    environment = {"PYTHONPATH": str(ROOT / "src")}
+    assert subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout == "[]\n"
+
+
+def test_version_stands_in_citation_and_changelog():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == diffusers_cfld.__version__
+    assert citation["cff-version"] == "1.2.0"
+    assert (
+        "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+        or diffusers_cfld.__version__ in (ROOT / "CHANGELOG.md").read_text()
+    )
+
+
+def test_nothing_is_deep_copied_printed_or_evaluated():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("copy.deepcopy", "deepcopy", "print", "eval", "exec"), f"{path}:{node.lineno}"
+
+
+def test_pickles_are_only_read_with_weights_only():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert any(
+                    keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in node.keywords
+                ), f"{path}:{node.lineno}"
+
+
+def test_modules_stay_readable_in_one_sitting():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in SOURCES}
+    assert all(length <= 800 for length in lengths.values()), max(lengths.items(), key=lambda item: item[1])
+
+
+def test_modules_import_only_downwards():
+    """Pipelines over models, processors and guidance; none of these knows pipelines, conversion or the commands."""
+    lower = [path for path in SOURCES if path.parent.name in ("models", "processors")]
+    lower += [path for path in SOURCES if path.name in ("guidance.py", "keypoints.py")]
+    for path in lower:
+        for node in ast.parse(path.read_text()).body:  # at import; `from_timm` reaches for the converter when called
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert not re.search(r"\b(pipelines|cli|conversion)\b", node.module), f"{path}:{node.lineno}"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_typed_package_and_nothing_else(tmp_path):
+    build = pytest.importorskip("build")
+    assert build
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "diffusers_cfld/py.typed" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"diffusers_cfld"}
+    assert list(tmp_path.glob("*.tar.gz"))
