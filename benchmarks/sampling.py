@@ -1,7 +1,9 @@
 """A sampling step of the pipeline against one arranged the published way, side by side at equal sizes.
 
 The published way evaluates all three branches of Eq. 7 whatever the scales, and deep-copies every feature that it
-hands to the U-Net at each step. Weights are random. `python benchmarks/sampling.py [--scale X] [--repeats N] [--steps N]`
+hands to the U-Net at each step. Weights are random.
+
+`python benchmarks/sampling.py [--scale X] [--repeats N] [--steps N]`
 """
 
 from __future__ import annotations
