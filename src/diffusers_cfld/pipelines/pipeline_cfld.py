@@ -5,6 +5,7 @@ Paper: arXiv:2402.18078, Fig. 2 and Eq. 7. Official code: `pose_transfer_test.py
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from .._registration import register_with_diffusers
 from ..guidance import GuidanceBranch, combine_guidance, guidance_weights
 from ..models.appearance_encoder import AppearanceEncoder
-from ..models.attention_processor import hybrid_granularity_attention, query_bias_to_tokens
+from ..models.attention_processor import hybrid_granularity_attention
+from ..models.fitting import fit_pose_residuals, fit_query_biases
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
@@ -485,8 +487,17 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
 
         # 3. Fit biases and residuals to the latents
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        query_biases = self._fit_query_biases(appearance, latent_size, batch_size)
-        pose_residuals = self._fit_pose_residuals(pose_features, latent_size, batch_size)
+        to_unet = partial(torch.Tensor.to, device=device, dtype=self.unet.dtype)
+        fitted_biases = fit_query_biases(
+            {name: to_unet(bias) for name, bias in appearance.query_biases.items()},
+            latent_size,
+            len(self.unet.config.up_block_types),
+        )
+        query_biases = {name: _repeat_to(bias, batch_size) for name, bias in fitted_biases.items()}
+        fitted_residuals = fit_pose_residuals(
+            {name: to_unet(residual) for name, residual in pose_features.residuals.items()}, latent_size
+        )
+        pose_residuals = [_repeat_to(residual, batch_size) for residual in fitted_residuals]
         image_embeds = self._prepare_image_embeds(ip_adapter_image, ip_adapter_image_embeds, batch_size)
 
         # 4. Prepare timesteps
@@ -572,33 +583,6 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             return (images,)
         return CFLDPipelineOutput(images=images)
 
-    def _fit_query_biases(
-        self, appearance: Appearance, latent_size: tuple[int, int], batch_size: int
-    ) -> dict[str, torch.Tensor]:
-        """The query biases as tokens at the resolution of their layers, (batch_size, L, C) each."""
-        num_up_blocks = len(self.unet.config.up_block_types)
-        device, dtype = self._execution_device, self.unet.dtype
-        fitted = {}
-        for name, query_bias in appearance.query_biases.items():
-            halvings = num_up_blocks - 1 - int(name.split(".")[1])
-            tokens = query_bias_to_tokens(query_bias.to(device, dtype), _halve(latent_size, halvings))
-            fitted[name] = _repeat_to(tokens, batch_size)
-        return fitted
-
-    def _fit_pose_residuals(
-        self, pose_features: PoseFeatures, latent_size: tuple[int, int], batch_size: int
-    ) -> list[torch.Tensor]:
-        """The pose residuals at the resolution of their down blocks, (batch_size, C, h, w) each."""
-        device, dtype = self._execution_device, self.unet.dtype
-        fitted = []
-        for i, residual in enumerate(pose_features.residuals.values()):
-            residual = residual.to(device, dtype)
-            size = _halve(latent_size, i)
-            if tuple(residual.shape[2:]) != size:
-                residual = F.interpolate(residual, size=size, mode="bilinear", align_corners=False)
-            fitted.append(_repeat_to(residual, batch_size))
-        return fitted
-
     def _prepare_image_embeds(
         self, image: Any, image_embeds: list[torch.Tensor] | None, batch_size: int
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -669,14 +653,6 @@ def _repeat_to(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Repeat each sample so that all copies of one stand together, up to `batch_size` in all."""
     repeats = batch_size // tensor.shape[0]
     return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=0)
-
-
-def _halve(size: tuple[int, int], times: int) -> tuple[int, int]:
-    """Size after as many of the U-Net's stride-2 convolutions, which round up."""
-    height, width = size
-    for _ in range(times):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width
 
 
 def _batch_branches(

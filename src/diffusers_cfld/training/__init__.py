@@ -1,0 +1,49 @@
+"""Formulas and parts of CFLD's training; the loop around them is `examples/pose_transfer/train_cfld.py`."""
+
+from .condition_dropout import Conditions as Conditions
+from .condition_dropout import drop_conditions as drop_conditions
+from .condition_dropout import sample_condition_drop_mask as sample_condition_drop_mask
+from .losses import DoubledBatch as DoubledBatch
+from .losses import cfld_loss as cfld_loss
+from .losses import double_batch as double_batch
+from .losses import min_snr_weights as min_snr_weights
+from .losses import prediction_target as prediction_target
+from .losses import repeat_appearance as repeat_appearance
+from .lr_schedule import LEARNING_RATE_PER_PAIR as LEARNING_RATE_PER_PAIR
+from .lr_schedule import PUBLISHED_LEARNING_RATE as PUBLISHED_LEARNING_RATE
+from .lr_schedule import learning_rate_factor as learning_rate_factor
+from .lr_schedule import learning_rate_lambda as learning_rate_lambda
+from .lr_schedule import scaled_learning_rate as scaled_learning_rate
+from .parameter_groups import check_trainable_dtype as check_trainable_dtype
+from .parameter_groups import parameter_groups as parameter_groups
+from .parameter_groups import set_unet_trainable as set_unet_trainable
+from .parameter_groups import trainable_parameters as trainable_parameters
+from .timestep_sampling import cubic_timesteps as cubic_timesteps
+from .timestep_sampling import sample_timesteps_cubic as sample_timesteps_cubic
+from .timestep_sampling import sample_timesteps_uniform as sample_timesteps_uniform
+from .training_module import CFLDTrainingModule as CFLDTrainingModule
+
+__all__ = [
+    "LEARNING_RATE_PER_PAIR",
+    "PUBLISHED_LEARNING_RATE",
+    "CFLDTrainingModule",
+    "Conditions",
+    "DoubledBatch",
+    "cfld_loss",
+    "check_trainable_dtype",
+    "cubic_timesteps",
+    "double_batch",
+    "drop_conditions",
+    "learning_rate_factor",
+    "learning_rate_lambda",
+    "min_snr_weights",
+    "parameter_groups",
+    "prediction_target",
+    "repeat_appearance",
+    "sample_condition_drop_mask",
+    "sample_timesteps_cubic",
+    "sample_timesteps_uniform",
+    "scaled_learning_rate",
+    "set_unet_trainable",
+    "trainable_parameters",
+]
