@@ -1,0 +1,1 @@
+"""Pictures and keypoints to train and test with."""

@@ -1,0 +1,219 @@
+"""The brush that paints one part of a drawn figure: its outline, its pattern and its shading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .drawn_people import Color, Fabric
+
+__all__ = ["Axes", "Brush", "Picture", "Shape", "circle", "darker", "ellipse", "hull", "smooth"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Picture: TypeAlias = npt.NDArray[np.uint8]
+
+_SHIFT = 3  # binary digits of a pixel's fraction that OpenCV's drawing takes
+_SHADE = np.linspace(0, 1, 256)[:, None]
+# Shadows are darker and a little bluer.
+_TINT = (0.5 + 0.55 * _SHADE) * (1 + (1 - _SHADE) * np.array([-0.04, -0.02, 0.05]))
+_ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+_CIRCLE = np.column_stack([np.cos(_ANGLES), np.sin(_ANGLES)])
+# Light also falls on black cloth, or its folds and edges would not be seen.
+_LIFT = 14 * _SHADE**2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axes:
+    """The axes of a pattern: where it starts, and the pixels of one stature along (down) and across the part."""
+
+    origin: Array
+    along: Array
+    across: Array
+    start: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Shape:
+    """Polygons (n, 2) and discs (centre, radius), canvas pixels, that share the axes of their pattern."""
+
+    axes: Axes | None = None
+    polygons: list[Array] = field(default_factory=list)
+    discs: list[tuple[Array, float]] = field(default_factory=list)
+
+
+class Brush:
+    """Paints on a canvas.
+
+    Args:
+        canvas: (H, W, 3), RGB; painted on in place.
+        unit: Pixels that the figure's stature measures.
+    """
+
+    def __init__(self, canvas: Picture, unit: float) -> None:
+        self.canvas = canvas
+        self.height, self.width = canvas.shape[:2]
+        self.unit = unit
+
+    def fill(
+        self,
+        shapes: Sequence[Shape],
+        fabric: Fabric,
+        *,
+        soft: float = 0.03,
+        cut: Sequence[Array] = (),
+        merge: Shape | None = None,
+        light: float = 1.0,
+    ) -> None:
+        """Paint shapes in a fabric.
+
+        Args:
+            shapes: What is painted.
+            fabric: With what.
+            soft: Breadth of the darker edge, statures.
+            cut: Polygons that are left out.
+            merge: Shape that counts as the same surface for the shading, so that no edge is seen against it.
+            light: Factor on the brightness.
+        """
+        corners = [polygon for shape in shapes for polygon in shape.polygons]
+        corners += [np.array([c - r, c + r]) for shape in shapes for c, r in shape.discs]
+        box = np.concatenate(corners)
+        x0, y0 = np.maximum(np.floor(box.min(axis=0)).astype(int) - 2, 0)
+        x1, y1 = np.minimum(np.ceil(box.max(axis=0)).astype(int) + 3, (self.width, self.height))
+        if x0 >= x1 or y0 >= y1:
+            return
+        corner = np.array([x0, y0], dtype=np.float64)
+        mask = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
+        for shape in shapes:
+            _draw(mask, shape, corner, 255)
+        for polygon in cut:
+            _draw(mask, Shape(polygons=[polygon]), corner, 0)
+        around = mask
+        if merge is not None:
+            around = mask.copy()
+            _draw(around, merge, corner, 255)
+        reach = max(round(soft * self.unit), 2)
+        edge = cv2.blur(around, (reach, reach), borderType=cv2.BORDER_REPLICATE)
+        reach *= 2
+        # A window to the right of and below the pixel: parts are lit from the upper left.
+        lit = cv2.blur(around, (reach, reach), anchor=(reach // 4, reach // 3), borderType=cv2.BORDER_REPLICATE)
+        shade = cv2.addWeighted(edge, 0.45, lit, 0.55, 0)
+        shade = cv2.merge((shade, shade, shade))
+        cloth = cv2.LUT(shade, _shades(fabric.color, light))
+        if fabric.pattern != "plain" and any(shape.axes is not None for shape in shapes):
+            figure = np.zeros_like(mask)
+            for shape in shapes:
+                if shape.axes is None:
+                    continue
+                woven = _weave(shape.axes, fabric, corner, mask.shape)
+                if len(shapes) == 1:
+                    figure = woven
+                else:
+                    own = np.zeros_like(mask)
+                    _draw(own, shape, corner, 255)
+                    cv2.copyTo(woven, own, figure)
+            cv2.copyTo(cv2.LUT(shade, _shades(fabric.accent, light)), figure, cloth)
+        cv2.copyTo(cloth, mask, self.canvas[y0:y1, x0:x1])
+
+    def disc(self, center: Array, radius: float, color: Color, width: float = 1.0) -> None:
+        """Paint a flat disc of `radius` pixels; `width` narrows it to an ellipse."""
+        axes = (_length(radius * width), _length(radius))
+        cv2.ellipse(self.canvas, _fixed(center).tolist(), axes, 0, 0, 360, color, -1, 8, _SHIFT)
+
+    def line(self, points: Array, color: Color, width: float) -> None:
+        """Draw an open line (n, 2); `width` in statures."""
+        cv2.polylines(
+            self.canvas, [_fixed(points)], False, color, max(round(width * self.unit), 1), cv2.LINE_8, _SHIFT
+        )
+
+
+def _draw(mask: Picture, shape: Shape, corner: Array, value: int) -> None:
+    for polygon in shape.polygons:
+        cv2.fillPoly(mask, [_fixed(polygon - corner)], value, 8, _SHIFT)
+    for center, radius in shape.discs:
+        cv2.circle(mask, _fixed(center - corner).tolist(), _length(radius), value, -1, 8, _SHIFT)
+
+
+def _fixed(points: Array) -> npt.NDArray[np.int32]:
+    return np.rint(points * 2**_SHIFT).astype(np.int32)
+
+
+def _length(pixels: float) -> int:
+    return max(round(pixels * 2**_SHIFT), 1)
+
+
+def _shades(color: Color, light: float) -> Picture:
+    """Return a table (1, 256, 3) from shading to colour."""
+    table = np.array(color) * _TINT * light + _LIFT
+    return np.rint(table).clip(0, 255).astype(np.uint8)[None]
+
+
+def _weave(axes: Axes, fabric: Fabric, corner: Array, shape: tuple[int, ...]) -> Picture:
+    """Return where the accent colour shows, (height, width), 0 or 255."""
+    # Fixed point: 256 steps make one period, and & 255 is the place within it.
+    height, width = shape
+
+    def coordinate(axis: Array, start: float) -> npt.NDArray[np.int32]:
+        per_pixel = axis / max(float(axis @ axis), 1e-6) * (256 / fabric.period)
+        constant = (corner - axes.origin) @ per_pixel + start * 256 / fabric.period
+        x = np.rint(np.arange(width) * per_pixel[0] + constant).astype(np.int32)
+        y = np.rint(np.arange(height) * per_pixel[1]).astype(np.int32)
+        return np.add.outer(y, x)
+
+    pattern = fabric.pattern
+    if pattern == "horizontal":
+        chosen = (coordinate(axes.along, axes.start) & 255) < 112
+    elif pattern == "vertical":
+        chosen = ((coordinate(axes.across, 0.0) + 56) & 255) < 112
+    elif pattern == "diagonal":
+        chosen = ((coordinate(axes.along, axes.start) + coordinate(axes.across, 0.0)) & 255) < 112
+    elif pattern == "dots":
+        along, across = coordinate(axes.along, axes.start), coordinate(axes.across, 0.0)
+        # Every other row is moved by half a period.
+        across = ((across + ((along >> 1) & 128)) & 255) - 128
+        along = (along & 255) - 128
+        chosen = along * along + across * across < 76**2
+    elif pattern == "checks":
+        chosen = ((coordinate(axes.along, axes.start) ^ coordinate(axes.across, 0.0)) & 128) > 0
+    elif pattern == "windows":
+        along, across = coordinate(axes.along, axes.start), coordinate(axes.across, 0.0)
+        chosen = ((along & 255) < 64) | (((across + 32) & 255) < 64)
+    elif pattern == "block":
+        chosen = coordinate(axes.along, axes.start) > round(0.15 * 256 / fabric.period)
+    else:
+        raise ValueError(f"There is no pattern {pattern!r}.")
+    return chosen.astype(np.uint8) * 255
+
+
+def smooth(polygon: Array) -> Array:
+    """Cut the corners of a closed polygon (n, 2) once."""
+    following = np.roll(polygon, -1, axis=0)
+    return np.stack([0.8 * polygon + 0.2 * following, 0.2 * polygon + 0.8 * following], axis=1).reshape(-1, 2)
+
+
+def hull(points: Array) -> Array:
+    """Return the convex hull of points (n, 2)."""
+    return np.asarray(cv2.convexHull(points.astype(np.float32)).reshape(-1, 2), dtype=np.float64)
+
+
+def circle(center: Array, radius: float) -> Array:
+    """Return the outline of a disc, (28, 2)."""
+    return center + ellipse(0, 0, radius, radius)
+
+
+def ellipse(x: float, y: float, width: float, height: float) -> Array:
+    """Return the outline of an ellipse with these half axes, (28, 2)."""
+    return np.asarray(_CIRCLE * (width, height) + (x, y))
+
+
+def darker(color: Color, factor: float) -> Color:
+    """Darken a colour; a very dark one is lightened instead, so that it can still be told apart."""
+    if sum(color) < 150:
+        red, green, blue = (min(round(c + 60 * (1 - factor) + 14), 255) for c in color)
+        return red, green, blue
+    red, green, blue = (round(c * factor) for c in color)
+    return red, green, blue

@@ -1,0 +1,416 @@
+"""Drawn figures: the same everywhere, keypoints that lie on the figure, pairs, and folders that can be continued."""
+
+import doctest
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusers_cfld.data import drawn_figures
+from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose, draw_figure, figure_keypoints
+from diffusers_cfld.data.drawn_people import ArmPose, LegPose
+from diffusers_cfld.keypoints import JOINT_NAMES, Keypoints
+
+SIZE = (128, 88)
+FACE = ("nose", "right_eye", "left_eye")
+
+
+def row(name):
+    return JOINT_NAMES.index(name)
+
+
+def seen(keypoints, *names):
+    return [bool(keypoints.visible[row(name)]) for name in names]
+
+
+def standing(azimuth=0.0, **changes):
+    """A person upright in the middle of the frame, arms a little apart, the same on both sides."""
+    arm, leg = ArmPose("shoulder", (0.12, 0.26, 0.02), (0.6, 0.0, -1.0)), LegPose(6.0, 0.0, 2.0, 10.0)
+    pose = DrawnPose(azimuth, 5.0, 0.0, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0), arm, arm, leg, leg, 210.0, None, (0.0, 0.5))
+    return replace(pose, **changes)
+
+
+def dressed(seed=0, **changes):
+    identity = DrawnIdentity.from_seed(seed)
+    return replace(identity, clothes=replace(identity.clothes, **changes))
+
+
+def digest(figures, indices):
+    value = hashlib.sha256()
+    for index in indices:
+        pair = figures[index]
+        value.update(pair["source_image"].tobytes() + pair["target_image"].tobytes())
+        value.update(pair["source_keypoints"].to_array().tobytes() + pair["target_keypoints"].to_array().tobytes())
+    return value.hexdigest()
+
+
+def color_at(picture, x, y):
+    return picture[round(y), round(x)].astype(int)
+
+
+def same_hue(color, other, limit=0.12):
+    first, second = np.array(color) / np.linalg.norm(color), np.array(other) / np.linalg.norm(other)
+    return bool(np.linalg.norm(first - second) < limit)
+
+
+# Determinism ------------------------------------------------------------------------------------------------------
+
+
+def test_items_do_not_depend_on_the_order_or_on_other_settings():
+    figures = DrawnFigures(5, 3, SIZE, seed=3)
+    indices = [0, 7, 29, 13]
+    forward = [digest(figures, [index]) for index in indices]
+    assert [digest(figures, [index]) for index in reversed(indices)] == forward[::-1]
+    assert [digest(DrawnFigures(9, 3, SIZE, seed=3), [index]) for index in indices] == forward
+    assert digest(DrawnFigures(5, 3, SIZE, seed=4), [0]) != forward[0]
+
+
+def test_other_processes_draw_the_same_pictures():
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_drawn_figures import digest, DrawnFigures, SIZE;"
+        "print(digest(DrawnFigures(4, 3, SIZE, seed=1), [5, 2, 20]))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    command = [sys.executable, "-c", program, os.path.dirname(__file__)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout.strip() == digest(DrawnFigures(4, 3, SIZE, seed=1), [5, 2, 20])
+
+
+def test_drawing_leaves_the_global_random_state_alone():
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    draw_figure(DrawnIdentity.from_seed(1), DrawnPose.from_seed(1), SIZE)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+def test_seeds_make_equal_people_and_poses_and_generators_go_on():
+    assert DrawnIdentity.from_seed(5) == DrawnIdentity.from_seed(5) != DrawnIdentity.from_seed(6)
+    assert DrawnPose.from_seed(5) == DrawnPose.from_seed(5) != DrawnPose.from_seed(6)
+    rng = np.random.default_rng(0)
+    assert DrawnIdentity.from_seed(rng) != DrawnIdentity.from_seed(rng)
+
+
+def test_an_excerpt_of_a_set_is_the_same_people():
+    whole, rest = DrawnFigures(6, 2, SIZE), DrawnFigures(2, 2, SIZE, first_identity=4)
+    assert digest(rest, range(4)) == digest(whole, range(8, 12))
+
+
+# The set ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_ordered_pair_of_two_pictures_is_an_item():
+    figures = DrawnFigures(3, 4)
+    places = [figures.locate(index) for index in range(len(figures))]
+    assert len(set(places)) == len(figures) == 3 * 4 * 3
+    assert all(source != target for _, source, target in places)
+    assert figures.locate(-1) == (2, 3, 2)
+
+
+def test_an_item_holds_two_pictures_of_one_person():
+    figures = DrawnFigures(2, 3, SIZE)
+    identity, source, target = figures.locate(8)
+    pair = figures[8]
+    for name, pose in (("source", source), ("target", target)):
+        picture, keypoints = figures.draw(identity, pose)
+        assert (pair[f"{name}_image"] == picture).all()
+        assert pair[f"{name}_keypoints"] == keypoints
+    assert not (pair["source_image"] == pair["target_image"]).all()
+    assert len(list(DrawnFigures(1, 2, (16, 11)))) == 2
+
+
+def test_sets_that_do_not_overlap_share_no_person():
+    training, held_out = DrawnFigures(40, 2), DrawnFigures(40, 2, first_identity=40)
+    people = {training.identity(index) for index in range(40)} | {held_out.identity(index) for index in range(40)}
+    assert len(people) == 80
+
+
+def test_identities_are_clearly_different():
+    """In one pose two people differ by much more than a shade: mean absolute difference within the figure."""
+    pictures = [draw_figure(DrawnIdentity.from_seed(seed), standing(), SIZE)[0].astype(int) for seed in range(30)]
+    differences = [
+        np.abs(first - second)[20:112, 24:64].mean()
+        for index, first in enumerate(pictures)
+        for second in pictures[:index]
+    ]
+    assert min(differences) > 8
+    assert np.mean(differences) > 45
+
+
+def test_all_choices_occur():
+    clothes = [DrawnIdentity.from_seed(seed).clothes for seed in range(300)]
+    assert {c.kind for c in clothes} == {"top", "shirt", "jacket", "dress"}
+    assert {c.sleeve for c in clothes} == {0.0, 0.55, 1.0, 1.5, 1.95}
+    assert len({c.upper.pattern for c in clothes} | {c.lower.pattern for c in clothes}) == 8
+    assert {c.neckline for c in clothes} == {"round", "v", "boat", "turtle", "collar"}
+    assert len({DrawnIdentity.from_seed(seed).hair.style for seed in range(300)}) == 9
+    views = [DrawnPose.from_seed(seed).view for seed in range(300)]
+    assert {view: views.count(view) > 12 for view in set(views)} == dict.fromkeys(
+        ("front", "three-quarter", "profile", "back"), True
+    )
+
+
+def test_the_example_in_the_documentation_works():
+    (example,) = (test for test in doctest.DocTestFinder().find(DrawnFigures, "DrawnFigures") if test.examples)
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+# Keypoints ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(128, 88), (256, 176), (128, 128), (64, 64), (128, 64), (61, 203)])
+def test_pictures_have_the_asked_size_and_keypoints_their_frame(size):
+    identity, pose = DrawnIdentity.from_seed(2), standing()
+    picture, keypoints = draw_figure(identity, pose, size)
+    assert picture.shape == (*size, 3)
+    assert picture.dtype == np.uint8
+    assert keypoints.size == size
+    assert keypoints == figure_keypoints(identity, pose, size)
+    assert keypoints.visible.all()
+    # Every size is the same composition, squeezed.
+    wide = figure_keypoints(identity, pose, (256, 176))
+    scaled = (wide.xy + 0.5) * (size[1] / 176, size[0] / 256) - 0.5
+    assert np.allclose(keypoints.xy, scaled, atol=0.02)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_visible_joints_lie_inside_the_frame_and_on_the_figure(person, stance):
+    identity, pose = replace(DrawnIdentity.from_seed(person), floor=False), DrawnPose.from_seed(stance)
+    walls = ((0, 0, 0), (255, 255, 255))
+    pictures = [draw_figure(replace(identity, background=(wall, wall)), pose, SIZE)[0] for wall in walls]
+    keypoints = figure_keypoints(identity, pose, SIZE)
+    assert keypoints.visible.sum() >= 5
+    for (x, y), name in zip(keypoints.xy[keypoints.visible], np.array(JOINT_NAMES)[keypoints.visible], strict=True):
+        assert 0 <= x <= SIZE[1] - 1
+        assert 0 <= y <= SIZE[0] - 1
+        # The ears are at the head's edge, and under one pixel of it may be left.
+        if "ear" not in name and "eye" not in name and name != "nose":
+            dark, light = (color_at(picture, x, y) for picture in pictures)
+            assert np.abs(light - dark).max() < 128, name  # the wall makes up less than half of the pixel
+
+
+@pytest.mark.parametrize("azimuth", [0.0, 40.0, -40.0, 180.0, 140.0])
+def test_limbs_are_drawn_between_their_joints(azimuth):
+    """Bare arms and legs have the skin's hue at elbows and knees, and shoes are below the ankles."""
+    identity = dressed(7, kind="top", hem=1.0, sleeve=0.0, lower_kind="trousers", lower_hem=1.5, shoe_kind="sneaker")
+    picture, keypoints = draw_figure(identity, standing(azimuth), (256, 176))
+    names = ["knee", "wrist", "elbow"] if abs(azimuth) in (0.0, 180.0) else ["knee"]
+    for side in ("right", "left"):
+        for name in names:
+            x, y = keypoints.xy[row(f"{side}_{name}")]
+            assert same_hue(color_at(picture, x, y), identity.body.skin), (side, name)
+        x, y = keypoints.xy[row(f"{side}_ankle")]
+        assert same_hue(color_at(picture, x, y + 6), identity.clothes.shoe, 0.2), side
+
+
+def test_right_and_left_are_the_persons_own():
+    raised = ArmPose("shoulder", (0.1, -0.28, 0.0), (1.0, 0.0, -0.2))
+    wrist = row("right_wrist")
+    for azimuth, side in ((0.0, -1), (180.0, 1)):
+        pose = standing(azimuth, right_arm=raised)
+        keypoints = figure_keypoints(DrawnIdentity.from_seed(0), pose, (256, 176))
+        assert keypoints.xy[wrist, 1] < keypoints.xy[1, 1] < keypoints.xy[row("left_wrist"), 1]
+        assert np.sign(keypoints.xy[wrist, 0] - keypoints.xy[1, 0]) == side
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_mirrored_pose_has_the_mirrored_keypoints(seed):
+    identity, pose = DrawnIdentity.from_seed(3), DrawnPose.from_seed(seed)
+    keypoints = figure_keypoints(identity, pose, (256, 176))
+    mirrored = figure_keypoints(identity, pose.mirror(), (256, 176))
+    assert (mirrored.visible == keypoints.mirror().visible).all()
+    assert np.allclose(mirrored.xy, keypoints.mirror().xy, atol=0.03)
+    assert pose.mirror().mirror() == pose
+
+
+def test_an_upright_pose_is_its_own_mirror_image_but_for_the_light():
+    picture, keypoints = draw_figure(dressed(2, print_shape="none"), standing(), (256, 176))
+    assert np.allclose(keypoints.xy, keypoints.mirror().xy, atol=0.02)
+    difference = np.abs(picture.astype(int) - picture[:, ::-1]).max(axis=2)
+    assert (difference > 80).mean() < 0.02
+
+
+def test_bones_are_as_long_in_every_pose_seen_from_the_front():
+    """Orthographic projection shortens bones and never lengthens them."""
+    for seed in range(40):
+        pose = replace(DrawnPose.from_seed(seed), camera=0.0)
+        identity = DrawnIdentity.from_seed(seed)
+        keypoints = figure_keypoints(identity, pose, (256, 176))
+        unit = 236.0 if pose.crop is None else 256.0 / pose.crop
+        for start, end, length in ((8, 9, 0.51), (9, 10, 0.49), (11, 12, 0.51), (12, 13, 0.49)):
+            if keypoints.visible[[start, end]].all():
+                seen_length = np.linalg.norm(keypoints.xy[start] - keypoints.xy[end])
+                assert seen_length <= length * identity.body.leg * unit + 0.1
+
+
+# Views --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_front_view_shows_the_whole_face_and_a_back_view_none():
+    identity = DrawnIdentity.from_seed(0)
+    front = figure_keypoints(identity, standing(0.0), SIZE)
+    back = figure_keypoints(identity, standing(180.0), SIZE)
+    assert seen(front, *FACE, "right_ear", "left_ear") == [True] * 5
+    assert seen(back, *FACE) == [False] * 3
+    assert seen(back, "right_ear", "left_ear") == [True] * 2
+    assert standing(0.0).view == "front"
+    assert standing(180.0).view == "back"
+
+
+def test_sampled_back_views_have_neither_nose_nor_eyes():
+    poses = [pose for pose in map(DrawnPose.from_seed, range(300)) if pose.view == "back"]
+    assert len(poses) > 20
+    looking_away = [pose for pose in poses if abs(pose.head[0] + pose.twist) < 50]
+    for pose in looking_away:
+        assert seen(figure_keypoints(DrawnIdentity.from_seed(0), pose, SIZE), *FACE) == [False] * 3
+
+
+@pytest.mark.parametrize(("azimuth", "near", "far"), [(90.0, "right", "left"), (-90.0, "left", "right")])
+def test_a_profile_hides_the_far_eye_and_ear(azimuth, near, far):
+    """Facing the picture's right (azimuth 90) the person's right side is turned to the camera."""
+    pose = standing(azimuth)
+    keypoints = figure_keypoints(DrawnIdentity.from_seed(0), pose, SIZE)
+    assert pose.view == "profile"
+    assert seen(keypoints, "nose", f"{near}_eye", f"{near}_ear") == [True] * 3
+    assert seen(keypoints, f"{far}_eye", f"{far}_ear") == [False] * 2
+    assert np.sign(keypoints.xy[0, 0] - keypoints.xy[row(f"{near}_ear"), 0]) == np.sign(azimuth)
+
+
+def test_a_print_is_on_the_front_only():
+    identity = dressed(0, kind="top", print_shape="disc", sleeve=0.0, tucked=False, hem=1.0)
+    fabric = replace(identity.clothes.upper, color=(20, 160, 40), accent=(220, 20, 200), pattern="plain")
+    identity = replace(identity, clothes=replace(identity.clothes, upper=fabric))
+    identity = replace(identity, hair=replace(identity.hair, style="short"))
+    for azimuth, color in ((0.0, fabric.accent), (180.0, fabric.color)):
+        picture, keypoints = draw_figure(identity, standing(azimuth), (256, 176))
+        hips = keypoints.xy[[8, 11]].mean(axis=0)
+        x, y = keypoints.xy[1] + 0.36 * (hips - keypoints.xy[1])
+        assert same_hue(color_at(picture, x, y), color), azimuth
+
+
+@pytest.mark.parametrize("sleeve", [0.0, 0.55, 1.5, 1.95])
+def test_sleeves_end_where_the_garment_says(sleeve):
+    identity = dressed(0, kind="top", sleeve=sleeve)
+    fabric = replace(identity.clothes.upper, color=(20, 60, 220), pattern="plain")
+    identity = replace(identity, clothes=replace(identity.clothes, upper=fabric, sleeve_width=0.004))
+    arm = ArmPose("shoulder", (0.31, 0.0, 0.0), (0.0, 1.0, -1.0))
+    picture, keypoints = draw_figure(identity, standing(right_arm=arm, left_arm=arm), (256, 176))
+    shoulder, elbow, wrist = keypoints.xy[[2, 3, 4]]
+    for place in (0.3, 0.8, 1.25, 1.75):
+        point = shoulder + place * (elbow - shoulder) if place <= 1 else elbow + (place - 1) * (wrist - elbow)
+        color = fabric.color if place < sleeve else identity.body.skin
+        assert same_hue(color_at(picture, *point), color), place
+
+
+def test_stripes_turn_with_the_arm():
+    """Along a striped sleeve both colours alternate, whichever way the arm points."""
+    identity = dressed(0, kind="top", sleeve=1.95)
+    fabric = replace(
+        identity.clothes.upper, color=(230, 30, 30), accent=(20, 40, 230), pattern="horizontal", period=0.06
+    )
+    identity = replace(identity, clothes=replace(identity.clothes, upper=fabric))
+    for offset in ((0.33, 0.0, 0.0), (0.23, 0.23, 0.0)):
+        arm = ArmPose("shoulder", offset, (0.0, 1.0, -1.0))
+        picture, keypoints = draw_figure(identity, standing(right_arm=arm, left_arm=arm), (256, 176))
+        line = [keypoints.xy[2] + t * (keypoints.xy[3] - keypoints.xy[2]) for t in np.linspace(0.4, 1.0, 40)]
+        accent = [same_hue(color_at(picture, *point), fabric.accent, 0.4) for point in line]
+        assert 1 <= sum(first != second for first, second in itertools.pairwise(accent)) <= 5
+        assert 0.2 < np.mean(accent) < 0.8
+
+
+# Errors -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(7, 88), (128, 4096)])
+def test_absurd_sizes_are_refused(size):
+    with pytest.raises(ValueError, match="each from 8 to 2048 pixels"):
+        draw_figure(DrawnIdentity.from_seed(0), DrawnPose.from_seed(0), size)
+
+
+@pytest.mark.parametrize("size", [128, (128.5, 88), (128,), (True, True)])
+def test_sizes_that_are_no_pairs_are_refused(size):
+    with pytest.raises(TypeError, match="pair of whole numbers"):
+        DrawnFigures(1, 2, size)
+
+
+def test_wrong_counts_seeds_and_indices_are_named():
+    with pytest.raises(ValueError, match="`poses_per_identity` must be at least 2, got 1"):
+        DrawnFigures(1, 1)
+    with pytest.raises(ValueError, match="`num_identities` must be at least 1"):
+        DrawnFigures(0)
+    with pytest.raises(TypeError, match=r"`first_identity` must be a whole number, got 1\.5"):
+        DrawnFigures(1, first_identity=1.5)
+    with pytest.raises(ValueError, match="`seed` must be 0 or more, got -1"):
+        DrawnIdentity.from_seed(-1)
+    with pytest.raises(TypeError, match="`seed` must be a whole number or a"):
+        DrawnPose.from_seed("3")
+    with pytest.raises(ValueError, match="at least 1 pixel"):
+        figure_keypoints(DrawnIdentity.from_seed(0), standing(), (0, 4))
+    figures = DrawnFigures(2, 2)
+    with pytest.raises(IndexError, match="There are 4 pairs, got index 4"):
+        figures[4]
+    with pytest.raises(IndexError, match="There are 2 people, got 2"):
+        figures.identity(2)
+    with pytest.raises(IndexError, match="Each person has 2 poses, got -1"):
+        figures.pose(0, -1)
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_holds_the_same_pictures_and_keypoints(tmp_path):
+    figures = DrawnFigures(2, 3, (64, 44), seed=2, first_identity=5)
+    pairs = figures.write_folder(tmp_path / "new" / "folder")
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert len(lines) == len(figures)
+    for index, line in enumerate(lines):
+        pair = figures[index]
+        for side in ("source", "target"):
+            picture = cv2.imread(str(pairs.parent / line[side]))[:, :, ::-1]
+            assert (picture == pair[f"{side}_image"]).all()
+            assert Keypoints.from_any(line[f"{side}_keypoints"]) == pair[f"{side}_keypoints"]
+    assert not list(pairs.parent.rglob("*.part"))
+
+
+def test_an_interrupted_folder_is_continued(tmp_path, monkeypatch):
+    figures = DrawnFigures(3, 2, (32, 22))
+    whole = figures.write_folder(tmp_path / "whole")
+    real, drawn = drawn_figures.draw_figure, []
+
+    def draw(*arguments):
+        drawn.append(arguments)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(drawn_figures, "draw_figure", draw)
+    with pytest.raises(KeyboardInterrupt):
+        figures.write_folder(tmp_path / "part")
+    assert not (tmp_path / "part" / "pairs.jsonl").exists()
+    drawn.clear()
+    drawn.extend([None] * 10)  # past the interruption
+    pairs = figures.write_folder(tmp_path / "part")
+    assert len(drawn) == 10 + 3
+    names = sorted(path.relative_to(whole.parent) for path in whole.parent.rglob("*") if path.is_file())
+    assert len(names) == 6 + 2
+    for name in names:
+        assert (pairs.parent / name).read_bytes() == (whole.parent / name).read_bytes()
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    DrawnFigures(1, 2, (16, 11)).write_folder(tmp_path / "mine")
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        DrawnFigures(1, 2, (16, 11), seed=9).write_folder(tmp_path / "mine")
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="was not written here"):
+        DrawnFigures(1, 2, (16, 11)).write_folder(tmp_path)
+    assert (tmp_path / "pairs.jsonl").read_text() == "{}\n"
