@@ -30,6 +30,23 @@ class GuidanceBranch(Enum):
         return self is GuidanceBranch.FULL
 
 
+def check_guidance_scale(name: str, scale: float) -> None:
+    """Check one guidance scale.
+
+    Args:
+        name: The argument's name, for the message.
+        scale: Its value, unitless.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is negative or not finite.
+    """
+    if not isinstance(scale, (int, float)):
+        raise TypeError(f"`{name}` must be a number >= 0, got {scale!r}.")
+    if not math.isfinite(scale) or scale < 0:
+        raise ValueError(f"`{name}` must be a finite number >= 0, got {scale}.")
+
+
 def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: float) -> dict[GuidanceBranch, float]:
     """Weights of the predictions in Eq. 7, those of weight zero left out.
 
@@ -48,12 +65,8 @@ def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: floa
     Raises:
         ValueError: A scale is negative or not finite.
     """
-    for name, scale in (
-        ("pose_guidance_scale", pose_guidance_scale),
-        ("appearance_guidance_scale", appearance_guidance_scale),
-    ):
-        if not math.isfinite(scale) or scale < 0:
-            raise ValueError(f"`{name}` must be a finite number >= 0, got {scale}.")
+    check_guidance_scale("pose_guidance_scale", pose_guidance_scale)
+    check_guidance_scale("appearance_guidance_scale", appearance_guidance_scale)
     weights = {
         GuidanceBranch.NULL: 1.0 - pose_guidance_scale,
         GuidanceBranch.POSE: pose_guidance_scale - appearance_guidance_scale,

@@ -524,9 +524,11 @@ class Keypoints:
 
         Returns:
             (18, 3), pixels and [0, 1]; (-1, -1, 0) where the joint is missing. Unknown confidences are 1. A new array.
+            A visible joint's coordinate of -1 becomes the next number above, since -1 means missing.
         """
         confidence = self.visible.astype(np.float64) if self.confidence is None else self.confidence
-        return np.column_stack([self.xy, confidence])
+        xy = np.where(self.visible[:, None] & (self.xy == -1), np.nextafter(-1.0, 0.0), self.xy)
+        return np.column_stack([xy, confidence])
 
     # Geometry ---------------------------------------------------------------------------------------------------
 

@@ -116,6 +116,32 @@ def test_pose_frame_scales_poses_that_have_none(folder, tmp_path):
     assert np.array_equal(pixels(tmp_path / "json.png"), pixels(tmp_path / "array.png"))
 
 
+def test_a_row_of_the_fields_csv_and_a_person_can_be_chosen(folder, tmp_path):
+    pose = Keypoints.load(folder / "a.json")
+    y, x = pose.to_field()
+    (folder / "rows.csv").write_text(f"name:keypoints_y:keypoints_x\nfirst:{y[::-1]}:{x}\nsecond:{y}:{x}\n")
+    people = {**pose.to_openpose(), "people": [{"pose_keypoints_2d": [1.0] * 54}, *pose.to_openpose()["people"]]}
+    (folder / "people.json").write_text(json.dumps(people))
+    assert generate(folder, output=tmp_path / "json.png") == 0
+    assert generate(folder, "--pose-row", "second", poses=("rows.csv",), output=tmp_path / "row.png") == 0
+    assert generate(folder, "--pose-person", "1", poses=("people.json",), output=tmp_path / "person.png") == 0
+    expected = pixels(tmp_path / "json.png")
+    assert np.array_equal(pixels(tmp_path / "row.png"), expected)
+    assert np.array_equal(pixels(tmp_path / "person.png"), expected)
+
+
+def test_an_unexpected_failure_is_one_line_too(folder, tmp_path, capsys, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(CFLDPipeline, "encode_pose", fail)
+    assert generate(folder, output=tmp_path / "out.png") == 1
+    assert "diffusers-cfld: error: unexpected RuntimeError: out of memory (set" in capsys.readouterr().err
+    monkeypatch.setenv("DIFFUSERS_CFLD_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="memory"):
+        generate(folder, output=tmp_path / "out.png")
+
+
 def bad_pose(folder, content):
     path = folder / "bad.json"
     path.write_text(content)
@@ -136,6 +162,9 @@ def bad_pose(folder, content):
         ({"arguments": ["--guidance-scale", "-1"]}, "must be a finite number >= 0, got -1"),
         ({"arguments": ["--height", "100"]}, "multiples of 8"),
         ({"arguments": ["--output", "out.txt"]}, "must end like a picture"),
+        ({"arguments": ["--scheduler", "FlowMatchEulerDiscreteScheduler"]}, "got FlowMatchEulerDiscreteScheduler"),
+        ({"arguments": ["--seed", "-1"]}, "--seed must be at least 0"),
+        ({"arguments": ["--offload"]}, "--offload needs a GPU"),
         ({"arguments": ["--device", "cuda:9"]}, "--device 'cuda:9' cannot be used here"),
         ({"arguments": ["--device", "nonsense"]}, "--device 'nonsense' cannot be used here"),
     ],

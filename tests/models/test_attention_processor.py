@@ -739,3 +739,25 @@ def test_weights_of_an_ip_adapter_stay_part_of_the_unet_inside_the_block():
     with assert_unchanged(unet), hybrid_granularity_attention(unet, tiny_biases()):
         assert {id(parameter) for parameter in unet.parameters()} == parameters
     assert {id(parameter) for parameter in unet.parameters()} == parameters
+
+
+class _OwnProcessor(AttnProcessor2_0):
+    """A user's processor with an argument of its own."""
+
+    seen = ()
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, my_arg=None):
+        type(self).seen += (my_arg,)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+def test_arguments_of_a_users_own_processor_reach_it(caplog):
+    unet = fill(UNet2DConditionModel(**UNET_CONFIG))
+    unet.set_attn_processor(_OwnProcessor())
+    _OwnProcessor.seen = ()
+    biases = dict.fromkeys(BIASED)
+    with torch.no_grad(), hybrid_granularity_attention(unet, biases), caplog.at_level(logging.WARNING):
+        prompt = torch.zeros(1, 4, UNET_CONFIG["cross_attention_dim"])
+        unet(torch.zeros(1, 4, 16, 16), 1, prompt, cross_attention_kwargs={"my_arg": 7})
+    assert _OwnProcessor.seen == (7,) * 32
+    assert not caplog.records

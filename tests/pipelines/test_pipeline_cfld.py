@@ -10,21 +10,35 @@ import pytest
 import torch
 from diffusers import (
     AsymmetricAutoencoderKL,
+    AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
-from testing_utils import fill, tiny_components, tiny_image, tiny_pipeline, tiny_pose
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
+from testing_utils import (
+    APPEARANCE_ENCODER_CONFIG,
+    UNET_CONFIG,
+    fill,
+    tiny_components,
+    tiny_image,
+    tiny_pipeline,
+    tiny_pose,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusers_cfld import (
     Appearance,
+    AppearanceEncoder,
     CFLDPipeline,
     CFLDPipelineOutput,
     Keypoints,
     PerceptionRefinedDecoder,
+    PoseAdapter,
     PoseFeatures,
     render_pose_map,
 )
@@ -315,6 +329,38 @@ class TestCallbacks:
         changed = run(pipe, callback_on_step_end=forget, callback_on_step_end_tensor_inputs=["prompt_embeds"])
         assert not torch.equal(changed, run(pipe))
 
+    def test_changes_in_place_take_effect_and_stay_in_the_call(self, pipe):
+        appearance = pipe.encode_appearance(tiny_image())
+        prompt, weight = appearance.prompt_embeds.clone(), pipe.prompt_decoder.null_prompt_embeds.clone()
+        names = ["prompt_embeds", "null_prompt_embeds"]
+
+        def forget(pipe, step, timestep, tensors):
+            for tensor in tensors.values():
+                tensor.zero_()
+            return tensors
+
+        base = run(pipe, image=None, appearance=appearance)
+        options = {"callback_on_step_end": forget, "callback_on_step_end_tensor_inputs": names}
+        assert not torch.equal(run(pipe, image=None, appearance=appearance, **options), base)
+        assert torch.equal(appearance.prompt_embeds, prompt)
+        assert torch.equal(pipe.prompt_decoder.null_prompt_embeds, weight)
+        assert not torch.equal(run(pipe, **options), base)
+        assert torch.equal(run(pipe), base)
+
+    def test_a_prompt_of_another_batch_is_refused(self, pipe):
+        def cut(pipe, step, timestep, tensors):
+            return {"prompt_embeds": tensors["prompt_embeds"][-1:]}
+
+        options = {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+        with pytest.raises(ValueError, match="must keep its batch of 2"):
+            run(pipe, image=tiny_image(0, 2), **options)
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_the_host_callback_that_means_something_else_is_refused(self, pipe, wrapped):
+        callback = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+        with pytest.raises(ValueError, match=r"_guidance_scale = 1\.0"):
+            run(pipe, callback_on_step_end=MultiPipelineCallbacks([callback]) if wrapped else callback)
+
     def test_interrupt_stops_early(self, pipe):
         steps = []
 
@@ -453,10 +499,17 @@ class TestErrors:
             ({"height": 100}, ValueError, "multiples of 8, got 100 and 128"),
             ({"width": -8}, ValueError, "multiples of 8"),
             ({"num_images_per_prompt": 0}, ValueError, "at least 1, got 0"),
+            ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be at least 1, got 0"),
+            ({"height": 64.0}, TypeError, "`height` must be a whole number, got 64.0"),
+            ({"latents": np.zeros((1, 4, 16, 16))}, TypeError, "`latents` must be a tensor, got ndarray"),
+            ({"guidance_scale": "2"}, TypeError, "`guidance_scale` must be a number"),
+            ({"output_size": 256, "output_type": "pt"}, ValueError, "in whole pixels, got 256"),
+            ({"ip_adapter_image_embeds": [torch.zeros(1, 4)]}, ValueError, "`load_ip_adapter` first"),
+            ({"ip_adapter_image_embeds": torch.zeros(1, 4)}, TypeError, "a list with one tensor per IP-Adapter"),
             ({"output_type": "jpg"}, ValueError, "'pil', 'np', 'pt' or 'latent', got 'jpg'"),
             ({"output_size": (256, 176), "output_type": "latent"}, ValueError, "cannot be combined"),
             ({"output_size": (0, 176), "output_type": "pt"}, ValueError, "must be .height, width."),
-            ({"guidance_scale": -1.0}, ValueError, "`pose_guidance_scale` must be a finite number >= 0, got -1"),
+            ({"guidance_scale": -1.0}, ValueError, "`guidance_scale` must be a finite number >= 0, got -1"),
             ({"appearance_guidance_scale": -2.0}, ValueError, "`appearance_guidance_scale` must be"),
             ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, r"must be among .* got \['noise'\]"),
             ({"generator": [torch.Generator()] * 2}, ValueError, "got 2 for 1 images"),
@@ -481,6 +534,36 @@ class TestErrors:
         other = fill(PerceptionRefinedDecoder(num_queries=4, dim=64, num_attention_heads=4, num_layers=1))
         with pytest.raises(ValueError, match="prompt_decoder's dim must equal the unet's cross_attention_dim, got 64"):
             CFLDPipeline(**{**components, "prompt_decoder": other})
+
+    @pytest.mark.parametrize(
+        ("name", "other", "message"),
+        [
+            ("vae", lambda: AutoencoderKL(latent_channels=16, block_out_channels=(32,)), "vae's latent_channels"),
+            ("unet", lambda: UNet2DConditionModel(**{**UNET_CONFIG, "sample_size": None}), "sample_size must be set"),
+            (
+                "appearance_encoder",
+                lambda: AppearanceEncoder(**{**APPEARANCE_ENCODER_CONFIG, "attentions_per_block": 4}),
+                "is not a layer of the unet",
+            ),
+            (
+                "appearance_encoder",
+                lambda: AppearanceEncoder(**{**APPEARANCE_ENCODER_CONFIG, "feature_channels": (16, 32, 32)}),
+                "appearance_encoder's feature_channels",
+            ),
+            ("pose_adapter", lambda: PoseAdapter(block_out_channels=(64, 64, 128)), "pose_adapter's block_out"),
+        ],
+    )
+    def test_each_mismatch_is_said_at_once(self, name, other, message):
+        with pytest.raises(ValueError, match=message):
+            CFLDPipeline(**{**tiny_components(), name: other()})
+
+    def test_a_missing_component_and_a_foreign_scheduler_are_named(self):
+        components = tiny_components()
+        with pytest.raises(ValueError, match="has no vae"):
+            run(CFLDPipeline(**{**components, "vae": None}), output_type="pt")
+        assert run(CFLDPipeline(**{**components, "vae": None})).shape == (1, 4, 16, 16)
+        with pytest.raises(ValueError, match="got FlowMatchEulerDiscreteScheduler"):
+            run(CFLDPipeline(**{**components, "scheduler": FlowMatchEulerDiscreteScheduler()}))
 
     def test_a_folder_that_is_no_pipeline_is_named(self, tmp_path):
         with pytest.raises(OSError, match=r"model_index\.json"):

@@ -111,7 +111,7 @@ def test_16_bit_images_keep_their_brightness(processor, photo):
         ([None], TypeError, "got NoneType"),
         (np.zeros(5, np.float32), ValueError, r"must have shape \(height, width"),
         (np.zeros((8, 8, 2), np.float32), ValueError, "1, 3 or 4 channels"),
-        (np.zeros((8, 8, 3), np.int64), ValueError, "uint8 or uint16, got int64"),
+        (np.zeros((8, 8, 3), np.int64), ValueError, r"uint8 or uint16, got shape \(8, 8, 3\) of int64"),
         (torch.zeros(2, 8, 8), ValueError, "1, 3 or 4 channels"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), ValueError, r"floats in \[0, 1\], got torch.uint8"),
         (torch.full((3, 8, 8), 255.0), ValueError, r"values in \[0, 1\], got 255 to 255"),

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -48,10 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except (ValueError, TypeError, OSError, ImportError) as error:
-        sys.stderr.write(f"diffusers-cfld: error: {error}\n")
+        sys.stderr.write(f"diffusers-cfld: error: {_one_line(error)}\n")
+        return EXIT_ERROR
+    except Exception as error:  # a defect of ours or of a library: still one line, unless the traceback is asked for
+        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
+            raise
+        sys.stderr.write(
+            f"diffusers-cfld: error: unexpected {type(error).__name__}: {_one_line(error)} "
+            "(set DIFFUSERS_CFLD_TRACEBACK=1 to see where)\n"
+        )
         return EXIT_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("diffusers-cfld: interrupted\n")
         return EXIT_INTERRUPTED
     finally:
         logger.removeHandler(handler)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -44,8 +44,11 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
         nargs=2,
         type=int,
         metavar=("HEIGHT", "WIDTH"),
-        help="size in pixels of the picture that the keypoints were measured on, where the file does not say",
+        help="size in pixels of the picture that the keypoints were measured on, if not what the file says; "
+        "files that say nothing are read as 256x176",
     )
+    parser.add_argument("--pose-row", metavar="NAME", help="which row of a CSV file with several")
+    parser.add_argument("--pose-person", type=int, metavar="N", help="which person of an OpenPose file, from 0")
     parser.add_argument(
         "--output",
         default="output.png",
@@ -96,19 +99,24 @@ def run(args: argparse.Namespace) -> int:
     # Cheap to read and likely to be wrong: before the model is loaded.
     frame = tuple(args.pose_frame) if args.pose_frame else None
     images = [_open_image(path) for path in args.image]
-    poses = [Keypoints.load(path, size=frame) for path in args.pose]
+    poses = [Keypoints.load(path, size=frame, person=args.pose_person, row=args.pose_row) for path in args.pose]
     num_pairs = max(len(images), len(poses))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
+    batches = []
+    for start in range(0, num_pairs, args.batch_size):
+        pairs = range(start, min(start + args.batch_size, num_pairs))
+        paths = outputs[start * args.num_images : pairs.stop * args.num_images]
+        if not (args.resume and all(path.is_file() for path in paths)):
+            batches.append((pairs, paths))
+    if not batches:
+        logger.info("Nothing to do: every picture is there.")
+        return 0
 
     pipe = _load_pipeline(args)
     # One source for all poses, or one pose for all sources, is encoded once.
     appearance = pipe.encode_appearance(images[0]) if len(images) == 1 else None
     pose_features = pipe.encode_pose(poses[0]) if len(poses) == 1 else None
-    for start in range(0, num_pairs, args.batch_size):
-        pairs = range(start, min(start + args.batch_size, num_pairs))
-        paths = outputs[start * args.num_images : pairs.stop * args.num_images]
-        if args.resume and all(path.is_file() for path in paths):
-            continue
+    for pairs, paths in batches:
         (pictures,) = pipe(
             image=None if appearance is not None else [images[i] for i in pairs],
             pose=pose_features if pose_features is not None else [poses[i] for i in pairs],
@@ -120,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
             pose_guidance_scale=args.pose_guidance_scale,
             appearance_guidance_scale=args.appearance_guidance_scale,
             num_images_per_prompt=args.num_images,
-            generator=_generators(args.seed, start * args.num_images, len(pairs) * args.num_images),
+            generator=_generators(args.seed, pairs.start * args.num_images, len(paths)),
             output_size=tuple(args.output_size) if args.output_size else None,
             return_dict=False,
         )
@@ -139,6 +147,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for name in ("steps", "num_images", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if args.seed is not None and not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed must be at least 0 and below 2**63, got {args.seed}.")
     import PIL.Image
 
     format_name = PIL.Image.registered_extensions().get(Path(args.output).suffix.lower())
@@ -154,7 +164,7 @@ def _open_image(path: str) -> PIL.Image.Image:
         image.load()
     except FileNotFoundError:
         raise FileNotFoundError(f"--image names {path!r}, which does not exist.") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise OSError(f"--image names {path!r}, which cannot be read as a picture: {error}") from error
     return image
 
@@ -188,9 +198,15 @@ def _load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
             "published checkpoint with `diffusers-cfld convert`."
         )
     options = {name: value for name in ("variant", "revision", "token") if (value := getattr(args, name)) is not None}
-    pipe = CFLDPipeline.from_pretrained(args.model, dtype=dtype, local_files_only=args.local_files_only, **options)
+    try:
+        pipe = CFLDPipeline.from_pretrained(args.model, dtype=dtype, local_files_only=args.local_files_only, **options)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        # diffusers keeps the reason of a failed download in the cause.
+        raise OSError(f"--model names {args.model!r}, which cannot be loaded: {error.__cause__ or error}") from error
     if scheduler is not None:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    if args.offload and device.startswith("cpu"):
+        raise ValueError("--offload needs a GPU to load the models onto, got --device cpu.")
     try:
         if args.offload:
             pipe.enable_model_cpu_offload(device=device)

@@ -405,7 +405,7 @@ def _convert_vae(base: Path, folder: Path, dtype: torch.dtype | None, variant: s
     vae_class: Any = AutoencoderKL
     try:
         vae = vae_class.from_pretrained(base, subfolder="vae", local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         reason = " ".join(str(error).split())
         raise OSError(f"The VAE of the base in '{base / 'vae'}' cannot be loaded: {reason[:300]}") from error
     (folder / "vae").mkdir()

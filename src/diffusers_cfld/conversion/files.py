@@ -208,8 +208,11 @@ def read_weights(folder: Path, variant: str | None) -> dict[str, torch.Tensor]:
         if whole.is_file():
             files = [whole]
         elif index.is_file():
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = [folder / shard for shard in sorted(set(weight_map.values()))]
+            weight_map = read_json(index).get("weight_map")
+            shards = set(weight_map.values()) if isinstance(weight_map, dict) else {""}
+            if not all(isinstance(shard, str) and shard == Path(shard).name != "" for shard in shards):
+                raise ValueError(f"'{index}' must hold a `weight_map` to files beside it; it is damaged.")
+            files = [folder / shard for shard in sorted(shards)]
         else:
             continue
         tensors: dict[str, torch.Tensor] = {}

@@ -6,6 +6,8 @@ Reference: YanzuoLu/CFLD `models/xf.py` @ f2ea2a7, there a processor of its own 
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from torch import nn
 
 # Putting on and taking off is check-then-set on a U-Net that several pipelines may share.
 _installation_lock = threading.Lock()
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class _BiasedQueryView:
@@ -62,6 +66,17 @@ class HybridGranularityAttnProcessor(nn.Module):
         self.inner = inner
         self.query_bias = query_bias
         self._owner = threading.get_ident()
+        # The layer passes on what the signature of `__call__` names: let it find the inner processor's own arguments.
+        parameters = inspect.signature(type(self).__call__).parameters
+        own = inspect.signature(inner.__call__).parameters.values()
+        extra = [item for item in own if item.name not in parameters and item.kind not in _VARIADIC]
+        if extra:
+            call = functools.partial(type(self).__call__, self)
+            signature = inspect.signature(call)
+            merged = [item for item in signature.parameters.values() if item.kind not in _VARIADIC]
+            named = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in extra]
+            call.__signature__ = signature.replace(parameters=[*merged, *named])  # type: ignore[attr-defined]
+            self.__dict__["__call__"] = call
 
     def __call__(
         self,
@@ -71,6 +86,7 @@ class HybridGranularityAttnProcessor(nn.Module):
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
         ip_adapter_masks: torch.Tensor | list[torch.Tensor] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Attend with the biased query.
 
@@ -81,6 +97,7 @@ class HybridGranularityAttnProcessor(nn.Module):
             attention_mask: As the inner processor takes it.
             temb: As the inner processor takes it.
             ip_adapter_masks: As the inner processor takes it.
+            **kwargs: Arguments of the inner processor's own, from `cross_attention_kwargs`.
 
         Returns:
             (B, L, C).
@@ -100,6 +117,7 @@ class HybridGranularityAttnProcessor(nn.Module):
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=attention_mask,
             **{name: value for name, value in optional.items() if value is not None},
+            **kwargs,
         )
 
 

@@ -153,8 +153,8 @@ class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
                 )
             else:
                 hidden_states = block(hidden_states, self.query_position_embeds, encoder_hidden_states)
-        # A tensor of its own, not the parameter: hooks and in-place users must not reach the weight.
-        null_prompt_embeds = self.null_prompt_embeds.to(hidden_states.dtype).view_as(self.null_prompt_embeds)
+        # A tensor of its own, not the parameter: whoever changes it in place must not reach the weight.
+        null_prompt_embeds = self.null_prompt_embeds.to(hidden_states.dtype).clone()
         if not return_dict:
             return hidden_states, null_prompt_embeds
         return PerceptionRefinedDecoderOutput(prompt_embeds=hidden_states, null_prompt_embeds=null_prompt_embeds)

@@ -37,7 +37,8 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
     """Encode the source image into multi-scale features f1..f4.
 
     Without arguments this is the published encoder: Swin-B at 256x256 pixels with window 16. Stochastic depth acts in
-    `train()` mode only. Use [`SwinImageEncoder.from_timm`] to start from timm's ImageNet weights.
+    `train()` mode only, which is not the one that an encoder starts in. Use [`SwinImageEncoder.from_timm`] to start
+    from timm's ImageNet weights.
 
     Args:
         model_name: Architecture name of a timm Swin Transformer (with or without pretrained tag). Only the
@@ -95,6 +96,8 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
             **{name: value for name, value in options.items() if value is not None},
         )
         self.gradient_checkpointing = False
+        # Stochastic depth is rare among diffusers' models: nobody expects a model just made to be random.
+        self.eval()
 
     @classmethod
     def from_timm(
@@ -201,6 +204,8 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
             f"`model_name` must be a Swin Transformer of timm, got {model_name!r}. "
             '`timm.list_models("swin*")` lists them.'
         )
+    if options.get("window_size", 1) < 1:
+        raise ValueError(f"`window_size` must be at least 1 token or None, got {options['window_size']}.")
     stride = options.get("patch_size", 4) * 2 ** (len(options.get("depths", (0,) * 4)) - 1)
     if any(side <= 0 or side % stride for side in img_size):
         raise ValueError(

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import IPAdapterMixin
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
@@ -28,7 +28,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .._registration import register_with_diffusers
-from ..guidance import GuidanceBranch, combine_guidance, guidance_weights
+from ..guidance import GuidanceBranch, check_guidance_scale, combine_guidance, guidance_weights
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import hybrid_granularity_attention
 from ..models.fitting import fit_pose_residuals, fit_query_biases
@@ -37,6 +37,7 @@ from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
 from ..processors.image_processor import SourceImageProcessor
 from ..processors.pose_processor import PoseProcessor
+from .component_checks import check_components
 from .lora import UNetLoraLoaderMixin
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
 
@@ -87,7 +88,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         image_encoder: CLIPVisionModelWithProjection | None = None,
     ) -> None:
         super().__init__()
-        _check_components(unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
+        check_components(vae, unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -230,9 +231,11 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         appearance: Any,
         height: int,
         width: int,
+        num_inference_steps: int,
         num_images_per_prompt: int,
         output_type: str,
         output_size: tuple[int, int] | None,
+        callback_on_step_end: Any,
         callback_on_step_end_tensor_inputs: list[str],
         ip_adapter_image: Any,
         ip_adapter_image_embeds: Any,
@@ -245,17 +248,32 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             appearance: As in `__call__`.
             height: As in `__call__`, defaults filled in.
             width: As in `__call__`, defaults filled in.
+            num_inference_steps: As in `__call__`.
             num_images_per_prompt: As in `__call__`.
             output_type: As in `__call__`.
             output_size: As in `__call__`.
+            callback_on_step_end: As in `__call__`.
             callback_on_step_end_tensor_inputs: As in `__call__`.
             ip_adapter_image: As in `__call__`.
             ip_adapter_image_embeds: As in `__call__`.
 
         Raises:
-            TypeError: `appearance` is not an [`Appearance`].
-            ValueError: An argument is missing, contradicts another or is out of range; the message says which.
+            TypeError: `appearance` is not an [`Appearance`], or a number is not whole.
+            ValueError: A component or an argument is missing, contradicts another or is out of range; the message
+                says which.
         """
+        required = ("unet", "scheduler", "source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
+        absent = [name for name in required if getattr(self, name) is None]
+        if absent or (self.vae is None and output_type != "latent"):
+            raise ValueError(
+                f"The pipeline has no {(absent or ['vae'])[0]}; load one. Only the vae may be missing, with "
+                "`output_type='latent'`."
+            )
+        if not hasattr(self.scheduler, "init_noise_sigma") or not hasattr(self.scheduler, "scale_model_input"):
+            raise ValueError(
+                f"`scheduler` must be one for noise or velocity prediction such as `DDIMScheduler`, got "
+                f"{type(self.scheduler).__name__}."
+            )
         if (image is None) == (appearance is None):
             raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
         if appearance is not None and not isinstance(appearance, Appearance):
@@ -265,6 +283,13 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             )
         if pose is None:
             raise ValueError("`pose` is missing: pass OpenPose-18 keypoints, a pose map or `encode_pose(...)`.")
+        numbers = {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt}
+        numbers["num_inference_steps"] = num_inference_steps
+        for name, number in numbers.items():
+            if not isinstance(number, int):
+                raise TypeError(f"`{name}` must be a whole number, got {number!r}.")
+        if num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
         factor = self.vae_scale_factor
         if height <= 0 or width <= 0 or height % factor or width % factor:
             raise ValueError(
@@ -275,16 +300,30 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        if output_size is not None and (len(output_size) != 2 or min(output_size) < 1 or output_type == "latent"):
-            raise ValueError(
-                "`output_size` must be (height, width) in pixels and cannot be combined with `output_type='latent'`, "
-                f"got {output_size} and {output_type!r}."
-            )
+        if output_size is not None:
+            sides = tuple(output_size) if isinstance(output_size, (tuple, list)) else ()
+            if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+                raise ValueError(f"`output_size` must be (height, width) in whole pixels, got {output_size!r}.")
+            if output_type == "latent":
+                raise ValueError("`output_size` cannot be combined with `output_type='latent'`.")
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
             )
+        callbacks = getattr(callback_on_step_end, "callbacks", [callback_on_step_end])
+        if any(isinstance(callback, SDCFGCutoffCallback) for callback in callbacks):
+            raise ValueError(
+                "`SDCFGCutoffCallback` sets the guidance scale to 0, which here means no condition at all: set "
+                "`pipe._guidance_scale = 1.0` in a callback of your own to turn guidance off."
+            )
+        if ip_adapter_image_embeds is not None and not isinstance(ip_adapter_image_embeds, list):
+            raise TypeError(
+                "`ip_adapter_image_embeds` must be a list with one tensor per IP-Adapter, got "
+                f"{type(ip_adapter_image_embeds).__name__}."
+            )
+        if ip_adapter_image_embeds is not None and getattr(self.unet, "encoder_hid_proj", None) is None:
+            raise ValueError("`ip_adapter_image_embeds` needs an IP-Adapter; call `load_ip_adapter` first.")
         if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
             raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, and not both.")
         if ip_adapter_image is not None and self.image_encoder is None:
@@ -322,6 +361,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         """
         factor = self.vae_scale_factor
         shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+        generator = list(generator) if isinstance(generator, tuple) else generator
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` must be one generator or a list with one per image, got {len(generator)} for "
@@ -329,6 +369,8 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             )
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif not isinstance(latents, torch.Tensor):
+            raise TypeError(f"`latents` must be a tensor, got {type(latents).__name__}.")
         elif tuple(latents.shape) != shape:
             raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
         else:
@@ -461,13 +503,21 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             appearance,
             height,
             width,
+            num_inference_steps,
             num_images_per_prompt,
             output_type,
             output_size,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
             ip_adapter_image,
             ip_adapter_image_embeds,
         )
+        for name, scale in (
+            ("guidance_scale", guidance_scale),
+            ("pose_guidance_scale", pose_guidance_scale),
+            ("appearance_guidance_scale", appearance_guidance_scale),
+        ):
+            check_guidance_scale(name, guidance_scale if scale is None else scale)
         self._guidance_scale = guidance_scale
         self._pose_guidance_scale = pose_guidance_scale
         self._appearance_guidance_scale = appearance_guidance_scale
@@ -482,8 +532,9 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             appearance = self.encode_appearance(image)
         pose_features = self.encode_pose(pose)
         batch_size = _broadcast_batch(appearance.batch_size, pose_features.batch_size) * num_images_per_prompt
-        prompt_embeds = _repeat_to(appearance.prompt_embeds.to(device, self.unet.dtype), batch_size)
-        null_prompt_embeds = appearance.null_prompt_embeds.to(device, self.unet.dtype)
+        # Copies, once: a callback may change them in place, and the appearance may be used again.
+        prompt_embeds = _repeat_to(appearance.prompt_embeds.to(device, self.unet.dtype, copy=True), batch_size)
+        null_prompt_embeds = appearance.null_prompt_embeds.to(device, self.unet.dtype, copy=True)
 
         # 3. Fit biases and residuals to the latents
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
@@ -515,23 +566,24 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
 
         # 6. Denoise
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
-        conditions: dict[str, Any] = {}
+        built_for: tuple[GuidanceBranch, ...] = ()
+        branch_residuals: list[torch.Tensor] = []
         branch_biases: dict[str, torch.Tensor | None] = {}
-        built_for: tuple[Any, ...] = ()
+        added_cond_kwargs: dict[str, Any] | None = None
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
 
-                # A callback may change a scale or a prompt; otherwise the conditions are built once.
+                # A callback may change a scale; otherwise the large conditions are built once.
                 weights = guidance_weights(self.pose_guidance_scale, self.appearance_guidance_scale)
                 branches = tuple(weights)
-                if built_for != (branches, id(prompt_embeds), id(null_prompt_embeds)):
-                    built_for = (branches, id(prompt_embeds), id(null_prompt_embeds))
-                    conditions = _batch_branches(
-                        branches, prompt_embeds, null_prompt_embeds, pose_residuals, image_embeds
-                    )
+                if built_for != branches:
+                    built_for = branches
+                    branch_residuals = [_batch_residual(branches, residual) for residual in pose_residuals]
                     branch_biases = {name: _batch_query_bias(branches, bias) for name, bias in query_biases.items()}
+                    added_cond_kwargs = _batch_image_embeds(branches, image_embeds)
+                encoder_hidden_states = _batch_prompts(branches, prompt_embeds, null_prompt_embeds, batch_size)
 
                 latent_model_input = torch.cat([latents] * len(branches))
                 latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
@@ -540,11 +592,11 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
                     noise_pred = self.unet(
                         latent_model_input,
                         t,
-                        encoder_hidden_states=conditions["prompt_embeds"],
+                        encoder_hidden_states=encoder_hidden_states,
                         cross_attention_kwargs=self.cross_attention_kwargs,
                         # The U-Net pops from the list that it is given.
-                        down_intrablock_additional_residuals=list(conditions["pose_residuals"]),
-                        added_cond_kwargs=conditions["added_cond_kwargs"],
+                        down_intrablock_additional_residuals=list(branch_residuals),
+                        added_cond_kwargs=added_cond_kwargs,
                         return_dict=False,
                     )[0]
                 branch_preds = noise_pred.chunk(len(branches))
@@ -607,39 +659,6 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         return pairs
 
 
-def _check_components(
-    unet: Any, source_encoder: Any, prompt_decoder: Any, appearance_encoder: Any, pose_adapter: Any
-) -> None:
-    """Raise a `ValueError` where widths of neighbouring components differ; absent components are not checked."""
-    checks: list[tuple[str, Any, str, Any]] = []
-    if unet is not None and prompt_decoder is not None:
-        checks.append(
-            ("prompt_decoder's dim", prompt_decoder.config.dim, "cross_attention_dim", unet.config.cross_attention_dim)
-        )
-    if unet is not None and pose_adapter is not None:
-        widths = tuple(pose_adapter.config.block_out_channels)
-        expected = tuple(unet.config.block_out_channels[: len(widths)])
-        checks.append(("pose_adapter's block_out_channels", widths, "block_out_channels", expected))
-    if unet is not None and appearance_encoder is not None:
-        config = appearance_encoder.config
-        widths = tuple(config.query_channels)
-        reversed_widths = tuple(reversed(unet.config.block_out_channels))
-        expected = tuple(
-            reversed_widths[index] if index < len(reversed_widths) else None for index in config.up_block_indices
-        )
-        checks.append(("appearance_encoder's query_channels", widths, "up blocks' channels", expected))
-    for name, value, counterpart, expected in checks:
-        if value != expected:
-            raise ValueError(f"The {name} must equal the unet's {counterpart}, got {value} and {expected}.")
-    if source_encoder is not None and prompt_decoder is not None:
-        features = source_encoder.feature_channels[-1]
-        if prompt_decoder.config.feature_channels != features:
-            raise ValueError(
-                "The prompt_decoder's feature_channels must equal the channels of the source_encoder's last stage, "
-                f"got {prompt_decoder.config.feature_channels} and {features}."
-            )
-
-
 def _broadcast_batch(num_images: int, num_poses: int) -> int:
     if num_images != num_poses and 1 not in (num_images, num_poses):
         raise ValueError(
@@ -655,29 +674,38 @@ def _repeat_to(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
     return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=0)
 
 
-def _batch_branches(
+def _batch_prompts(
     branches: tuple[GuidanceBranch, ...],
     prompt_embeds: torch.Tensor,
     null_prompt_embeds: torch.Tensor,
-    pose_residuals: list[torch.Tensor],
-    image_embeds: list[tuple[torch.Tensor, torch.Tensor]],
-) -> dict[str, Any]:
-    """The U-Net's conditions with all branches in one batch, branch by branch."""
+    batch_size: int,
+) -> torch.Tensor:
+    """The prompts with all branches in one batch, branch by branch; checked, as a callback may have replaced them."""
+    if prompt_embeds.shape[0] != batch_size or null_prompt_embeds.shape[1:] != prompt_embeds.shape[1:]:
+        raise ValueError(
+            f"`prompt_embeds` from a callback must keep its batch of {batch_size} and `null_prompt_embeds` its shape, "
+            f"got {tuple(prompt_embeds.shape)} and {tuple(null_prompt_embeds.shape)}."
+        )
     null_prompt_embeds = null_prompt_embeds.expand_as(prompt_embeds)
-    prompts = [prompt_embeds if branch.has_appearance else null_prompt_embeds for branch in branches]
-    residuals = [
-        torch.cat([residual if branch.has_pose else torch.zeros_like(residual) for branch in branches])
-        for residual in pose_residuals
-    ]
-    embeds = [
+    return torch.cat([prompt_embeds if branch.has_appearance else null_prompt_embeds for branch in branches])
+
+
+def _batch_residual(branches: tuple[GuidanceBranch, ...], residual: torch.Tensor) -> torch.Tensor:
+    """A down block's residual with all branches in one batch: zero in the one without pose."""
+    return torch.cat([residual if branch.has_pose else torch.zeros_like(residual) for branch in branches])
+
+
+def _batch_image_embeds(
+    branches: tuple[GuidanceBranch, ...], image_embeds: list[tuple[torch.Tensor, torch.Tensor]]
+) -> dict[str, Any] | None:
+    """The IP-Adapters' embeddings with all branches in one batch: negative in those without appearance."""
+    if not image_embeds:
+        return None
+    pairs = [
         torch.cat([positive if branch.has_appearance else negative for branch in branches])
         for negative, positive in image_embeds
     ]
-    return {
-        "prompt_embeds": torch.cat(prompts),
-        "pose_residuals": residuals,
-        "added_cond_kwargs": {"image_embeds": embeds} if embeds else None,
-    }
+    return {"image_embeds": pairs}
 
 
 def _batch_query_bias(branches: tuple[GuidanceBranch, ...], query_bias: torch.Tensor) -> torch.Tensor | None:

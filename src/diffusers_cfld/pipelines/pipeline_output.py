@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -22,7 +23,7 @@ class CFLDPipelineOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Appearance:
     """Everything the pipeline knows of its source images, encoded once for many poses.
 
@@ -41,8 +42,23 @@ class Appearance:
         """Number of sources."""
         return self.prompt_embeds.shape[0]
 
+    def to(self, *args: Any, **kwargs: Any) -> Appearance:
+        """Move or cast, as `torch.Tensor.to` does.
 
-@dataclass(frozen=True)
+        Args:
+            *args: Device, dtype or both.
+            **kwargs: As those of `torch.Tensor.to`.
+
+        Returns:
+            A new object; this one is not changed.
+        """
+        query_biases = {name: bias.to(*args, **kwargs) for name, bias in self.query_biases.items()}
+        return Appearance(
+            self.prompt_embeds.to(*args, **kwargs), self.null_prompt_embeds.to(*args, **kwargs), query_biases
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class PoseFeatures:
     """The pose adapter's residuals of one or more poses, encoded once for many sources.
 
@@ -56,3 +72,15 @@ class PoseFeatures:
     def batch_size(self) -> int:
         """Number of poses."""
         return next(iter(self.residuals.values())).shape[0]
+
+    def to(self, *args: Any, **kwargs: Any) -> PoseFeatures:
+        """Move or cast, as `torch.Tensor.to` does.
+
+        Args:
+            *args: Device, dtype or both.
+            **kwargs: As those of `torch.Tensor.to`.
+
+        Returns:
+            A new object; this one is not changed.
+        """
+        return PoseFeatures({name: residual.to(*args, **kwargs) for name, residual in self.residuals.items()})

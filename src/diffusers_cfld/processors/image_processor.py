@@ -58,6 +58,10 @@ class SourceImageProcessor(ConfigMixin):
         """One item as (B, 3, height, width) in [0, 1]."""
         height, width = self.config.height, self.config.width
         if isinstance(image, PIL.Image.Image):
+            if 0 in image.size:
+                raise ValueError(
+                    f"`image` must not be empty, got a picture of {image.size[0]}x{image.size[1]} pixels."
+                )
             rgb = self._to_rgb(image).resize((width, height), PIL.Image.Resampling.BICUBIC)
             return torch.from_numpy(np.asarray(rgb, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
         if isinstance(image, np.ndarray):
@@ -65,6 +69,12 @@ class SourceImageProcessor(ConfigMixin):
                 raise ValueError(
                     f"`image` as an array must have shape (height, width[, channels]) or (batch, height, width, "
                     f"channels), got {image.shape}."
+                )
+            channels = image.shape[-1] if image.ndim > 2 else 1
+            if channels not in (1, 3, 4) or 0 in image.shape or image.dtype.kind not in "fu":
+                raise ValueError(
+                    "`image` as an array must have 1, 3 or 4 channels in its last axis and hold floats in [0, 1], "
+                    f"uint8 or uint16, got shape {image.shape} of {image.dtype}."
                 )
             if image.dtype == np.uint8 and image.ndim < 4:
                 # The same 8-bit resize as for a PIL image, so that both forms of one photo agree exactly.

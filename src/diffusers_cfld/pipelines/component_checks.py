@@ -1,0 +1,68 @@
+"""Do the components of a pipeline fit each other? Said when they are put together, not deep inside a forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_components(
+    vae: Any, unet: Any, source_encoder: Any, prompt_decoder: Any, appearance_encoder: Any, pose_adapter: Any
+) -> None:
+    """Check that the components of a pipeline fit each other; absent ones are not checked.
+
+    Args:
+        vae: Autoencoder.
+        unet: U-Net.
+        source_encoder: S.
+        prompt_decoder: D.
+        appearance_encoder: A.
+        pose_adapter: P.
+
+    Raises:
+        ValueError: Two of them do not fit; the message names both and what must be equal.
+    """
+    checks: list[tuple[str, Any, str, Any]] = []
+    if unet is not None and unet.config.sample_size is None:
+        raise ValueError("The unet's sample_size must be set (Stable Diffusion 1.5: 64), got None.")
+    if unet is not None and vae is not None:
+        checks.append(
+            ("vae's latent_channels", vae.config.latent_channels, "in_channels", unet.config.in_channels),
+        )
+    if unet is not None and prompt_decoder is not None:
+        checks.append(
+            ("prompt_decoder's dim", prompt_decoder.config.dim, "cross_attention_dim", unet.config.cross_attention_dim)
+        )
+    if unet is not None and pose_adapter is not None:
+        widths = tuple(pose_adapter.config.block_out_channels)
+        expected = tuple(unet.config.block_out_channels[: len(widths)])
+        checks.append(("pose_adapter's block_out_channels", widths, "block_out_channels", expected))
+    if unet is not None and appearance_encoder is not None:
+        config = appearance_encoder.config
+        widths = tuple(config.query_channels)
+        reversed_widths = tuple(reversed(unet.config.block_out_channels))
+        expected = tuple(
+            reversed_widths[index] if index < len(reversed_widths) else None for index in config.up_block_indices
+        )
+        checks.append(("appearance_encoder's query_channels", widths, "up blocks' channels", expected))
+    for name, value, counterpart, expected in checks:
+        if value != expected:
+            raise ValueError(f"The {name} must equal the unet's {counterpart}, got {value} and {expected}.")
+    if unet is not None and appearance_encoder is not None:
+        layers = {name for name, _ in unet.named_modules()}
+        missing = [name for name in appearance_encoder.layer_names if name not in layers]
+        if missing:
+            raise ValueError(f"The appearance_encoder serves {missing[0]!r}, which is not a layer of the unet.")
+    if source_encoder is not None and appearance_encoder is not None:
+        read = tuple(appearance_encoder.config.feature_channels)
+        if read != source_encoder.feature_channels[: len(read)]:
+            raise ValueError(
+                "The appearance_encoder's feature_channels must equal those of the source_encoder's first stages, got "
+                f"{read} and {source_encoder.feature_channels[: len(read)]}."
+            )
+    if source_encoder is not None and prompt_decoder is not None:
+        features = source_encoder.feature_channels[-1]
+        if prompt_decoder.config.feature_channels != features:
+            raise ValueError(
+                "The prompt_decoder's feature_channels must equal the channels of the source_encoder's last stage, "
+                f"got {prompt_decoder.config.feature_channels} and {features}."
+            )
