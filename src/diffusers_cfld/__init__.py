@@ -1,11 +1,13 @@
 """CFLD (Coarse-to-Fine Latent Diffusion, CVPR 2024) for diffusers: put a person into another pose.
 
-Names are imported when they are first used, because diffusers' pipelines, transformers and timm take seconds to load.
+Beside diffusers itself, names are imported when they are first used, because diffusers' pipelines, transformers and
+timm take seconds to load.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._registration import add_pipeline_to_diffusers
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -90,3 +92,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+add_pipeline_to_diffusers()

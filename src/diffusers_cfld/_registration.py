@@ -1,25 +1,34 @@
 """Make diffusers' loaders know this package.
 
-diffusers only loads pipeline components of libraries in its `LOADABLE_CLASSES`; a third-party component loads from a
-folder but not from the Hub (huggingface/diffusers#6563). With the entry, `model_index.json` also records the short
+Two things are missing there for a third-party pipeline. `DiffusionPipeline.from_pretrained` looks the class that a
+folder names up as an attribute of diffusers. And components load from the Hub only if their library is in
+`LOADABLE_CLASSES` (huggingface/diffusers#6563); with the entry, `model_index.json` also records the short
 `["diffusers_cfld", "PoseAdapter"]` instead of a module path, so that modules can move.
 """
 
+from importlib import import_module
+from typing import Any
+
 import diffusers
-from diffusers import DiffusionPipeline
-from diffusers.pipelines import pipeline_loading_utils
 
 PACKAGE = __name__.split(".")[0]
 
 
-def register_with_diffusers(pipeline_class: type[DiffusionPipeline]) -> None:
-    """Register the package's models and one of its pipelines.
+def add_pipeline_to_diffusers() -> None:
+    """Make `diffusers.CFLDPipeline` ours, imported when it is first asked for, unless diffusers has its own."""
 
-    Args:
-        pipeline_class: Made known to diffusers by its name, so that `DiffusionPipeline.from_pretrained` finds the
-            class that a saved pipeline names.
-    """
+    class DiffusersWithCFLD(type(diffusers)):  # type: ignore[misc]
+        @property
+        def CFLDPipeline(self) -> Any:
+            return import_module(f"{PACKAGE}.pipelines.pipeline_cfld").CFLDPipeline
+
+    if "CFLDPipeline" not in dir(diffusers):
+        diffusers.__class__ = DiffusersWithCFLD
+
+
+def add_models_to_diffusers() -> None:
+    """Enter the package in diffusers' `LOADABLE_CLASSES`."""
+    from diffusers.pipelines import pipeline_loading_utils
+
     # The loader looks the base class up as an attribute of the package; `diffusers_cfld.ModelMixin` is there for it.
     pipeline_loading_utils.LOADABLE_CLASSES.setdefault(PACKAGE, {"ModelMixin": ["save_pretrained", "from_pretrained"]})
-    if not hasattr(diffusers, pipeline_class.__name__):
-        setattr(diffusers, pipeline_class.__name__, pipeline_class)

@@ -27,7 +27,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .._registration import register_with_diffusers
+from .._registration import add_models_to_diffusers
 from ..guidance import GuidanceBranch, check_guidance_scale, combine_guidance, guidance_weights
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import hybrid_granularity_attention
@@ -715,4 +715,4 @@ def _batch_query_bias(branches: tuple[GuidanceBranch, ...], query_bias: torch.Te
     return torch.cat([query_bias if branch.has_appearance else torch.zeros_like(query_bias) for branch in branches])
 
 
-register_with_diffusers(CFLDPipeline)
+add_models_to_diffusers()
