@@ -255,7 +255,8 @@ class TestBatches:
     def test_one_image_with_many_poses_and_many_images_with_one_pose(self, pipe):
         poses = tiny_pose(0, 3)
         broadcast = run(pipe, pose=poses, generator=generators(0, 1, 2))
-        assert torch.equal(
+        # One source encoded alone and three in a batch agree to rounding.
+        assert_same(
             broadcast, run(pipe, image=tiny_image().expand(3, -1, -1, -1), pose=poses, generator=generators(0, 1, 2))
         )
         images = tiny_image(0, 3)
