@@ -25,6 +25,7 @@ from ..models.appearance_encoder import AppearanceEncoder
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
+from ..sizes import as_pair
 from .files import (
     describe_file,
     load_pickle,
@@ -34,7 +35,7 @@ from .files import (
     staged_folder,
     write_weights,
 )
-from .geometry import CheckpointGeometry, as_pair, geometry_to_config, read_config, read_geometry
+from .geometry import CheckpointGeometry, geometry_to_config, read_config, read_geometry
 from .model_card import STABLE_DIFFUSION_ID, write_model_card
 from .state_dict import (
     MODEL_COMPONENTS,

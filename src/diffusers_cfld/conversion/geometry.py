@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from ..sizes import as_pair
+
 Shapes = Mapping[str, Sequence[int]]
 
 _MIN_KEYS_PER_BLOCK = 3
@@ -52,18 +54,6 @@ class CheckpointGeometry:
     def image_size(self) -> tuple[int, int]:
         """Height and width of the reference image in pixels."""
         return as_pair(self.source_encoder["image_size"])
-
-
-def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Expand a size to (height, width).
-
-    Args:
-        size: One number for a square, or both.
-    """
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return int(height), int(width)
 
 
 def _as_size(height: int, width: int) -> int | tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -142,30 +143,12 @@ def create_model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
-def write_model_card(
-    folder: str | Path,
-    *,
-    base_model: str = STABLE_DIFFUSION_ID,
-    source_files: Sequence[SourceFile] = (),
-    location: str = "path/to/this/folder",
-    source_size: tuple[int, int] = (256, 256),
-    target_size: tuple[int, int] = (512, 512),
-    num_queries: int = 16,
-    dtype: str | None = None,
-    variant: str | None = None,
-) -> Path:
-    """Write the card as `README.md`; see [`create_model_card`] for the content.
+def write_model_card(folder: str | Path, **facts: Any) -> Path:
+    """Write the card as `README.md`.
 
     Args:
         folder: Where to write it: an existing folder, as a rule the pipeline's.
-        base_model: As there.
-        source_files: As there.
-        location: As there.
-        source_size: As there.
-        target_size: As there.
-        num_queries: As there.
-        dtype: As there.
-        variant: As there.
+        **facts: Arguments of [`create_model_card`].
 
     Returns:
         The file that was written.
@@ -173,16 +156,7 @@ def write_model_card(
     Raises:
         OSError: It cannot be written.
     """
-    card = create_model_card(
-        base_model=base_model,
-        source_files=source_files,
-        location=location,
-        source_size=source_size,
-        target_size=target_size,
-        num_queries=num_queries,
-        dtype=dtype,
-        variant=variant,
-    )
+    card = create_model_card(**facts)
     path = Path(folder) / "README.md"
     path.write_text(card.content, encoding="utf-8")
     return path

@@ -15,6 +15,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from ..sizes import as_pair
+
 
 @dataclass
 class PerceptionRefinedDecoderOutput(BaseOutput):
@@ -111,7 +113,7 @@ class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
         super().__init__()
         if dim % num_attention_heads:
             raise ValueError(f"`num_attention_heads` must divide `dim`, got {num_attention_heads} heads for {dim}.")
-        self.feature_size = (feature_size, feature_size) if isinstance(feature_size, int) else tuple(feature_size)
+        self.feature_size = as_pair(feature_size)
         num_positions = self.feature_size[0] * self.feature_size[1]
         self.query_embeds = nn.Parameter(0.02 * torch.randn(num_queries, dim))
         self.query_position_embeds = nn.Parameter(0.02 * torch.randn(num_queries, dim))

@@ -6,7 +6,7 @@ there a copy of the original Swin; here timm's, which computes the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
+
+from ..sizes import as_pair
 
 
 @dataclass
@@ -91,7 +93,7 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
         }
         self.backbone = _create_swin(
             model_name,
-            img_size=_pair(image_size),
+            img_size=as_pair(image_size),
             drop_path_rate=drop_path_rate,
             **{name: value for name, value in options.items() if value is not None},
         )
@@ -138,7 +140,7 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the input in pixels."""
-        return _pair(self.config.image_size)
+        return as_pair(self.config.image_size)
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
@@ -182,13 +184,6 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
         if not return_dict:
             return maps[-1], feature_maps
         return SwinImageEncoderOutput(sample=maps[-1], feature_maps=feature_maps)
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return int(height), int(width)
 
 
 def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> Any:

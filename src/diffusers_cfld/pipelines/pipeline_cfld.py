@@ -37,6 +37,7 @@ from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
 from ..processors.image_processor import SourceImageProcessor
 from ..processors.pose_processor import PoseProcessor
+from ..sizes import as_pair
 from .component_checks import check_components
 from .lora import UNetLoraLoaderMixin
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
@@ -117,8 +118,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
 
     def _sample_size(self) -> tuple[int, int]:
         """Height and width of the latents that the U-Net was trained on."""
-        sample_size = self.unet.config.sample_size
-        return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        return as_pair(self.unet.config.sample_size)
 
     @property
     def guidance_scale(self) -> float:
