@@ -1,1 +1,40 @@
-"""Pictures and keypoints to train and test with."""
+"""Pictures and keypoints to train and test with.
+
+`load_pairs` reads what pairs a data set has, `PosePairDataset` makes training examples of them; `write_shards` and
+`StreamedPosePairs` are for data that does not fit on one disk. `python -m diffusers_cfld.data.prepare_deepfashion`
+brings the archive of DeepFashion In-shop into the form that is read.
+"""
+
+from .pair_readers import load_deepfashion_pairs as load_deepfashion_pairs
+from .pair_readers import load_folder_pairs as load_folder_pairs
+from .pair_readers import load_market1501_pairs as load_market1501_pairs
+from .pair_readers import load_pairs as load_pairs
+from .pair_transform import PairTransform as PairTransform
+from .pair_transform import PosePair as PosePair
+from .pose_pairs import PictureDataset as PictureDataset
+from .pose_pairs import PosePairDataset as PosePairDataset
+from .pose_pairs import collate_pose_pairs as collate_pose_pairs
+from .pose_pairs import init_worker as init_worker
+from .pose_pairs import unique_images as unique_images
+from .shards import write_shards as write_shards
+from .skip_report import SkipReport as SkipReport
+from .skip_report import UnreadableDataError as UnreadableDataError
+from .streamed_pairs import StreamedPosePairs as StreamedPosePairs
+
+__all__ = [
+    "PairTransform",
+    "PictureDataset",
+    "PosePair",
+    "PosePairDataset",
+    "SkipReport",
+    "StreamedPosePairs",
+    "UnreadableDataError",
+    "collate_pose_pairs",
+    "init_worker",
+    "load_deepfashion_pairs",
+    "load_folder_pairs",
+    "load_market1501_pairs",
+    "load_pairs",
+    "unique_images",
+    "write_shards",
+]

@@ -3,6 +3,9 @@
 from .condition_dropout import Conditions as Conditions
 from .condition_dropout import drop_conditions as drop_conditions
 from .condition_dropout import sample_condition_drop_mask as sample_condition_drop_mask
+from .latent_cache import LatentCache as LatentCache
+from .latent_cache import encode_moments as encode_moments
+from .latent_cache import sample_latents as sample_latents
 from .losses import DoubledBatch as DoubledBatch
 from .losses import cfld_loss as cfld_loss
 from .losses import double_batch as double_batch
@@ -14,6 +17,8 @@ from .lr_schedule import PUBLISHED_LEARNING_RATE as PUBLISHED_LEARNING_RATE
 from .lr_schedule import learning_rate_factor as learning_rate_factor
 from .lr_schedule import learning_rate_lambda as learning_rate_lambda
 from .lr_schedule import scaled_learning_rate as scaled_learning_rate
+from .pair_randomness import PairRandomness as PairRandomness
+from .pair_randomness import sample_pair_randomness as sample_pair_randomness
 from .parameter_groups import check_trainable_dtype as check_trainable_dtype
 from .parameter_groups import parameter_groups as parameter_groups
 from .parameter_groups import set_unet_trainable as set_unet_trainable
@@ -29,11 +34,14 @@ __all__ = [
     "CFLDTrainingModule",
     "Conditions",
     "DoubledBatch",
+    "LatentCache",
+    "PairRandomness",
     "cfld_loss",
     "check_trainable_dtype",
     "cubic_timesteps",
     "double_batch",
     "drop_conditions",
+    "encode_moments",
     "learning_rate_factor",
     "learning_rate_lambda",
     "min_snr_weights",
@@ -41,6 +49,8 @@ __all__ = [
     "prediction_target",
     "repeat_appearance",
     "sample_condition_drop_mask",
+    "sample_latents",
+    "sample_pair_randomness",
     "sample_timesteps_cubic",
     "sample_timesteps_uniform",
     "scaled_learning_rate",

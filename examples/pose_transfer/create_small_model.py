@@ -1,0 +1,116 @@
+#!/usr/bin/env python
+"""Put together the untrained pipeline from which the small model that ships with the package was trained.
+
+Everything but the autoencoder starts from random weights; `train_autoencoder.py` makes the autoencoder.
+"""
+
+import argparse
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import nn
+
+from diffusers_cfld import (
+    AppearanceEncoder,
+    CFLDPipeline,
+    PerceptionRefinedDecoder,
+    PoseAdapter,
+    SwinImageEncoder,
+)
+
+WIDTHS, DIM, LAYERS_PER_BLOCK = (64, 96, 128), 128, 1
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vae", required=True, help="Folder of the autoencoder.")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--height", type=int, default=128, help="Of sources, pose maps and results, pixels.")
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--without_query_biases",
+        action="store_true",
+        help="For the ablation: leave the query biases at zero; train with --freeze appearance_encoder.",
+    )
+    parser.add_argument(
+        "--without_refinement",
+        action="store_true",
+        help="For the ablation: a decoder without blocks, whose prompt is the same for every source.",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    vae = AutoencoderKL.from_pretrained(args.vae)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    num_blocks = len(WIDTHS)
+    source_encoder = SwinImageEncoder(
+        model_name="swin_tiny_patch4_window7_224",
+        image_size=(args.height, args.width),
+        window_size=4,
+        embed_dim=32,
+        depths=(2, 2, 6),
+        num_heads=(1, 2, 4),
+        drop_path_rate=0.0,
+    )
+    channels = source_encoder.feature_channels
+    stride = 4 * 2 ** (len(channels) - 1)
+    appearance_encoder = AppearanceEncoder(
+        feature_channels=channels[:num_blocks],
+        hidden_channels=(32, 64, 64),
+        query_channels=WIDTHS,
+        num_attention_heads=(2, 4, 4),
+        num_layers=1,
+        up_block_indices=tuple(reversed(range(num_blocks))),
+        attentions_per_block=LAYERS_PER_BLOCK + 1,
+    )
+    if not args.without_query_biases:
+        # The zero start protects a pre-trained U-Net, which is not there, and costs time.
+        for encoder in appearance_encoder.encoders:
+            for convolution in (encoder.proj_in, encoder.proj_out):
+                assert isinstance(convolution, nn.Conv2d)
+                convolution.reset_parameters()
+    pipeline = CFLDPipeline(
+        vae=vae,
+        unet=UNet2DConditionModel(
+            sample_size=(args.height // factor, args.width // factor),
+            in_channels=vae.config.latent_channels,
+            out_channels=vae.config.latent_channels,
+            block_out_channels=WIDTHS,
+            layers_per_block=LAYERS_PER_BLOCK,
+            down_block_types=("CrossAttnDownBlock2D",) * num_blocks,
+            up_block_types=("CrossAttnUpBlock2D",) * num_blocks,
+            cross_attention_dim=DIM,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        ),
+        scheduler=DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+        ),
+        source_encoder=source_encoder,
+        prompt_decoder=PerceptionRefinedDecoder(
+            num_queries=16,
+            dim=DIM,
+            num_attention_heads=4,
+            num_layers=0 if args.without_refinement else 3,
+            feature_channels=channels[-1],
+            feature_size=(args.height // stride, args.width // stride),
+        ),
+        appearance_encoder=appearance_encoder,
+        pose_adapter=PoseAdapter(block_out_channels=WIDTHS, unshuffle_factor=factor, norm_num_groups=8),
+    )
+    pipeline.save_pretrained(args.output_dir)
+    for name, component in pipeline.components.items():
+        if isinstance(component, nn.Module):
+            print(f"{name}: {sum(p.numel() for p in component.parameters()) / 1e6:.2f} M")
+
+
+if __name__ == "__main__":
+    main(parse_args())

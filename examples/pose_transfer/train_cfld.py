@@ -1,0 +1,668 @@
+#!/usr/bin/env python
+"""Train CFLD (Coarse-to-Fine Latent Diffusion, arXiv:2402.18078) for pose-guided person image synthesis.
+
+Without options this is the paper's recipe (Sec. 3.3 and 4.1). See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    send_to_device,
+    set_seed,
+)
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, DistributedSampler
+from tqdm.auto import tqdm
+
+from diffusers_cfld import (
+    AppearanceEncoder,
+    CFLDPipeline,
+    PerceptionRefinedDecoder,
+    PoseAdapter,
+    SwinImageEncoder,
+)
+from diffusers_cfld.data import (
+    PictureDataset,
+    PosePairDataset,
+    SkipReport,
+    collate_pose_pairs,
+    init_worker,
+    load_pairs,
+    unique_images,
+)
+from diffusers_cfld.training import (
+    LEARNING_RATE_PER_PAIR,
+    CFLDTrainingModule,
+    LatentCache,
+    cfld_loss,
+    check_trainable_dtype,
+    cubic_timesteps,
+    double_batch,
+    encode_moments,
+    learning_rate_lambda,
+    min_snr_weights,
+    parameter_groups,
+    prediction_target,
+    sample_latents,
+    sample_pair_randomness,
+    trainable_parameters,
+)
+
+logger = get_logger("train_cfld", log_level="INFO")
+
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SWIN = "swin_base_patch4_window12_384.ms_in22k_ft_in1k"
+PARTS = ("unet", "source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    flag = argparse.BooleanOptionalAction
+
+    group = parser.add_argument_group("starting weights")
+    group.add_argument(
+        "--pretrained_model_name_or_path",
+        default=STABLE_DIFFUSION,
+        help="Stable Diffusion 1.5, or a CFLD pipeline to go on from; a folder or a Hub id.",
+    )
+    group.add_argument("--revision", default=None, help="Revision of the model on the Hub.")
+    group.add_argument("--variant", default=None, help="Variant of the model's files, e.g. fp16.")
+    group.add_argument(
+        "--source_encoder_name_or_path",
+        default=SWIN,
+        help="timm name of the Swin weights that S starts from. Not used with a CFLD pipeline.",
+    )
+    group.add_argument("--source_encoder_checkpoint", default=None, help="Local file of these weights instead.")
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--train_data_dir", required=True, help="Folder of the data set.")
+    group.add_argument(
+        "--dataset_format", default="auto", help="auto, deepfashion, market1501 or folder (with a pairs.jsonl)."
+    )
+    group.add_argument("--max_train_samples", type=int, default=None, help="Train on this many pairs only.")
+    group.add_argument("--validation_data_dir", default=None, help="Folder of held-out pairs for the grids.")
+    group.add_argument("--flip_source_prob", type=float, default=0.0, help="0.5 as published: left and right blur.")
+    group.add_argument("--cache_latents", action="store_true", help="Encode all pictures by the VAE once, ahead.")
+    group.add_argument("--latent_cache_dir", default=None, help="Where to; OUTPUT_DIR/latents otherwise.")
+    group.add_argument("--dataloader_num_workers", type=int, default=4)
+
+    group = parser.add_argument_group("what trains, on which objective")
+    group.add_argument(
+        "--train_unet",
+        choices=["kv", "all"],
+        default="kv",
+        help="kv: keys and values of the biased layers (the paper). all: for a U-Net without pre-training.",
+    )
+    group.add_argument(
+        "--unet_lora_rank", type=int, default=None, help="Train a LoRA of this rank there instead of keys and values."
+    )
+    group.add_argument("--unet_lora_alpha", type=int, default=None, help="The rank if not given.")
+    group.add_argument("--freeze", nargs="*", choices=PARTS[1:], default=[], help="Parts that do not train.")
+    group.add_argument("--condition_dropout_prob", type=float, default=0.2)
+    group.add_argument(
+        "--dropped_conditions",
+        choices=["all", "prompt"],
+        default="all",
+        help="all: as sampling leaves them out (the paper). prompt: as the published weights were trained.",
+    )
+    group.add_argument(
+        "--timestep_sampling", choices=["cubic", "uniform"], default="cubic", help="cubic favours noise (the paper)."
+    )
+    group.add_argument(
+        "--prediction_type",
+        choices=["epsilon", "v_prediction"],
+        default=None,
+        help="The model's own if not given; v_prediction weighs noisy timesteps more, for models from scratch.",
+    )
+    group.add_argument(
+        "--snr_gamma", type=float, default=None, help="Min-SNR weighting of the loss; off if not given."
+    )
+    group.add_argument("--reconstruction_loss_weight", type=float, default=1.0, help="0 trains the transfer only.")
+    group.add_argument("--transfer_loss_weight", type=float, default=1.0)
+
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--train_batch_size", type=int, default=8, help="Pairs per device; the U-Net sees twice that.")
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    group.add_argument("--num_train_epochs", type=int, default=100)
+    group.add_argument("--max_train_steps", type=int, default=None, help="Overrides the epochs.")
+    group.add_argument(
+        "--learning_rate", type=float, default=LEARNING_RATE_PER_PAIR, help="Of one pair with --scale_lr (the paper)."
+    )
+    group.add_argument(
+        "--scale_lr", action=flag, default=True, help="Multiply the rate by the pairs of an optimizer step."
+    )
+    group.add_argument(
+        "--learning_rate_multiplier",
+        nargs="*",
+        default=[],
+        metavar="PART=FACTOR",
+        help="Factors for single parts, e.g. source_encoder=0.1.",
+    )
+    group.add_argument(
+        "--lr_scheduler",
+        choices=["cfld", *(kind.value for kind in SchedulerType)],
+        default="cfld",
+        help="cfld: warm-up, then steps down at --lr_decay_epochs (the paper).",
+    )
+    group.add_argument("--lr_warmup_steps", type=int, default=1000)
+    group.add_argument("--lr_warmup_start_factor", type=float, default=0.1)
+    group.add_argument("--lr_decay_epochs", type=int, nargs="*", default=[50])
+    group.add_argument("--lr_decay_factor", type=float, default=0.1)
+    group.add_argument("--adam_beta1", type=float, default=0.9)
+    group.add_argument("--adam_beta2", type=float, default=0.999)
+    group.add_argument("--adam_weight_decay", type=float, default=0.0, help="The paper trains with Adam: none.")
+    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--use_8bit_adam", action="store_true", help="Needs bitsandbytes and CUDA.")
+    group.add_argument("--max_grad_norm", type=float, default=None, help="The paper does not clip.")
+    group.add_argument("--use_ema", action="store_true", help="Validate and save an average of the weights.")
+    group.add_argument("--ema_decay", type=float, default=0.9999)
+
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="accelerate's otherwise."
+    )
+    group.add_argument("--gradient_checkpointing", action="store_true")
+    group.add_argument("--allow_tf32", action="store_true")
+    group.add_argument("--seed", type=int, default=3407, help="Fixes everything that is random.")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", required=True)
+    group.add_argument("--logging_dir", default="logs", help="Under OUTPUT_DIR.")
+    group.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, all or none.")
+    group.add_argument("--tracker_project_name", default="cfld")
+    group.add_argument("--checkpointing_steps", type=int, default=500)
+    group.add_argument("--checkpoints_total_limit", type=int, default=None)
+    group.add_argument("--resume_from_checkpoint", default=None, help="A checkpoint's folder, or latest.")
+    group.add_argument("--validation_steps", type=int, default=None, help="Draw a grid each so many steps.")
+    group.add_argument("--num_validation_pairs", type=int, default=4)
+    group.add_argument("--validation_inference_steps", type=int, default=20)
+    group.add_argument("--validation_guidance_scale", type=float, default=2.0)
+    group.add_argument("--push_to_hub", action="store_true")
+    group.add_argument("--hub_model_id", default=None)
+    group.add_argument("--hub_token", default=None)
+
+    args = parser.parse_args(arguments)
+    if args.unet_lora_rank is not None and args.train_unet == "all":
+        parser.error("--unet_lora_rank trains a LoRA instead of weights of the U-Net: leave out --train_unet all.")
+    if args.push_to_hub and args.report_to == "wandb" and args.hub_token:
+        parser.error("--hub_token would be logged by wandb: log in with `hf auth login` instead.")
+    return args
+
+
+def load_components(args: argparse.Namespace) -> dict[str, Any]:
+    """Components of a pipeline, from one or made for a Stable Diffusion's U-Net."""
+    path, options = args.pretrained_model_name_or_path, {"revision": args.revision, "variant": args.variant}
+    config = DiffusionPipeline.load_config(path, revision=args.revision)
+    if config["_class_name"] == CFLDPipeline.__name__:
+        components = CFLDPipeline.from_pretrained(path, **options).components
+        scheduler_config = components["scheduler"].config
+    else:
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **options)
+        scheduler_config = DDPMScheduler.load_config(path, subfolder="scheduler", revision=args.revision)
+        widths, dim = unet.config.block_out_channels, unet.config.cross_attention_dim
+        components = {
+            "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **options),
+            "unet": unet,
+            "source_encoder": SwinImageEncoder.from_timm(
+                args.source_encoder_name_or_path, checkpoint_path=args.source_encoder_checkpoint
+            ),
+            "prompt_decoder": PerceptionRefinedDecoder(dim=dim),
+            "appearance_encoder": AppearanceEncoder(query_channels=widths[:3]),
+            "pose_adapter": PoseAdapter(block_out_channels=widths[:3]),
+        }
+    overrides = {} if args.prediction_type is None else {"prediction_type": args.prediction_type}
+    components["scheduler"] = DDPMScheduler.from_config(scheduler_config, **overrides)
+    return components
+
+
+def add_lora(module: CFLDTrainingModule, rank: int, alpha: int | None) -> None:
+    """Put a trainable LoRA on the keys and values that would train otherwise."""
+    from peft import LoraConfig
+
+    layers = [
+        f"{name}.{projection}" for name in module.appearance_encoder.layer_names for projection in ("to_k", "to_v")
+    ]
+    module.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=layers))
+
+
+def parse_multipliers(items: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(factor) for name, factor in (item.split("=") for item in items)}
+    except ValueError:
+        raise SystemExit(f"--learning_rate_multiplier takes PART=FACTOR, got {' '.join(items)!r}.") from None
+
+
+class ResumableSampler(DistributedSampler):
+    """A process's share of the epoch's permutation, from some sample on: nothing is decoded to be skipped."""
+
+    start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.start = self.start, 0
+        return iter(list(super().__iter__())[start:])
+
+
+def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae: AutoencoderKL, pairs: list, size: tuple):
+    """Encode every picture once; the main process writes, the others wait and read."""
+    names = unique_images(pairs)
+    folder = args.latent_cache_dir or os.path.join(args.output_dir, "latents")
+    with accelerator.main_process_first():
+        cache = LatentCache(folder, names, vae, size)
+        missing = range(cache.num_encoded, len(names))
+        if accelerator.is_main_process and missing:
+            loader = DataLoader(
+                torch.utils.data.Subset(PictureDataset(names, size), missing),
+                batch_size=2 * args.train_batch_size,
+                num_workers=args.dataloader_num_workers,
+                collate_fn=collate_pose_pairs,
+                worker_init_fn=init_worker,
+            )
+            for batch in tqdm(loader, desc="Encoding"):
+                cache.append(encode_moments(vae, batch["pixel_values"]), [name for name, _ in batch["skipped"]])
+    unreadable = set(cache.unreadable)
+    return cache, [pair for pair in pairs if not unreadable & {pair.source, pair.target}]
+
+
+def training_loss(
+    args: argparse.Namespace,
+    model: torch.nn.Module,
+    vae: AutoencoderKL,
+    noise_scheduler: DDPMScheduler,
+    batch: dict[str, torch.Tensor],
+    moments: torch.Tensor,
+    epoch: int,
+) -> torch.Tensor:
+    """Eq. 6 on a batch of B pairs; `moments` are those of the B sources, then of the B targets."""
+    channels, height, width = moments.shape[1] // 2, *moments.shape[2:]
+    random = sample_pair_randomness(batch["index"], (channels, height, width), seed=args.seed, epoch=epoch)
+    random = random.to(moments.device)
+    latents = sample_latents(vae, moments, random.posterior_noise).float()
+    doubled = double_batch(*latents.chunk(2), batch["source_pose_map"], batch["target_pose_map"])
+
+    num_timesteps = noise_scheduler.config.num_train_timesteps
+    if args.timestep_sampling == "cubic":
+        timesteps = cubic_timesteps(random.timestep_uniform, num_timesteps)
+    else:
+        timesteps = (random.timestep_uniform * num_timesteps).long()
+    noisy_latents = noise_scheduler.add_noise(doubled.latents, random.noise, timesteps)
+    drop_mask = random.drop_uniform < args.condition_dropout_prob
+
+    prediction = model(batch["source_image"], doubled.pose_map, noisy_latents, timesteps, drop_mask)
+    target = prediction_target(noise_scheduler, doubled.latents, random.noise, timesteps)
+    weights = None if args.snr_gamma is None else min_snr_weights(noise_scheduler, timesteps, args.snr_gamma)
+    return cfld_loss(
+        prediction,
+        target,
+        reconstruction_weight=args.reconstruction_loss_weight,
+        transfer_weight=args.transfer_loss_weight,
+        sample_weights=weights,
+    )
+
+
+@contextmanager
+def averaged_weights(ema: EMAModel | None, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """The average in the models' place, for sampling and saving."""
+    if ema is None:
+        yield
+        return
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+
+
+@torch.no_grad()
+def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline: CFLDPipeline, pairs: list, step: int):
+    """A grid with one row per pair: source, pose, result, truth; and the results' mean PSNR."""
+    pipeline.set_progress_bar_config(disable=True)
+    factor = pipeline.vae_scale_factor
+    height, width = (side * factor for side in pipeline._sample_size())
+    rows, psnr = [], []
+    for number, pair in enumerate(pairs):
+        source, target = (PIL.Image.open(path).convert("RGB") for path in (pair.source, pair.target))
+        with torch.autocast(accelerator.device.type, enabled=accelerator.mixed_precision != "no"):
+            result = pipeline(
+                image=source,
+                pose=pair.target_keypoints,
+                num_inference_steps=args.validation_inference_steps,
+                guidance_scale=args.validation_guidance_scale,
+                generator=torch.Generator().manual_seed(args.seed + number),
+            ).images[0]
+        pose = pipeline.pose_processor.preprocess(pair.target_keypoints)[0, :3].permute(1, 2, 0).numpy()
+        pictures = (source, PIL.Image.fromarray((pose * 255).astype(np.uint8)), result, target)
+        arrays = [np.asarray(picture.resize((width, height), PIL.Image.Resampling.BICUBIC)) for picture in pictures]
+        psnr.append(-10 * math.log10(max(((arrays[2] / 255.0 - arrays[3] / 255.0) ** 2).mean(), 1e-10)))
+        rows.append(np.concatenate(arrays, axis=1))
+    grid = np.concatenate(rows)
+    folder = Path(args.output_dir) / "validation"
+    folder.mkdir(exist_ok=True)
+    PIL.Image.fromarray(grid).save(folder / f"step-{step:07d}.png")
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            tracker.log_images({"validation": grid[None]}, step=step)
+    mean = sum(psnr) / len(psnr)
+    accelerator.log({"validation_psnr": mean}, step=step)
+    logger.info("Step %d: PSNR of %d validation pairs %.2f dB.", step, len(psnr), mean)
+
+
+def save_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, ema: EMAModel | None, step: int):
+    """Write a checkpoint that is there completely or not at all, and drop the oldest ones."""
+    folder = Path(args.output_dir)
+    partial, final = folder / "checkpoint.part", folder / f"checkpoint-{step}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    if accelerator.is_main_process:
+        if ema is not None:
+            names = trainable_parameters(module)
+            save_file(dict(zip(names, ema.shadow_params, strict=True)), partial / "ema.safetensors")
+        state = {"step": step, "ema_step": None if ema is None else ema.optimization_step}
+        (partial / "trainer_state.json").write_text(json.dumps(state))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        if args.checkpoints_total_limit is not None:
+            for old in list_checkpoints(folder)[: -args.checkpoints_total_limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    found = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def load_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, ema: EMAModel | None) -> int:
+    """Go on from a checkpoint; returns its step."""
+    checkpoints = list_checkpoints(Path(args.output_dir))
+    if args.resume_from_checkpoint == "latest":
+        if not checkpoints:
+            logger.info("There is no checkpoint in %s yet: starting anew.", args.output_dir)
+            return 0
+        folder = checkpoints[-1]
+    else:
+        folder = Path(args.resume_from_checkpoint)
+        if not (folder / "trainer_state.json").exists():
+            raise SystemExit(f"--resume_from_checkpoint must be latest or a checkpoint's folder, got {str(folder)!r}.")
+    accelerator.load_state(str(folder))
+    state = json.loads((folder / "trainer_state.json").read_text())
+    if ema is not None and (folder / "ema.safetensors").exists():
+        averages = load_file(folder / "ema.safetensors")
+        ema.shadow_params = [averages[name].to(p.device) for name, p in trainable_parameters(module).items()]
+        ema.optimization_step = state["ema_step"]
+    logger.info("Resuming from %s.", folder)
+    return state["step"]
+
+
+def use_lean_checkpoints(accelerator: Accelerator, module: CFLDTrainingModule) -> None:
+    """Let checkpoints hold what trains: the frozen weights can be had again from where they came."""
+
+    def save(models: list, weights: list, output_dir: str) -> None:
+        if accelerator.is_main_process:
+            tensors = {name: p.detach().contiguous() for name, p in trainable_parameters(module).items()}
+            save_file(tensors, os.path.join(output_dir, "trained.safetensors"))
+        weights.clear()
+
+    def load(models: list, input_dir: str) -> None:
+        models.clear()
+        module.load_state_dict(load_file(os.path.join(input_dir, "trained.safetensors")), strict=False)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def main(args: argparse.Namespace) -> None:
+    output = Path(args.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            # An accumulation goes on across the end of an epoch: no optimizer step sees fewer pairs.
+            num_steps=args.gradient_accumulation_steps,
+            sync_with_dataloader=False,
+        ),
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(str(output), str(output / args.logging_dir)),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    set_seed(args.seed)
+    if args.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+
+    components = load_components(args)
+    vae, noise_scheduler = components["vae"], components["scheduler"]
+    module = CFLDTrainingModule(
+        **{name: components[name] for name in PARTS}, dropped_conditions=args.dropped_conditions
+    )
+    module.train()
+    module.set_trainable(unet="none" if args.unet_lora_rank else args.train_unet)
+    for name in args.freeze:
+        module.parts[name].requires_grad_(False)
+    if args.unet_lora_rank:
+        add_lora(module, args.unet_lora_rank, args.unet_lora_alpha)
+    check_trainable_dtype(module)
+    if args.gradient_checkpointing:
+        module.enable_gradient_checkpointing()
+    weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    vae.requires_grad_(False).to(accelerator.device, weight_dtype)
+
+    pipeline = CFLDPipeline(**components)
+    factor = pipeline.vae_scale_factor
+    image_size = tuple(side * factor for side in pipeline._sample_size())
+    report = SkipReport()
+    pairs = load_pairs(args.train_data_dir, args.dataset_format, report=report)[: args.max_train_samples]
+    validation_pairs = load_pairs(args.validation_data_dir) if args.validation_data_dir else pairs
+    stride = max(1, len(validation_pairs) // max(1, args.num_validation_pairs))
+    validation_pairs = validation_pairs[::stride][: args.num_validation_pairs]
+    cache = None
+    if args.cache_latents:
+        cache, pairs = cache_latents(args, accelerator, vae, pairs, image_size)
+    dataset = PosePairDataset(
+        pairs,
+        source_size=module.source_encoder.image_size,
+        image_size=image_size,
+        pose_size=pipeline._trained_pose_size(),
+        flip_source_prob=args.flip_source_prob,
+        load_pixel_values=cache is None,
+        seed=args.seed,
+    )
+    sampler = ResumableSampler(
+        dataset, accelerator.num_processes, accelerator.process_index, seed=args.seed, drop_last=True
+    )
+    loader = DataLoader(
+        dataset,
+        batch_size=args.train_batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=collate_pose_pairs,
+        worker_init_fn=init_worker,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    batches_per_epoch = len(loader)
+    total_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    if not batches_per_epoch:
+        raise SystemExit(
+            f"A batch takes {args.train_batch_size * accelerator.num_processes} pairs, but there are {len(pairs)}: "
+            "lower --train_batch_size."
+        )
+    steps_per_epoch = max(1, batches_per_epoch // args.gradient_accumulation_steps)
+    max_train_steps = (
+        args.max_train_steps or args.num_train_epochs * batches_per_epoch // args.gradient_accumulation_steps
+    )
+
+    learning_rate = args.learning_rate * (total_batch_size if args.scale_lr else 1)
+    groups = parameter_groups(module.parts, learning_rate, parse_multipliers(args.learning_rate_multiplier))
+    optimizer_class = torch.optim.AdamW
+    if args.use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit as optimizer_class
+        except ImportError:
+            raise SystemExit("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes.") from None
+    optimizer = optimizer_class(
+        groups,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    if args.lr_scheduler == "cfld":
+        factor_of_step = learning_rate_lambda(
+            steps_per_epoch,
+            num_warmup_steps=args.lr_warmup_steps,
+            warmup_start_factor=args.lr_warmup_start_factor,
+            decay_epochs=args.lr_decay_epochs,
+            decay_factor=args.lr_decay_factor,
+        )
+        lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor_of_step)
+    else:
+        lr_scheduler = get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=max_train_steps,
+        )
+
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+    model, optimizer = accelerator.prepare(module, optimizer)
+    # Not prepared, because it would step once per process; it has to be in the checkpoints all the same.
+    accelerator.register_for_checkpointing(lr_scheduler)
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        use_lean_checkpoints(accelerator, module)
+    trained = list(trainable_parameters(module).values())
+    ema = EMAModel(trained, decay=args.ema_decay, foreach=True) if args.use_ema else None
+    accelerator.init_trackers(args.tracker_project_name, config={k: str(v) for k, v in vars(args).items()})
+
+    step = load_checkpoint(args, accelerator, module, ema) if args.resume_from_checkpoint else 0
+    micro_steps = step * args.gradient_accumulation_steps
+    logger.info("%d pairs, %d of them in an optimizer step, %d steps.", len(pairs), total_batch_size, max_train_steps)
+    logger.info("%.1f M weights train.", sum(p.numel() for p in trained) / 1e6)
+
+    progress = tqdm(
+        total=max_train_steps, initial=step, disable=not accelerator.is_local_main_process, desc="Training"
+    )
+    epoch, first_batch = divmod(micro_steps, batches_per_epoch)
+    sampler.start = first_batch * args.train_batch_size
+    with module.training_attention():
+        while step < max_train_steps:
+            dataset.set_epoch(epoch)
+            sampler.set_epoch(epoch)
+            mean_loss = torch.zeros((), device=accelerator.device)
+            for batch in loader:
+                report.update(batch.pop("skipped"))
+                # For stochastic depth alone; everything else that is random is the pairs' own.
+                torch.manual_seed(args.seed + micro_steps * accelerator.num_processes + accelerator.process_index)
+                batch = send_to_device(batch, accelerator.device, non_blocking=True)
+                if cache is None:
+                    pixel_values = torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])
+                    moments = encode_moments(vae, pixel_values)
+                else:
+                    chosen = [dataset.pairs[index] for index in batch["index"].tolist()]
+                    moments = cache([pair.source for pair in chosen] + [pair.target for pair in chosen])
+                    moments = moments.to(accelerator.device)
+                with accelerator.accumulate(model):
+                    loss = training_loss(args, model, vae, noise_scheduler, batch, moments, epoch)
+                    finite = accelerator.reduce(torch.isfinite(loss.detach()).float(), reduction="mean").item() == 1
+                    if not finite:
+                        folder = save_checkpoint(args, accelerator, module, ema, step)
+                        raise SystemExit(
+                            f"The loss is {loss.item()} after {step} steps: the state before is {folder}."
+                        )
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients and args.max_grad_norm is not None:
+                        accelerator.clip_grad_norm_(trained, args.max_grad_norm)
+                    optimizer.step()
+                    if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                        lr_scheduler.step()
+                    optimizer.zero_grad()
+                micro_steps += 1
+                mean_loss += loss.detach() / args.gradient_accumulation_steps
+                if not accelerator.sync_gradients:
+                    continue
+
+                step += 1
+                if ema is not None:
+                    ema.step(trained)
+                logs = {
+                    "loss": accelerator.reduce(mean_loss, reduction="mean").item(),
+                    "lr": lr_scheduler.get_last_lr()[0],
+                }
+                mean_loss.zero_()
+                progress.update()
+                progress.set_postfix(loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.2e}")
+                accelerator.log(logs, step=step)
+                if step % args.checkpointing_steps == 0 or step == max_train_steps:
+                    save_checkpoint(args, accelerator, module, ema, step)
+                if args.validation_steps and (step % args.validation_steps == 0 or step == max_train_steps):
+                    if accelerator.is_main_process:
+                        module.eval()
+                        with averaged_weights(ema, trained):
+                            log_validation(args, accelerator, pipeline, validation_pairs, step)
+                        module.train()
+                    accelerator.wait_for_everyone()
+                if step >= max_train_steps:
+                    break
+            epoch += 1
+
+    progress.close()
+    if len(report):
+        logger.info(report.summary())
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        module.eval()
+        with averaged_weights(ema, trained):
+            save_pipeline(args, pipeline)
+    accelerator.end_training()
+
+
+def save_pipeline(args: argparse.Namespace, pipeline: CFLDPipeline) -> None:
+    """The final pipeline, and with --unet_lora_rank the LoRA beside it."""
+    output = Path(args.output_dir)
+    if args.unet_lora_rank:
+        from peft.utils import get_peft_model_state_dict
+
+        CFLDPipeline.save_lora_weights(output, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+        pipeline.unet.delete_adapters("default")
+    pipeline.save_pretrained(output)
+    if args.push_to_hub:
+        pipeline.push_to_hub(args.hub_model_id or output.name, token=args.hub_token)
+    logger.info("Saved %s.", output)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (OSError, ValueError) as error:
+        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")

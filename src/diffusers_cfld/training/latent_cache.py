@@ -1,0 +1,147 @@
+"""The autoencoder's posteriors of all pictures, computed once.
+
+The VAE is frozen and the pictures are not augmented, so that encoding them in every step, as the published training
+does, repeats work. The moments are kept, not a sample: each step still draws its own latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+_MOMENTS_FILE, _STATE_FILE = "moments.npy", "moments.json"
+
+
+@torch.no_grad()
+def encode_moments(vae: AutoencoderKL, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Encode pictures.
+
+    Args:
+        vae: The autoencoder.
+        pixel_values: (B, 3, H, W), [-1, 1].
+
+    Returns:
+        (B, 2C, h, w): the posterior's mean and the logarithm of its variance, not scaled.
+    """
+    moments: torch.Tensor = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.parameters
+    return moments
+
+
+def sample_latents(vae: AutoencoderKL, moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Draw latents from posteriors.
+
+    Args:
+        vae: The autoencoder, for its scaling factor.
+        moments: (B, 2C, h, w), from [`encode_moments`].
+        noise: (B, C, h, w), standard normal.
+
+    Returns:
+        (B, C, h, w), scaled as the U-Net takes them.
+    """
+    posterior = DiagonalGaussianDistribution(moments)
+    scaling_factor: float = vae.config.scaling_factor
+    latents: torch.Tensor = (posterior.mean + posterior.std * noise.to(moments)) * scaling_factor
+    return latents
+
+
+class LatentCache:
+    """Moments of the posteriors by picture, in a memory-mapped file.
+
+    Args:
+        folder: Where the file is or will be.
+        names: Of the pictures, in the order of the rows.
+        vae: The autoencoder; a cache that another one made is not used.
+        image_size: (height, width) at which the pictures are encoded, pixels.
+
+    Raises:
+        ValueError: The folder holds the cache of other pictures, sizes or weights.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], names: Sequence[str], vae: AutoencoderKL, image_size: tuple[int, int]
+    ) -> None:
+        self.folder = Path(folder)
+        self.vae = vae
+        self.rows = {name: row for row, name in enumerate(names)}
+        height, width = image_size
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        shape = (len(names), 2 * vae.config.latent_channels, height // factor, width // factor)
+        key = {"shape": list(shape), "dtype": "float32", "pictures": _digest(names), "vae": _digest_weights(vae)}
+        self.num_encoded = 0
+        self.unreadable: list[str] = []
+        self._claim(key)
+        self._key = key
+        mode = "r+" if (self.folder / _MOMENTS_FILE).exists() else "w+"
+        self._moments: np.memmap[Any, np.dtype[np.float32]] = np.lib.format.open_memmap(
+            self.folder / _MOMENTS_FILE, mode=mode, dtype=np.float32, shape=shape if mode == "w+" else None
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def append(self, moments: torch.Tensor, unreadable: Iterable[str] = ()) -> None:
+        """Store the next pictures' moments; they count as encoded once they are on the disk.
+
+        Args:
+            moments: (B, 2C, h, w), those of the rows from `num_encoded` on.
+            unreadable: Names among these whose picture could not be read, so that their row means nothing; kept in
+                `unreadable`.
+        """
+        stop = self.num_encoded + moments.shape[0]
+        self._moments[self.num_encoded : stop] = moments.float().cpu().numpy()
+        self._moments.flush()
+        self.num_encoded = stop
+        self.unreadable += [name for name in unreadable if name not in self.unreadable]
+        self._write_state()
+
+    def __call__(self, names: Sequence[str]) -> torch.Tensor:
+        """Look up pictures.
+
+        Args:
+            names: B of the names.
+
+        Returns:
+            (B, 2C, h, w) float32, on the CPU.
+
+        Raises:
+            KeyError: A picture is not in the cache.
+        """
+        return torch.from_numpy(self._moments[[self.rows[name] for name in names]])
+
+    def _claim(self, key: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = self.folder / _STATE_FILE
+        if not state.exists():
+            (self.folder / _MOMENTS_FILE).unlink(missing_ok=True)
+            return
+        found = json.loads(state.read_text())
+        self.num_encoded, self.unreadable = found.pop("num_encoded"), found.pop("unreadable")
+        if found != key:
+            raise ValueError(
+                f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE: "
+                "delete it or name another folder."
+            )
+
+    def _write_state(self) -> None:
+        partial = self.folder / f".{_STATE_FILE}.part"
+        partial.write_text(json.dumps({**self._key, "num_encoded": self.num_encoded, "unreadable": self.unreadable}))
+        os.replace(partial, self.folder / _STATE_FILE)
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _digest_weights(vae: AutoencoderKL) -> str:
+    """Tell autoencoders apart by one number per weight, which does not depend on where they are."""
+    sums = [f"{name} {value.double().sum().item():.6g}" for name, value in sorted(vae.state_dict().items())]
+    return _digest(sums)

@@ -1,0 +1,215 @@
+"""Lists of pairs: the field's files in both spellings, folders of one's own, and everything that can be wrong."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from miniature_sets import HEADER, NAMES, columns, save_picture, write_lists
+
+from diffusers_cfld.data import (
+    SkipReport,
+    load_deepfashion_pairs,
+    load_folder_pairs,
+    load_market1501_pairs,
+    load_pairs,
+    unique_images,
+)
+from diffusers_cfld.data.drawn_figures import DrawnFigures
+from diffusers_cfld.data.pair_csv import read_annotations
+from diffusers_cfld.keypoints import Keypoints
+
+
+def write_pairs(folder, *lines):
+    folder.mkdir(exist_ok=True)
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "pairs.jsonl").write_text(text + "\n")
+    return folder
+
+
+def line(source="a.png", target="b.png", **changes):
+    y, x = columns(0)
+    pose = {"keypoints_y": y, "keypoints_x": x}
+    return {"source": source, "target": target, "source_keypoints": pose, "target_keypoints": pose, **changes}
+
+
+@pytest.mark.parametrize("prefix", ["fasion-resize", "fashion-resize"])
+@pytest.mark.parametrize(("split", "images"), [("train", "train_highres"), ("test", "test_highres"), ("test", "test")])
+def test_deepfashion_in_both_spellings(tmp_path, prefix, split, images):
+    listed = write_lists(tmp_path, prefix=prefix, split=split)
+    save_picture(tmp_path / images / NAMES[0], 0)
+    pairs = load_deepfashion_pairs(tmp_path, split)
+    assert [(pair.source_name, pair.target_name) for pair in pairs] == listed
+    assert pairs[0].source == str(tmp_path / images / NAMES[0])
+    assert pairs[1].target_keypoints == Keypoints.from_field(*columns(2))
+    assert pairs[1].target_keypoints.size == (256, 176)
+    assert load_pairs(tmp_path, split=split) == pairs
+
+
+def test_a_missing_joint_stays_missing_and_a_picture_has_one_pose(deepfashion):
+    pairs = load_deepfashion_pairs(deepfashion)
+    assert np.flatnonzero(~pairs[0].source_keypoints.visible).tolist() == [3, 17]
+    assert pairs[0].target_keypoints is pairs[1].source_keypoints
+    assert len(unique_images(pairs)) == 6
+
+
+def test_pictures_are_not_opened(deepfashion):
+    for name in NAMES:
+        (deepfashion / "train_highres" / name).write_bytes(b"")
+    assert len(load_pairs(deepfashion)) == 6
+
+
+def test_market1501_has_its_own_frame(tmp_path):
+    names = ["0002_c1s1_000451_03.jpg", "0002_c1s1_000551_01.jpg"]
+    write_lists(tmp_path, names, prefix="market", frame=(128, 64))
+    save_picture(tmp_path / "bounding_box_train" / names[0], 0)
+    pairs = load_market1501_pairs(tmp_path)
+    assert pairs == load_pairs(tmp_path) == load_pairs(tmp_path, "market1501", "train")
+    assert pairs[0].source_keypoints == Keypoints.from_field(*columns(0, (128, 64)), (128, 64))
+    assert pairs[0].source == str(tmp_path / "bounding_box_train" / names[0])
+
+
+def test_rows_read_at_once_and_one_by_one_agree(tmp_path):
+    y, x = columns(1)
+    rows = {
+        "plain": (y, x),
+        "fractions of pixels": ([value + 0.5 for value in y], x),
+        "outside": ([300, *y[1:]], x),
+        "half missing": ([-1, *y[1:]], x),
+        "at the edge": ([256, *y[1:]], [0, *x[1:]]),
+        "not a list": (1, x),
+        "too few": (y[:17], x),
+        "all missing": ([-1] * 18, [-1] * 18),
+        "far outside": ([900, *y[1:]], x),
+        "words": (["a", *y[1:]], x),
+        "truth": ([True, *y[1:]], x),
+    }
+    file = tmp_path / "rows.csv"
+    file.write_text(
+        HEADER + "".join(f"{name}: {json.dumps(row[0])}: {json.dumps(row[1])}\n" for name, row in rows.items())
+    )
+    report = SkipReport(max_logged=0)
+    poses = read_annotations(file, rows, (256, 176), report)
+    for name, row in rows.items():
+        try:
+            assert poses.get(name) == Keypoints.from_field(json.dumps(row[0]), json.dumps(row[1])), name
+        except (ValueError, TypeError):
+            assert name not in poses
+            assert "has unreadable keypoints in 'rows.csv'" in report.reason(name)
+    assert set(report) == {"not a list", "too few", "all missing", "far outside", "words"}
+
+
+def test_pairs_without_keypoints_are_left_out_and_named(deepfashion, caplog):
+    file = deepfashion / "fasion-resize-annotation-train.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    lines[2] = f"{NAMES[1]}: [1, 2: [3]\n"
+    file.write_text("".join(lines[:-1]))
+    report = SkipReport()
+    with caplog.at_level(logging.WARNING, "diffusers_cfld"):
+        pairs = load_pairs(deepfashion, report=report)
+    assert [pair.source_name for pair in pairs] == NAMES[2:4]
+    broken, missing = (str(deepfashion / "train_highres" / name) for name in (NAMES[1], NAMES[5]))
+    assert "has unreadable keypoints" in report.reason(broken)
+    assert report.reason(missing) == "has no line in 'fasion-resize-annotation-train.csv'"
+    assert report.num_times == 4  # each is in two pairs
+    assert "4 of the 6 pairs" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "diffusers_cfld"):
+        assert load_pairs(deepfashion) == pairs
+    assert len(caplog.records) == 1
+    assert missing in caplog.text
+
+
+def test_no_annotation_at_all_is_one_sentence(deepfashion):
+    (deepfashion / "fasion-resize-annotation-train.csv").write_text(HEADER)
+    with pytest.raises(ValueError, match=r"None of the 6 pairs .* can be used") as error:
+        load_pairs(deepfashion)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (shutil.rmtree, "must be the folder of a data set, got nothing"),
+        (lambda root: (shutil.rmtree(root), root.write_text("")), "must be the folder of a data set, got a file"),
+        (lambda root: (shutil.rmtree(root), root.mkdir()), "is no known data set: .* got an empty folder"),
+        (lambda root: [file.unlink() for file in root.glob("*pairs*")], "is no known data set: .*'train_highres'"),
+        (lambda root: (root / "fasion-resize-annotation-train.csv").unlink(), "'fashion-resize-annotation-train.csv'"),
+        (lambda root: (root / "fasion-resize-pairs-train.csv").write_text("a;b\n"), "columns `from` and `to`"),
+        (lambda root: (root / "fasion-resize-pairs-train.csv").write_text("from,to\n"), "lists no pairs"),
+        (lambda root: (root / "fasion-resize-pairs-train.csv").write_bytes(b"from,to\n\xff,b\n"), "in UTF-8"),
+        (lambda root: (root / "fasion-resize-annotation-train.csv").write_bytes(b"\xff:[]:[]"), "in UTF-8"),
+        (lambda root: shutil.rmtree(root / "train_highres"), "expected the folder .*train_highres' or .*train'"),
+        (lambda root: [file.unlink() for file in root.glob("train_highres/*")], "found none of the 6 pairs"),
+    ],
+)
+def test_a_wholly_wrong_folder_is_one_sentence(deepfashion, break_it, message):
+    break_it(deepfashion)
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        load_pairs(deepfashion)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_arguments(deepfashion):
+    with pytest.raises(ValueError, match="`split` must be 'train' or 'test', got 'val'"):
+        load_deepfashion_pairs(deepfashion, "val")
+    with pytest.raises(ValueError, match=r"`format` must be 'auto', 'deepfashion', .* got 'coco'"):
+        load_pairs(deepfashion, "coco")
+    with pytest.raises(FileNotFoundError, match=r"must have 'market-pairs-train.csv'"):
+        load_pairs(deepfashion, "market1501")
+    with pytest.raises(FileNotFoundError, match=r"must have a 'pairs.jsonl'"):
+        load_pairs(deepfashion, "folder")
+    (deepfashion / "fasion-resize-pairs-train.csv").unlink()
+    (deepfashion / "shards.json").write_text("{}")
+    with pytest.raises(ValueError, match="open it with `StreamedPosePairs`"):
+        load_pairs(deepfashion)
+
+
+def test_drawn_figures_come_back(tmp_path):
+    figures = DrawnFigures(2, 2, (24, 16))
+    figures.write_folder(tmp_path / "set" / "test")
+    pairs = load_pairs(tmp_path / "set", split="test")
+    assert pairs == load_folder_pairs(tmp_path / "set" / "test") == load_pairs(tmp_path / "set" / "test")
+    assert len(pairs) == len(figures) == 4
+    for pair, figure in zip(pairs, figures, strict=True):
+        assert pair.source_keypoints == figure["source_keypoints"]
+        assert pair.target_keypoints == figure["target_keypoints"]
+    assert pairs[0].source_name == "images/000000_00.png"
+    assert pairs[0].source_keypoints is pairs[1].target_keypoints
+
+
+def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
+    save_picture(tmp_path / "a.png", 0)
+    pose = Keypoints.from_field(*columns(0)).rescale((64, 48))
+    rows = pose.xy.tolist()
+    write_pairs(
+        tmp_path,
+        line(source_keypoints=rows, target_keypoints=pose.to_openpose(), size=[64, 48]),
+        "",
+        line(source_keypoints=pose.to_openpose(), size=[512, 512]),
+        line(),
+    )
+    first, second, third = load_pairs(tmp_path)
+    assert first.source_keypoints == first.target_keypoints == second.source_keypoints == pose
+    assert second.target_keypoints.size == (512, 512)
+    assert third.source_keypoints.size == (256, 176)
+
+
+def test_unusable_lines_are_named_with_their_number(tmp_path):
+    save_picture(tmp_path / "a.png", 0)
+    wrong = ["{", "[]", line(source=3), line(target_keypoints=None), line(source_keypoints=[1, 2]), line(size=5)]
+    write_pairs(tmp_path, line(), *wrong)
+    report = SkipReport(max_logged=0)
+    assert len(load_pairs(tmp_path, report=report)) == 1
+    assert list(report) == [f"{tmp_path / 'pairs.jsonl'}:{number}" for number in range(2, 8)]
+    assert (
+        report.reason(f"{tmp_path / 'pairs.jsonl'}:4")
+        == "is no usable pair (`source` must be the path of a picture, got 3)"
+    )
+    write_pairs(tmp_path, *wrong)
+    with pytest.raises(ValueError, match=r"None of the 6 pairs"):
+        load_pairs(tmp_path)
+    (tmp_path / "pairs.jsonl").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="in UTF-8"):
+        load_pairs(tmp_path)
