@@ -7,6 +7,7 @@ Without options this is the paper's recipe (Sec. 3.3 and 4.1). See README.md bes
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -28,12 +29,14 @@ from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
+    gather_object,
     send_to_device,
     set_seed,
 )
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
+from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
@@ -44,11 +47,14 @@ from diffusers_cfld import (
     PerceptionRefinedDecoder,
     PoseAdapter,
     SwinImageEncoder,
+    __version__,
 )
 from diffusers_cfld.data import (
+    SHARD_INDEX,
     PictureDataset,
     PosePairDataset,
     SkipReport,
+    StreamedPosePairs,
     collate_pose_pairs,
     init_worker,
     load_pairs,
@@ -70,6 +76,7 @@ from diffusers_cfld.training import (
     sample_latents,
     sample_pair_randomness,
     trainable_parameters,
+    uniform_timesteps,
 )
 
 logger = get_logger("train_cfld", log_level="INFO")
@@ -99,9 +106,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--source_encoder_checkpoint", default=None, help="Local file of these weights instead.")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--train_data_dir", required=True, help="Folder of the data set.")
+    group.add_argument("--train_data_dir", required=True, help="Folder of the data set; of shards also a URL.")
     group.add_argument(
-        "--dataset_format", default="auto", help="auto, deepfashion, market1501 or folder (with a pairs.jsonl)."
+        "--dataset_format",
+        choices=["auto", "deepfashion", "market1501", "folder", "shards"],
+        default="auto",
+        help="folder: with a pairs.jsonl. shards: from write_shards.py, streamed.",
     )
     group.add_argument("--max_train_samples", type=int, default=None, help="Train on this many pairs only.")
     group.add_argument("--validation_data_dir", default=None, help="Folder of held-out pairs for the grids.")
@@ -187,6 +197,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--gradient_checkpointing", action="store_true")
     group.add_argument("--allow_tf32", action="store_true")
+    group.add_argument(
+        "--channels_last", action="store_true", help="Memory format of convolutions; try which is faster."
+    )
     group.add_argument("--seed", type=int, default=3407, help="Fixes everything that is random.")
 
     group = parser.add_argument_group("output")
@@ -210,6 +223,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--unet_lora_rank trains a LoRA instead of weights of the U-Net: leave out --train_unet all.")
     if args.push_to_hub and args.report_to == "wandb" and args.hub_token:
         parser.error("--hub_token would be logged by wandb: log in with `hf auth login` instead.")
+    is_index = Path(args.train_data_dir, SHARD_INDEX).is_file()
+    if args.dataset_format == "auto" and (is_index or "://" in args.train_data_dir):
+        args.dataset_format = "shards"
+    if args.dataset_format == "shards":
+        for name in ("cache_latents", "max_train_samples"):
+            if getattr(args, name):
+                parser.error(f"--{name} needs a list of files, not shards, which are read once from end to end.")
+        if args.validation_steps and not args.validation_data_dir:
+            parser.error("--validation_steps needs --validation_data_dir when the training data is in shards.")
     return args
 
 
@@ -224,14 +246,21 @@ def load_components(args: argparse.Namespace) -> dict[str, Any]:
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **options)
         scheduler_config = DDPMScheduler.load_config(path, subfolder="scheduler", revision=args.revision)
         widths, dim = unet.config.block_out_channels, unet.config.cross_attention_dim
+        source_encoder = SwinImageEncoder.from_timm(
+            args.source_encoder_name_or_path, checkpoint_path=args.source_encoder_checkpoint
+        )
+        channels = source_encoder.feature_channels
+        stride = 4 * 2 ** (len(channels) - 1)
         components = {
             "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **options),
             "unet": unet,
-            "source_encoder": SwinImageEncoder.from_timm(
-                args.source_encoder_name_or_path, checkpoint_path=args.source_encoder_checkpoint
+            "source_encoder": source_encoder,
+            "prompt_decoder": PerceptionRefinedDecoder(
+                dim=dim,
+                feature_channels=channels[-1],
+                feature_size=tuple(side // stride for side in source_encoder.image_size),
             ),
-            "prompt_decoder": PerceptionRefinedDecoder(dim=dim),
-            "appearance_encoder": AppearanceEncoder(query_channels=widths[:3]),
+            "appearance_encoder": AppearanceEncoder(feature_channels=channels[:3], query_channels=widths[:3]),
             "pose_adapter": PoseAdapter(block_out_channels=widths[:3]),
         }
     overrides = {} if args.prediction_type is None else {"prediction_type": args.prediction_type}
@@ -259,11 +288,50 @@ def parse_multipliers(items: list[str]) -> dict[str, float]:
 class ResumableSampler(DistributedSampler):
     """A process's share of the epoch's permutation, from some sample on: nothing is decoded to be skipped."""
 
-    start = 0
+    first_sample = 0
+
+    def resume(self, epoch: int, first_sample: int) -> None:
+        """Iterate over this epoch from this sample on."""
+        self.set_epoch(epoch)
+        self.first_sample = first_sample
 
     def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
-        return iter(list(super().__iter__())[start:])
+        return itertools.islice(super().__iter__(), self.first_sample, None)
+
+
+def make_loader(
+    args: argparse.Namespace, accelerator: Accelerator, dataset: PosePairDataset | StreamedPosePairs
+) -> DataLoader:
+    """Not to be prepared by accelerate: the shares of the processes and the place to go on from are settled here."""
+    sampler = None
+    if isinstance(dataset, PosePairDataset):
+        sampler = ResumableSampler(
+            dataset, accelerator.num_processes, accelerator.process_index, seed=args.seed, drop_last=True
+        )
+    return DataLoader(
+        dataset,
+        batch_size=args.train_batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=collate_pose_pairs,
+        worker_init_fn=init_worker,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def count_batches(loader: DataLoader) -> int:
+    if isinstance(loader.dataset, StreamedPosePairs):
+        return loader.dataset.num_batches(loader.batch_size, loader.num_workers)
+    return len(loader)
+
+
+def begin_epoch(loader: DataLoader, epoch: int, first_batch: int) -> None:
+    if isinstance(loader.dataset, StreamedPosePairs):
+        loader.dataset.resume(epoch, first_batch, loader.batch_size)
+    else:
+        loader.dataset.set_epoch(epoch)
+        loader.sampler.resume(epoch, first_batch * loader.batch_size)
 
 
 def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae: AutoencoderKL, pairs: list, size: tuple):
@@ -307,13 +375,17 @@ def training_loss(
     if args.timestep_sampling == "cubic":
         timesteps = cubic_timesteps(random.timestep_uniform, num_timesteps)
     else:
-        timesteps = (random.timestep_uniform * num_timesteps).long()
+        timesteps = uniform_timesteps(random.timestep_uniform, num_timesteps)
     noisy_latents = noise_scheduler.add_noise(doubled.latents, random.noise, timesteps)
     drop_mask = random.drop_uniform < args.condition_dropout_prob
 
     prediction = model(batch["source_image"], doubled.pose_map, noisy_latents, timesteps, drop_mask)
     target = prediction_target(noise_scheduler, doubled.latents, random.noise, timesteps)
-    weights = None if args.snr_gamma is None else min_snr_weights(noise_scheduler, timesteps, args.snr_gamma)
+    weights = None
+    if args.snr_gamma is not None:
+        weights = min_snr_weights(
+            noise_scheduler.alphas_cumprod, timesteps, args.snr_gamma, noise_scheduler.config.prediction_type
+        )
     return cfld_loss(
         prediction,
         target,
@@ -341,8 +413,7 @@ def averaged_weights(ema: EMAModel | None, parameters: list[torch.nn.Parameter])
 def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline: CFLDPipeline, pairs: list, step: int):
     """A grid with one row per pair: source, pose, result, truth; and the results' mean PSNR."""
     pipeline.set_progress_bar_config(disable=True)
-    factor = pipeline.vae_scale_factor
-    height, width = (side * factor for side in pipeline._sample_size())
+    height, width = pipeline.target_size
     rows, psnr = [], []
     for number, pair in enumerate(pairs):
         source, target = (PIL.Image.open(path).convert("RGB") for path in (pair.source, pair.target))
@@ -354,8 +425,7 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
                 guidance_scale=args.validation_guidance_scale,
                 generator=torch.Generator().manual_seed(args.seed + number),
             ).images[0]
-        pose = pipeline.pose_processor.preprocess(pair.target_keypoints)[0, :3].permute(1, 2, 0).numpy()
-        pictures = (source, PIL.Image.fromarray((pose * 255).astype(np.uint8)), result, target)
+        pictures = (source, *pipeline.pose_processor.to_pil(pair.target_keypoints), result, target)
         arrays = [np.asarray(picture.resize((width, height), PIL.Image.Resampling.BICUBIC)) for picture in pictures]
         psnr.append(-10 * math.log10(max(((arrays[2] / 255.0 - arrays[3] / 255.0) ** 2).mean(), 1e-10)))
         rows.append(np.concatenate(arrays, axis=1))
@@ -382,7 +452,8 @@ def save_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, 
     if accelerator.is_main_process:
         if ema is not None:
             names = trainable_parameters(module)
-            save_file(dict(zip(names, ema.shadow_params, strict=True)), partial / "ema.safetensors")
+            averages = (tensor.contiguous() for tensor in ema.shadow_params)
+            save_file(dict(zip(names, averages, strict=True)), partial / "ema.safetensors")
         state = {"step": step, "ema_step": None if ema is None else ema.optimization_step}
         (partial / "trainer_state.json").write_text(json.dumps(state))
         shutil.rmtree(final, ignore_errors=True)
@@ -438,6 +509,75 @@ def use_lean_checkpoints(accelerator: Accelerator, module: CFLDTrainingModule) -
     accelerator.register_load_state_pre_hook(load)
 
 
+def make_module(args: argparse.Namespace, components: dict[str, Any]) -> CFLDTrainingModule:
+    """Everything that trains, with gradients only where asked for."""
+    module = CFLDTrainingModule(
+        **{name: components[name] for name in PARTS}, dropped_conditions=args.dropped_conditions
+    )
+    module.train()
+    module.set_trainable(unet="none" if args.unet_lora_rank else args.train_unet)
+    for name in args.freeze:
+        module.parts[name].requires_grad_(False)
+    if args.unet_lora_rank:
+        add_lora(module, args.unet_lora_rank, args.unet_lora_alpha)
+    check_trainable_dtype(module)
+    if args.gradient_checkpointing:
+        module.enable_gradient_checkpointing()
+    if args.channels_last:
+        module.to(memory_format=torch.channels_last)
+    return module
+
+
+def make_optimizer(
+    args: argparse.Namespace, module: CFLDTrainingModule, total_batch_size: int
+) -> torch.optim.Optimizer:
+    learning_rate = args.learning_rate * (total_batch_size if args.scale_lr else 1)
+    optimizer_class = torch.optim.AdamW
+    if args.use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit as optimizer_class
+        except ImportError:
+            raise SystemExit("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes.") from None
+    return optimizer_class(
+        parameter_groups(module.parts, learning_rate, parse_multipliers(args.learning_rate_multiplier)),
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+
+
+def make_lr_scheduler(
+    args: argparse.Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: int, max_train_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if args.lr_scheduler != "cfld":
+        return get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=max_train_steps,
+        )
+    factor_of_step = learning_rate_lambda(
+        steps_per_epoch,
+        num_warmup_steps=args.lr_warmup_steps,
+        warmup_start_factor=args.lr_warmup_start_factor,
+        decay_epochs=args.lr_decay_epochs,
+        decay_factor=args.lr_decay_factor,
+    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor_of_step)
+
+
+def stop_at_nan(
+    args: argparse.Namespace, accelerator: Accelerator, module, ema: EMAModel | None, step: int, what: str
+):
+    """Leave a checkpoint, unless the weights are broken, and end the run."""
+    if all(torch.isfinite(parameter).all() for parameter in trainable_parameters(module).values()):
+        checkpoint = save_checkpoint(args, accelerator, module, ema, step)
+        raise SystemExit(f"{what} after {step} steps; the weights that gave it are in {checkpoint}.")
+    good = list_checkpoints(Path(args.output_dir))
+    where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+    raise SystemExit(f"{what} after {step} steps, and the weights are not finite either; {where}.")
+
+
 def main(args: argparse.Namespace) -> None:
     output = Path(args.output_dir)
     accelerator = Accelerator(
@@ -451,6 +591,12 @@ def main(args: argparse.Namespace) -> None:
         project_config=ProjectConfiguration(str(output), str(output / args.logging_dir)),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+    is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if is_sharded and (args.use_ema or args.validation_steps or args.unet_lora_rank):
+        raise SystemExit(
+            "With FSDP and DeepSpeed no process has all weights in float32: leave out --use_ema, --validation_steps "
+            "and --unet_lora_rank, or train with DDP."
+        )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     set_seed(args.seed)
     if args.allow_tf32:
@@ -459,124 +605,89 @@ def main(args: argparse.Namespace) -> None:
         output.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
 
+    # 1. Models
     components = load_components(args)
     vae, noise_scheduler = components["vae"], components["scheduler"]
-    module = CFLDTrainingModule(
-        **{name: components[name] for name in PARTS}, dropped_conditions=args.dropped_conditions
-    )
-    module.train()
-    module.set_trainable(unet="none" if args.unet_lora_rank else args.train_unet)
-    for name in args.freeze:
-        module.parts[name].requires_grad_(False)
-    if args.unet_lora_rank:
-        add_lora(module, args.unet_lora_rank, args.unet_lora_alpha)
-    check_trainable_dtype(module)
-    if args.gradient_checkpointing:
-        module.enable_gradient_checkpointing()
+    module = make_module(args, components)
     weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     vae.requires_grad_(False).to(accelerator.device, weight_dtype)
-
     pipeline = CFLDPipeline(**components)
-    factor = pipeline.vae_scale_factor
-    image_size = tuple(side * factor for side in pipeline._sample_size())
+
+    # 2. Data
+    image_size, pose = pipeline.target_size, pipeline.pose_processor.config
+    sizes = {
+        "source_size": module.source_encoder.image_size,
+        "image_size": image_size,
+        "pose_size": (pose.height, pose.width),
+    }
     report = SkipReport()
-    pairs = load_pairs(args.train_data_dir, args.dataset_format, report=report)[: args.max_train_samples]
-    validation_pairs = load_pairs(args.validation_data_dir) if args.validation_data_dir else pairs
+    cache, validation_pairs = None, []
+    if args.dataset_format == "shards":
+        dataset = StreamedPosePairs(
+            args.train_data_dir,
+            **sizes,
+            flip_source_prob=args.flip_source_prob,
+            seed=args.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        num_pairs = dataset.num_pairs
+    else:
+        pairs = load_pairs(args.train_data_dir, args.dataset_format, report=report)[: args.max_train_samples]
+        validation_pairs = pairs
+        if args.cache_latents:
+            cache, pairs = cache_latents(args, accelerator, vae, pairs, image_size)
+        dataset = PosePairDataset(
+            pairs,
+            **sizes,
+            flip_source_prob=args.flip_source_prob,
+            load_pixel_values=cache is None,
+            seed=args.seed,
+        )
+        num_pairs = len(pairs)
+    if args.validation_data_dir:
+        validation_pairs = load_pairs(args.validation_data_dir)
     stride = max(1, len(validation_pairs) // max(1, args.num_validation_pairs))
     validation_pairs = validation_pairs[::stride][: args.num_validation_pairs]
-    cache = None
-    if args.cache_latents:
-        cache, pairs = cache_latents(args, accelerator, vae, pairs, image_size)
-    dataset = PosePairDataset(
-        pairs,
-        source_size=module.source_encoder.image_size,
-        image_size=image_size,
-        pose_size=pipeline._trained_pose_size(),
-        flip_source_prob=args.flip_source_prob,
-        load_pixel_values=cache is None,
-        seed=args.seed,
-    )
-    sampler = ResumableSampler(
-        dataset, accelerator.num_processes, accelerator.process_index, seed=args.seed, drop_last=True
-    )
-    loader = DataLoader(
-        dataset,
-        batch_size=args.train_batch_size,
-        sampler=sampler,
-        drop_last=True,
-        num_workers=args.dataloader_num_workers,
-        collate_fn=collate_pose_pairs,
-        worker_init_fn=init_worker,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    batches_per_epoch = len(loader)
-    total_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    loader = make_loader(args, accelerator, dataset)
+    batches_per_epoch = count_batches(loader)
     if not batches_per_epoch:
         raise SystemExit(
-            f"A batch takes {args.train_batch_size * accelerator.num_processes} pairs, but there are {len(pairs)}: "
-            "lower --train_batch_size."
-        )
-    steps_per_epoch = max(1, batches_per_epoch // args.gradient_accumulation_steps)
-    max_train_steps = (
-        args.max_train_steps or args.num_train_epochs * batches_per_epoch // args.gradient_accumulation_steps
-    )
-
-    learning_rate = args.learning_rate * (total_batch_size if args.scale_lr else 1)
-    groups = parameter_groups(module.parts, learning_rate, parse_multipliers(args.learning_rate_multiplier))
-    optimizer_class = torch.optim.AdamW
-    if args.use_8bit_adam:
-        try:
-            from bitsandbytes.optim import AdamW8bit as optimizer_class
-        except ImportError:
-            raise SystemExit("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes.") from None
-    optimizer = optimizer_class(
-        groups,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
-    )
-    if args.lr_scheduler == "cfld":
-        factor_of_step = learning_rate_lambda(
-            steps_per_epoch,
-            num_warmup_steps=args.lr_warmup_steps,
-            warmup_start_factor=args.lr_warmup_start_factor,
-            decay_epochs=args.lr_decay_epochs,
-            decay_factor=args.lr_decay_factor,
-        )
-        lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor_of_step)
-    else:
-        lr_scheduler = get_scheduler(
-            args.lr_scheduler,
-            optimizer,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_training_steps=max_train_steps,
+            f"{args.train_batch_size * accelerator.num_processes} pairs make a batch of all processes, but there are "
+            f"{num_pairs}: lower --train_batch_size."
         )
 
+    # 3. Optimizer
+    accumulation = args.gradient_accumulation_steps
+    total_batch_size = args.train_batch_size * accelerator.num_processes * accumulation
+    max_train_steps = args.max_train_steps or args.num_train_epochs * batches_per_epoch // accumulation
+    optimizer = make_optimizer(args, module, total_batch_size)
+    lr_scheduler = make_lr_scheduler(args, optimizer, max(1, batches_per_epoch // accumulation), max_train_steps)
+
+    # 4. Processes and checkpoints
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
     model, optimizer = accelerator.prepare(module, optimizer)
     # Not prepared, because it would step once per process; it has to be in the checkpoints all the same.
-    accelerator.register_for_checkpointing(lr_scheduler)
-    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    accelerator.register_for_checkpointing(lr_scheduler, report)
+    if not is_sharded:
         use_lean_checkpoints(accelerator, module)
     trained = list(trainable_parameters(module).values())
     ema = EMAModel(trained, decay=args.ema_decay, foreach=True) if args.use_ema else None
     accelerator.init_trackers(args.tracker_project_name, config={k: str(v) for k, v in vars(args).items()})
-
     step = load_checkpoint(args, accelerator, module, ema) if args.resume_from_checkpoint else 0
-    micro_steps = step * args.gradient_accumulation_steps
-    logger.info("%d pairs, %d of them in an optimizer step, %d steps.", len(pairs), total_batch_size, max_train_steps)
+    logger.info("%d pairs, %d of them in an optimizer step, %d steps.", num_pairs, total_batch_size, max_train_steps)
     logger.info("%.1f M weights train.", sum(p.numel() for p in trained) / 1e6)
 
+    # 5. Training
     progress = tqdm(
         total=max_train_steps, initial=step, disable=not accelerator.is_local_main_process, desc="Training"
     )
-    epoch, first_batch = divmod(micro_steps, batches_per_epoch)
-    sampler.start = first_batch * args.train_batch_size
+    micro_steps = step * accumulation
     with module.training_attention():
         while step < max_train_steps:
-            dataset.set_epoch(epoch)
-            sampler.set_epoch(epoch)
+            epoch, first_batch = divmod(micro_steps, batches_per_epoch)
+            begin_epoch(loader, epoch, first_batch)
             mean_loss = torch.zeros((), device=accelerator.device)
             for batch in loader:
                 report.update(batch.pop("skipped"))
@@ -592,12 +703,9 @@ def main(args: argparse.Namespace) -> None:
                     moments = moments.to(accelerator.device)
                 with accelerator.accumulate(model):
                     loss = training_loss(args, model, vae, noise_scheduler, batch, moments, epoch)
-                    finite = accelerator.reduce(torch.isfinite(loss.detach()).float(), reduction="mean").item() == 1
-                    if not finite:
-                        folder = save_checkpoint(args, accelerator, module, ema, step)
-                        raise SystemExit(
-                            f"The loss is {loss.item()} after {step} steps: the state before is {folder}."
-                        )
+                    mean_of_processes = accelerator.reduce(loss.detach(), reduction="mean").item()
+                    if not math.isfinite(mean_of_processes):
+                        stop_at_nan(args, accelerator, module, ema, step, f"The loss is {mean_of_processes}")
                     accelerator.backward(loss)
                     if accelerator.sync_gradients and args.max_grad_norm is not None:
                         accelerator.clip_grad_norm_(trained, args.max_grad_norm)
@@ -606,17 +714,14 @@ def main(args: argparse.Namespace) -> None:
                         lr_scheduler.step()
                     optimizer.zero_grad()
                 micro_steps += 1
-                mean_loss += loss.detach() / args.gradient_accumulation_steps
+                mean_loss += mean_of_processes / accumulation
                 if not accelerator.sync_gradients:
                     continue
 
                 step += 1
                 if ema is not None:
                     ema.step(trained)
-                logs = {
-                    "loss": accelerator.reduce(mean_loss, reduction="mean").item(),
-                    "lr": lr_scheduler.get_last_lr()[0],
-                }
+                logs = {"loss": mean_loss.item(), "lr": lr_scheduler.get_last_lr()[0]}
                 mean_loss.zero_()
                 progress.update()
                 progress.set_postfix(loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.2e}")
@@ -630,32 +735,100 @@ def main(args: argparse.Namespace) -> None:
                             log_validation(args, accelerator, pipeline, validation_pairs, step)
                         module.train()
                     accelerator.wait_for_everyone()
-                if step >= max_train_steps:
+                if step == max_train_steps:
                     break
-            epoch += 1
-
     progress.close()
+
+    # 6. Results
+    for state in gather_object([report.state_dict()])[1:]:
+        report.merge(state)
     if len(report):
         logger.info(report.summary())
-    accelerator.wait_for_everyone()
+    if is_sharded:
+        weights = accelerator.get_state_dict(model)
+        components = load_components(args)
+        pipeline = CFLDPipeline(**components)
+        if accelerator.is_main_process:
+            make_module(args, components).load_state_dict(weights)
     if accelerator.is_main_process:
         module.eval()
         with averaged_weights(ema, trained):
-            save_pipeline(args, pipeline)
+            save_pipeline(args, pipeline, num_pairs, total_batch_size, step)
     accelerator.end_training()
 
 
-def save_pipeline(args: argparse.Namespace, pipeline: CFLDPipeline) -> None:
-    """The final pipeline, and with --unet_lora_rank the LoRA beside it."""
+def make_model_card(args: argparse.Namespace, num_pairs: int, total_batch_size: int, num_steps: int) -> ModelCard:
+    """What the weights are and how they were made: facts alone, and room for what only their maker knows."""
+    base = args.pretrained_model_name_or_path
+    data = ModelCardData(
+        base_model=None if os.path.isdir(base) else base,
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        tags=["diffusers", "diffusers-cfld", "diffusers-training", "pose-transfer"],
+    )
+    location = args.hub_model_id or Path(args.output_dir).name
+    data_name, lora = Path(args.train_data_dir).name, ""
+    if args.unet_lora_rank:
+        lora = (
+            f"`pytorch_lora_weights.safetensors` (rank {args.unet_lora_rank}) belongs to it: `pipe.load_lora_weights`."
+        )
+    options = {name: value for name, value in sorted(vars(args).items()) if name != "hub_token"}
+    rows = "\n".join(f"| `{name}` | `{value}` |" for name, value in options.items())
+    return ModelCard(
+        f"""---
+{data.to_yaml()}
+---
+
+# {location}: pose-guided person image synthesis
+
+[CFLD](https://arxiv.org/abs/2402.18078), trained from `{base}` on {num_pairs:,} pairs of `{data_name}`:
+{num_steps:,} steps of {total_batch_size} pairs, with `train_cfld.py` of `diffusers-cfld` {__version__}. {lora}
+
+```python
+from diffusers_cfld import CFLDPipeline
+
+pipe = CFLDPipeline.from_pretrained("{location}")
+image = pipe(image=photo, pose=keypoints).images[0]
+```
+
+## Intended use, limits, evaluation
+
+Not written yet: say what the data shows and may be used for, and what was measured. A result shows a person's likeness
+doing what they did not do: get the consent of whoever is in the photo and say that the image is synthetic.
+
+## Options of the training
+
+| option | value |
+|---|---|
+{rows}
+"""
+    )
+
+
+def save_pipeline(
+    args: argparse.Namespace, pipeline: CFLDPipeline, num_pairs: int, total_batch_size: int, num_steps: int
+) -> None:
+    """The final pipeline with its card, and with --unet_lora_rank the LoRA beside it."""
     output = Path(args.output_dir)
+    if args.channels_last:
+        for name in PARTS:
+            getattr(pipeline, name).to(memory_format=torch.contiguous_format)
     if args.unet_lora_rank:
         from peft.utils import get_peft_model_state_dict
 
         CFLDPipeline.save_lora_weights(output, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
-        pipeline.unet.delete_adapters("default")
+        pipeline.unload_lora_weights()
     pipeline.save_pretrained(output)
+    make_model_card(args, num_pairs, total_batch_size, num_steps).save(output / "README.md")
     if args.push_to_hub:
-        pipeline.push_to_hub(args.hub_model_id or output.name, token=args.hub_token)
+        repo_id = create_repo(args.hub_model_id or output.name, token=args.hub_token, exist_ok=True).repo_id
+        upload_folder(
+            repo_id=repo_id,
+            folder_path=output,
+            commit_message=f"After {num_steps} steps",
+            ignore_patterns=["checkpoint*", "latents/*", f"{args.logging_dir}/*"],
+            token=args.hub_token,
+        )
     logger.info("Saved %s.", output)
 
 

@@ -2,7 +2,12 @@ import pytest
 import torch
 from testing_utils import load_reference
 
-from diffusers_cfld.training import cubic_timesteps, sample_timesteps_cubic, sample_timesteps_uniform
+from diffusers_cfld.training import (
+    cubic_timesteps,
+    sample_timesteps_cubic,
+    sample_timesteps_uniform,
+    uniform_timesteps,
+)
 
 SAMPLERS = [sample_timesteps_cubic, sample_timesteps_uniform]
 
@@ -20,6 +25,11 @@ def test_cubic_timesteps_favour_high_noise():
     # E[1 - u^3] = 3/4 and the median is 1 - 1/8; flooring takes off half a step.
     assert timesteps.mean() == pytest.approx(749.5, abs=5)
     assert timesteps.median() == pytest.approx(875, abs=5)
+
+
+def test_uniform_timesteps_stay_in_range():
+    timesteps = uniform_timesteps(torch.tensor([0.0, 0.0999, 0.1, 0.9999, 1.0]), 10)
+    assert timesteps.tolist() == [0, 0, 1, 9, 9]
 
 
 def test_uniform_timesteps_are_uniform():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from .convert import add_convert_parser
+from .demo import add_demo_parser
 from .generate import add_generate_parser
 
 EXIT_ERROR = 1
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_demo_parser(subparsers)
     add_generate_parser(subparsers)
     add_convert_parser(subparsers)
     return parser

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .running import best_device, check_picture_name, save_image, seeded_generators
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -128,12 +130,12 @@ def run(args: argparse.Namespace) -> int:
             pose_guidance_scale=args.pose_guidance_scale,
             appearance_guidance_scale=args.appearance_guidance_scale,
             num_images_per_prompt=args.num_images,
-            generator=_generators(args.seed, pairs.start * args.num_images, len(paths)),
+            generator=seeded_generators(args.seed, pairs.start * args.num_images, len(paths)),
             output_size=tuple(args.output_size) if args.output_size else None,
             return_dict=False,
         )
         for image, path in zip(pictures, paths, strict=True):
-            _save_image(image, path)
+            save_image(image, path)
             logger.info("%s", path)
     return 0
 
@@ -149,11 +151,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed must be at least 0 and below 2**63, got {args.seed}.")
-    import PIL.Image
-
-    format_name = PIL.Image.registered_extensions().get(Path(args.output).suffix.lower())
-    if format_name not in PIL.Image.SAVE:
-        raise ValueError(f"--output must end like a picture, e.g. .png or .jpg, got {args.output!r}.")
+    check_picture_name(args.output)
 
 
 def _open_image(path: str) -> PIL.Image.Image:
@@ -183,7 +181,7 @@ def _load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
 
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
-    device = args.device or _best_device()
+    device = args.device or best_device()
     dtype = getattr(torch, args.dtype) if args.dtype else _default_dtype(device)
     scheduler = None
     if args.scheduler:
@@ -217,30 +215,7 @@ def _load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
     return pipe
 
 
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def _default_dtype(device: str) -> torch.dtype:
     import torch
 
     return torch.float32 if device.startswith("cpu") else torch.float16
-
-
-def _generators(seed: int | None, first: int, count: int) -> Any:
-    import torch
-
-    if seed is None:
-        return None
-    return [torch.Generator().manual_seed(seed + first + i) for i in range(count)]
-
-
-def _save_image(image: PIL.Image.Image, path: Path) -> None:
-    # Written beside and renamed, so that a killed run leaves no half picture.
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    image.save(partial)
-    partial.replace(path)

@@ -16,12 +16,14 @@ from .pose_pairs import PosePairDataset as PosePairDataset
 from .pose_pairs import collate_pose_pairs as collate_pose_pairs
 from .pose_pairs import init_worker as init_worker
 from .pose_pairs import unique_images as unique_images
+from .shards import SHARD_INDEX as SHARD_INDEX
 from .shards import write_shards as write_shards
 from .skip_report import SkipReport as SkipReport
 from .skip_report import UnreadableDataError as UnreadableDataError
 from .streamed_pairs import StreamedPosePairs as StreamedPosePairs
 
 __all__ = [
+    "SHARD_INDEX",
     "PairTransform",
     "PictureDataset",
     "PosePair",

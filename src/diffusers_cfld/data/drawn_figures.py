@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from ..file_writing import write_file
 from ..keypoints import Keypoints
 from .drawn_people import DrawnIdentity, DrawnPose
 from .figure_brush import Picture
@@ -213,14 +214,14 @@ class DrawnFigures:
                 stance = self.pose(identity, pose)
                 name = f"{_IMAGE_FOLDER}/{self._number(identity):06d}_{pose:02d}.png"
                 if not (folder / name).exists():
-                    _write(folder / name, _encode(draw_figure(person, stance, self.size)[0]))
+                    write_file(folder / name, _encode(draw_figure(person, stance, self.size)[0]))
                 pictures.append((name, _keypoints_to_dict(figure_keypoints(person, stance, self.size))))
             for source_name, source in pictures:
                 for target_name, target in pictures:
                     if target_name != source_name:
                         line = {"source": source_name, "target": target_name}
                         lines.append(json.dumps({**line, "source_keypoints": source, "target_keypoints": target}))
-        _write(folder / _PAIRS_FILE, ("\n".join(lines) + "\n").encode())
+        write_file(folder / _PAIRS_FILE, ("\n".join(lines) + "\n").encode())
         return folder / _PAIRS_FILE
 
     def _number(self, identity: int) -> int:
@@ -249,7 +250,7 @@ class DrawnFigures:
         elif (folder / _PAIRS_FILE).exists():
             raise ValueError(f"{str(folder)!r} holds a {_PAIRS_FILE} that was not written here: use another folder.")
         else:
-            _write(file, json.dumps(settings, indent=2).encode() + b"\n")
+            write_file(file, json.dumps(settings, indent=2).encode() + b"\n")
 
     def __repr__(self) -> str:
         return (
@@ -270,13 +271,6 @@ def _encode(picture: Picture) -> bytes:
     if not done:
         raise RuntimeError("OpenCV could not encode a PNG file.")
     return bytes(data)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file that is there completely or not at all."""
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_bytes(content)
-    os.replace(partial, file)
 
 
 def _check_count(value: object, name: str, least: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from ..keypoints import Keypoints
 from .pair_csv import finish_reading, load_csv_pairs
 from .pair_transform import PosePair
+from .shards import SHARD_INDEX
 from .skip_report import SkipReport
 
 __all__ = [
@@ -37,7 +38,6 @@ MARKET1501_FRAME = (128, 64)
 _MARKET1501_PREFIXES = ("market",)
 _SPLITS = ("train", "test")
 _PAIRS_FILE = "pairs.jsonl"
-_SHARD_INDEX = "shards.json"
 
 
 def load_deepfashion_pairs(
@@ -59,10 +59,8 @@ def load_deepfashion_pairs(
         OSError: A file or folder does not exist or cannot be read.
         ValueError: `split` is unknown, a file has not the expected form, or no pair can be used.
     """
-    folder = _check_root(root, split)
-    files = [find_csv(folder, DEEPFASHION_PREFIXES, kind, split) for kind in ("pairs", "annotation")]
-    images = [folder / f"{split}_highres", folder / split]
-    return load_csv_pairs(files[0], files[1], images, DEEPFASHION_FRAME, report)
+    folders = (f"{split}_highres", split)
+    return _load_csv_pairs(root, split, DEEPFASHION_PREFIXES, folders, DEEPFASHION_FRAME, report)
 
 
 def load_market1501_pairs(
@@ -83,10 +81,8 @@ def load_market1501_pairs(
         OSError: A file or folder does not exist or cannot be read.
         ValueError: `split` is unknown, a file has not the expected form, or no pair can be used.
     """
-    folder = _check_root(root, split)
-    files = [find_csv(folder, _MARKET1501_PREFIXES, kind, split) for kind in ("pairs", "annotation")]
-    images = [folder / split, folder / f"bounding_box_{split}"]
-    return load_csv_pairs(files[0], files[1], images, MARKET1501_FRAME, report)
+    folders = (split, f"bounding_box_{split}")
+    return _load_csv_pairs(root, split, _MARKET1501_PREFIXES, folders, MARKET1501_FRAME, report)
 
 
 def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None = None) -> list[PosePair]:
@@ -196,6 +192,19 @@ def find_csv(folder: Path, prefixes: tuple[str, ...], kind: str, split: str) -> 
     )
 
 
+def _load_csv_pairs(
+    root: str | os.PathLike[str],
+    split: str,
+    prefixes: tuple[str, ...],
+    image_folders: tuple[str, ...],
+    frame: tuple[int, int],
+    report: SkipReport | None,
+) -> list[PosePair]:
+    folder = _check_root(root, split)
+    pairs, annotation = (find_csv(folder, prefixes, kind, split) for kind in ("pairs", "annotation"))
+    return load_csv_pairs(pairs, annotation, [folder / name for name in image_folders], frame, report)
+
+
 def _recognise(folder: Path, split: str | None) -> str:
     if (folder / (split or "") / _PAIRS_FILE).is_file():
         return "folder"
@@ -203,7 +212,7 @@ def _recognise(folder: Path, split: str | None) -> str:
         for prefix in prefixes:
             if any((folder / f"{prefix}-pairs-{part}.csv").is_file() for part in _SPLITS):
                 return name
-    if (folder / _SHARD_INDEX).is_file():
+    if (folder / SHARD_INDEX).is_file():
         raise ValueError(f"'{folder}' holds shards, which are not read as a list: open it with `StreamedPosePairs`.")
     raise ValueError(
         f"'{folder}' is no known data set: expected '{_PAIRS_FILE}', 'fasion-resize-pairs-train.csv' or "

@@ -20,7 +20,7 @@ from typing import Any
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .file_writing import write_file
+from ..file_writing import write_file
 from .pair_csv import read_names, read_pair_list
 from .pair_readers import DEEPFASHION_PREFIXES, find_csv, load_deepfashion_pairs
 from .pair_transform import UnreadableImageError, decode_picture, read_bytes

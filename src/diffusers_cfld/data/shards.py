@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ..file_writing import write_file
 from ..keypoints import Keypoints
-from .file_writing import write_file
 from .pair_transform import PosePair, UnreadableImageError, decode_picture, read_bytes
 from .skip_report import MAX_TRIES, SkipReport, UnreadableDataError
 

@@ -121,6 +121,12 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         return as_pair(self.unet.config.sample_size)
 
     @property
+    def target_size(self) -> tuple[int, int]:
+        """Height and width of pictures that are made without `height` and `width`: those of the training, pixels."""
+        height, width = self._sample_size()
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @property
     def guidance_scale(self) -> float:
         """The scale of both guidances where neither is set on its own."""
         return self._guidance_scale
@@ -174,7 +180,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             if self.source_encoder is not None:
                 facts["source_size"] = self.source_encoder.image_size
             if self.unet is not None:
-                facts["target_size"] = tuple(side * self.vae_scale_factor for side in self._sample_size())
+                facts["target_size"] = self.target_size
             if self.prompt_decoder is not None:
                 facts["num_queries"] = self.prompt_decoder.config.num_queries
             write_model_card(working_dir, location=repo_id, **facts)
@@ -492,9 +498,9 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         # 0. Defaults
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        sample_height, sample_width = self._sample_size()
-        height = sample_height * self.vae_scale_factor if height is None else height
-        width = sample_width * self.vae_scale_factor if width is None else width
+        default_height, default_width = self.target_size
+        height = default_height if height is None else height
+        width = default_width if width is None else width
 
         # 1. Check inputs
         self.check_inputs(

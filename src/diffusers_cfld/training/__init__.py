@@ -26,6 +26,7 @@ from .parameter_groups import trainable_parameters as trainable_parameters
 from .timestep_sampling import cubic_timesteps as cubic_timesteps
 from .timestep_sampling import sample_timesteps_cubic as sample_timesteps_cubic
 from .timestep_sampling import sample_timesteps_uniform as sample_timesteps_uniform
+from .timestep_sampling import uniform_timesteps as uniform_timesteps
 from .training_module import CFLDTrainingModule as CFLDTrainingModule
 
 __all__ = [
@@ -56,4 +57,5 @@ __all__ = [
     "scaled_learning_rate",
     "set_unet_trainable",
     "trainable_parameters",
+    "uniform_timesteps",
 ]

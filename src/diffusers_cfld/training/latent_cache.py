@@ -18,6 +18,8 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from ..file_writing import write_file
+
 _MOMENTS_FILE, _STATE_FILE = "moments.npy", "moments.json"
 
 
@@ -80,9 +82,11 @@ class LatentCache:
         self.unreadable: list[str] = []
         self._claim(key)
         self._key = key
-        mode = "r+" if (self.folder / _MOMENTS_FILE).exists() else "w+"
-        self._moments: np.memmap[Any, np.dtype[np.float32]] = np.lib.format.open_memmap(
-            self.folder / _MOMENTS_FILE, mode=mode, dtype=np.float32, shape=shape if mode == "w+" else None
+        file = self.folder / _MOMENTS_FILE
+        self._moments: np.memmap[Any, np.dtype[np.float32]] = (
+            np.lib.format.open_memmap(file, mode="r+")
+            if file.exists()
+            else np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
         )
 
     def __len__(self) -> int:
@@ -125,16 +129,15 @@ class LatentCache:
             return
         found = json.loads(state.read_text())
         self.num_encoded, self.unreadable = found.pop("num_encoded"), found.pop("unreadable")
-        if found != key:
+        if found != key or not (self.folder / _MOMENTS_FILE).exists():
             raise ValueError(
-                f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE: "
-                "delete it or name another folder."
+                f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE, or "
+                "has lost a file: delete it or name another folder."
             )
 
     def _write_state(self) -> None:
-        partial = self.folder / f".{_STATE_FILE}.part"
-        partial.write_text(json.dumps({**self._key, "num_encoded": self.num_encoded, "unreadable": self.unreadable}))
-        os.replace(partial, self.folder / _STATE_FILE)
+        state = {**self._key, "num_encoded": self.num_encoded, "unreadable": self.unreadable}
+        write_file(self.folder / _STATE_FILE, json.dumps(state).encode())
 
 
 def _digest(names: Sequence[str]) -> str:

@@ -33,6 +33,23 @@ def cubic_timesteps(uniform: torch.Tensor, num_train_timesteps: int = 1000) -> t
     return timesteps.clamp(0, num_train_timesteps - 1)
 
 
+def uniform_timesteps(uniform: torch.Tensor, num_train_timesteps: int = 1000) -> torch.Tensor:
+    """Map uniform numbers to equally probable timesteps, as Stable Diffusion is trained. Not the paper's choice.
+
+    Args:
+        uniform: u, any shape, [0, 1].
+        num_train_timesteps: T, the scheduler's number of timesteps.
+
+    Returns:
+        int64 of the same shape and device, [0, T): min(floor(u T), T - 1).
+
+    Raises:
+        ValueError: `num_train_timesteps` is not positive.
+    """
+    _check_num_train_timesteps(num_train_timesteps)
+    return (uniform * num_train_timesteps).long().clamp(0, num_train_timesteps - 1)
+
+
 def sample_timesteps_cubic(
     batch_size: int,
     num_train_timesteps: int = 1000,
@@ -62,7 +79,7 @@ def sample_timesteps_uniform(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Draw one timestep per sample with equal probabilities, as Stable Diffusion is trained. Not the paper's choice.
+    """Draw one timestep per sample with equal probabilities, see [`uniform_timesteps`].
 
     Args:
         batch_size: B, number of samples.
@@ -76,9 +93,7 @@ def sample_timesteps_uniform(
     Raises:
         ValueError: `batch_size` or `num_train_timesteps` is not positive.
     """
-    _check_num_train_timesteps(num_train_timesteps)
-    timesteps = (sample_uniform(batch_size, generator, device) * num_train_timesteps).long()
-    return timesteps.clamp(0, num_train_timesteps - 1)
+    return uniform_timesteps(sample_uniform(batch_size, generator, device), num_train_timesteps)
 
 
 def _check_num_train_timesteps(num_train_timesteps: int) -> None:

@@ -1,0 +1,65 @@
+"""A small trained model that comes with the package, and drawn people to try it on.
+
+It knows the figures of [`diffusers_cfld.data.drawn_figures`] and nothing else: it is for first steps, examples and
+tests. `pipeline/README.md` beside this file is its model card.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from ..keypoints import Keypoints
+    from ..pipelines.pipeline_cfld import CFLDPipeline
+
+__all__ = ["SMALL_MODEL", "example_poses", "example_sources", "load_small_model"]
+
+_HERE = Path(__file__).parent
+
+SMALL_MODEL = _HERE / "pipeline"
+"""Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")` or `diffusers-cfld generate --model`."""
+
+
+def load_small_model(**kwargs: Any) -> CFLDPipeline:
+    """Load the model from the installed package; the network is not needed.
+
+    Args:
+        **kwargs: As `CFLDPipeline.from_pretrained`, e.g. `dtype`.
+
+    Returns:
+        A pipeline on the CPU that makes pictures of 128x96 pixels.
+    """
+    from ..pipelines.pipeline_cfld import CFLDPipeline
+
+    pipe: CFLDPipeline = CFLDPipeline.from_pretrained(
+        SMALL_MODEL, **{"variant": "fp16", "local_files_only": True, **kwargs}
+    )
+    return pipe
+
+
+def example_sources() -> list[PIL.Image.Image]:
+    """Open pictures of drawn people whom the model was not trained on.
+
+    Returns:
+        Pictures of 256x176 (height x width) pixels, RGB.
+    """
+    import PIL.Image
+
+    paths = sorted((_HERE / "examples").glob("source-*.png"))
+    return [PIL.Image.open(path).convert("RGB") for path in paths]
+
+
+def example_poses() -> list[Keypoints]:
+    """Read poses of drawn people whom the model was not trained on.
+
+    Returns:
+        Keypoints in a frame of 256x176 pixels.
+    """
+    from ..keypoints import Keypoints
+
+    entries = json.loads((_HERE / "examples" / "poses.json").read_text(encoding="utf-8"))
+    return [Keypoints.from_any(entry) for entry in entries]

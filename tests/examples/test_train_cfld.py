@@ -1,0 +1,412 @@
+"""The training example as its users run it: real data on disk, real files out, tiny models."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from diffusers import StableDiffusionPipeline
+from miniature_sets import NAMES, save_picture, write_lists
+from PIL import Image
+from safetensors.torch import load_file
+from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
+
+from diffusers_cfld import CFLDPipeline, SwinImageEncoder
+from diffusers_cfld.data import load_pairs, write_shards
+from diffusers_cfld.training import scaled_learning_rate
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "pose_transfer" / "train_cfld.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_cfld", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A pipeline to start from."""
+    folder = tmp_path_factory.mktemp("start")
+    CFLDPipeline(**tiny_components()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def steady_start(tmp_path_factory):
+    """Likewise, without stochastic depth, whose numbers are a process's and not a pair's."""
+    folder = tmp_path_factory.mktemp("steady")
+    components = tiny_components()
+    components["source_encoder"] = fill(
+        SwinImageEncoder(**SOURCE_ENCODER_CONFIG, drop_path_rate=0.0), "source_encoder"
+    )
+    CFLDPipeline(**components).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two pairs in DeepFashion's form."""
+    folder = tmp_path_factory.mktemp("deepfashion")
+    write_lists(folder, NAMES[:2])
+    for seed, name in enumerate(NAMES[:2]):
+        save_picture(folder / "train_highres" / name, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def more_data(tmp_path_factory):
+    """Six pairs."""
+    folder = tmp_path_factory.mktemp("deepfashion")
+    write_lists(folder)
+    for seed, name in enumerate(NAMES):
+        save_picture(folder / "train_highres" / name, seed)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def arguments(start, data, output, *others, batch=2, steps=1):
+    options = {
+        "pretrained_model_name_or_path": start,
+        "train_data_dir": data,
+        "output_dir": output,
+        "train_batch_size": batch,
+        "max_train_steps": steps,
+        "lr_warmup_steps": 0,
+        "learning_rate": 1e-3,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+    }
+    return [*(f"--{name}={value}" for name, value in options.items()), *map(str, others)]
+
+
+def train(script, *args, **kwargs):
+    script.main(script.parse_args(arguments(*args, **kwargs)))
+
+
+def trained_weights(checkpoint):
+    return load_file(checkpoint / "trained.safetensors")
+
+
+def assert_bit_equal(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Adam's step has the size of the rate however small the gradient: of a gradient of 0 it would show the sign of a rounding
+# error. So large an epsilon makes the step as large as the gradient.
+GRADIENT_SIZED_STEPS = ["--adam_epsilon=1e4", "--learning_rate=1e4"]
+
+
+def assert_moved_alike(start, one, other, tolerance=1e-4):
+    """Both runs moved each part's weights by the same, relative to what moved most in that part."""
+    before = CFLDPipeline.from_pretrained(start)
+    ends = [trained_weights(script_output) for script_output in (one, other)]
+    assert ends[0].keys() == ends[1].keys()
+    moves = [{}, {}]
+    for name in ends[0]:
+        part, _, rest = name.partition(".")
+        old = getattr(before, part).get_parameter(rest)
+        for move, end in zip(moves, ends, strict=True):
+            move.setdefault(part, []).append((end[name] - old).flatten())
+    for part in moves[0]:
+        first, second = (torch.cat(move[part]) for move in moves)
+        assert first.abs().max() > 1e-3, part
+        assert relative_error(second, first) < tolerance, part
+
+
+def sample(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        image=tiny_image(), pose=tiny_pose(), num_inference_steps=2, generator=torch.manual_seed(0), output_type="pt"
+    ).images
+
+
+def test_two_pairs_end_to_end(script, start, data, tmp_path):
+    output = tmp_path / "out"
+    options = ["--use_ema", "--ema_decay=0.5", "--checkpointing_steps=1", "--checkpoints_total_limit=2"]
+    options += ["--validation_steps=3", "--num_validation_pairs=2", "--validation_inference_steps=2"]
+    train(script, start, data, output, *options, steps=3)
+
+    assert [path.name for path in script.list_checkpoints(output)] == ["checkpoint-2", "checkpoint-3"]
+    with Image.open(output / "validation" / "step-0000003.png") as grid:
+        assert grid.size == (4 * 128, 2 * 128)
+    card = (output / "README.md").read_text()
+    assert "3 steps of 2 pairs" in card
+    assert "library_name: diffusers" in card
+
+    before, after = CFLDPipeline.from_pretrained(start), CFLDPipeline.from_pretrained(output)
+    raw = trained_weights(output / "checkpoint-3")
+    averages = load_file(output / "checkpoint-3" / "ema.safetensors")
+    assert raw.keys() == averages.keys()
+    biased = tuple(before.appearance_encoder.layer_names)
+    for part in (*script.PARTS, "vae"):
+        old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
+        for name, weight in new.items():
+            key = f"{part}.{name}"
+            is_kv = part == "unet" and name.startswith(biased) and (".to_k." in name or ".to_v." in name)
+            assert (key in raw) == (is_kv or (part not in ("unet", "vae") and weight.is_floating_point())), key
+            if key in raw:
+                # What is saved is the average.
+                assert torch.equal(weight, averages[key]), key
+            else:
+                assert torch.equal(weight, old[name]), key
+    moved = [name for name in raw if not torch.equal(raw[name], averages[name])]
+    assert len(moved) > 0.9 * len(raw)
+    assert not torch.equal(sample(before), sample(after))
+
+
+def test_the_defaults_are_the_papers(script, data, tmp_path):
+    args = script.parse_args(["--train_data_dir", str(data), "--output_dir", str(tmp_path)])
+    assert args.learning_rate * 224 == pytest.approx(scaled_learning_rate(224))
+    expected = {
+        "pretrained_model_name_or_path": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "source_encoder_name_or_path": "swin_base_patch4_window12_384.ms_in22k_ft_in1k",
+        "scale_lr": True,
+        "train_unet": "kv",
+        "unet_lora_rank": None,
+        "condition_dropout_prob": 0.2,
+        "dropped_conditions": "all",
+        "timestep_sampling": "cubic",
+        "num_train_epochs": 100,
+        "lr_scheduler": "cfld",
+        "lr_warmup_steps": 1000,
+        "lr_decay_epochs": [50],
+        "lr_decay_factor": 0.1,
+        "adam_weight_decay": 0.0,
+        "max_grad_norm": None,
+        "snr_gamma": None,
+        "use_ema": False,
+        "prediction_type": None,
+    }
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+def test_it_starts_from_a_stable_diffusion_folder(script, data, tmp_path, monkeypatch):
+    parts = tiny_components()
+    parts = {name: parts[name] for name in ("vae", "unet", "scheduler")}
+    others = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    StableDiffusionPipeline(**parts, **others, requires_safety_checker=False).save_pretrained(tmp_path / "sd")
+    # The one thing replaced: timm's name of the weights, which are on the Hub.
+    monkeypatch.setattr(
+        SwinImageEncoder, "from_timm", classmethod(lambda cls, *args, **kwargs: cls(**SOURCE_ENCODER_CONFIG))
+    )
+    train(script, tmp_path / "sd", data, tmp_path / "out")
+    assert sample(CFLDPipeline.from_pretrained(tmp_path / "out")).shape == (1, 3, 128, 128)
+
+
+def test_killed_and_resumed_is_bit_equal(script, start, more_data, tmp_path):
+    options = ["--checkpointing_steps=2", "--use_ema", "--lr_scheduler=cosine", "--max_grad_norm=1"]
+    train(script, start, more_data, tmp_path / "whole", *options, steps=6)
+
+    command = [sys.executable, str(SCRIPT)]
+    command += arguments(start, more_data, tmp_path / "killed", *options, "--resume_from_checkpoint=latest", steps=6)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "killed" / "checkpoint-2").exists():
+            assert process.poll() is None, "the run ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "killed" / "model_index.json").exists()
+    AcceleratorState._reset_state(True)
+    train(script, start, more_data, tmp_path / "killed", *options, "--resume_from_checkpoint=latest", steps=6)
+
+    for name in ("trained.safetensors", "ema.safetensors"):
+        one, other = (load_file(tmp_path / run / "checkpoint-6" / name) for run in ("whole", "killed"))
+        assert_bit_equal(one, other)
+    assert not (tmp_path / "killed" / "checkpoint.part").exists()
+
+
+def test_accumulation_2x1_equals_1x2(script, steady_start, data, tmp_path):
+    options = [*GRADIENT_SIZED_STEPS, "--condition_dropout_prob=0.5"]
+    train(script, steady_start, data, tmp_path / "1x2", *options, batch=2, steps=2)
+    AcceleratorState._reset_state(True)
+    options.append("--gradient_accumulation_steps=2")
+    train(script, steady_start, data, tmp_path / "2x1", *options, batch=1, steps=2)
+    assert_moved_alike(steady_start, tmp_path / "1x2" / "checkpoint-2", tmp_path / "2x1" / "checkpoint-2")
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(script, steady_start, more_data, tmp_path):
+    options = GRADIENT_SIZED_STEPS
+    train(script, steady_start, more_data, tmp_path / "one", *options, batch=2, steps=2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*command, str(SCRIPT)]
+    command += arguments(steady_start, more_data, tmp_path / "two", *options, batch=1, steps=2)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert_moved_alike(steady_start, tmp_path / "one" / "checkpoint-2", tmp_path / "two" / "checkpoint-2")
+    assert CFLDPipeline.from_pretrained(tmp_path / "two").components.keys() == tiny_components().keys()
+
+
+def test_lora_instead_of_keys_and_values(script, start, data, tmp_path):
+    output = tmp_path / "out"
+    train(script, start, data, output, "--unet_lora_rank=2", "--learning_rate=0.1", steps=2)
+    weights = trained_weights(output / "checkpoint-2")
+    lora = {name for name in weights if "lora" in name}
+    assert len(lora) == 9 * 2 * 2
+    assert all(name in lora for name in weights if name.startswith("unet."))
+
+    pipe = CFLDPipeline.from_pretrained(output)
+    unet = CFLDPipeline.from_pretrained(start).unet
+    assert_bit_equal(pipe.unet.state_dict(), unet.state_dict())
+    without = sample(pipe)
+    pipe.load_lora_weights(output)
+    loaded = {name: weight for name, weight in pipe.unet.named_parameters() if "lora" in name}
+    assert len(loaded) == len(lora)
+    for name, weight in loaded.items():
+        assert torch.equal(weight, weights[f"unet.{name.replace('default_0', 'default')}"])
+    assert not torch.equal(sample(pipe), without)
+
+
+def test_bfloat16_trains_float32_weights(script, start, data, tmp_path):
+    train(script, start, data, tmp_path / "out", "--mixed_precision=bf16", "--gradient_checkpointing")
+    weights = trained_weights(tmp_path / "out" / "checkpoint-1")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    assert CFLDPipeline.from_pretrained(tmp_path / "out").unet.dtype == torch.float32
+
+
+def test_cached_latents_change_nothing(script, start, data, tmp_path):
+    options = GRADIENT_SIZED_STEPS
+    train(script, start, data, tmp_path / "live", *options, steps=2)
+    AcceleratorState._reset_state(True)
+    train(script, start, data, tmp_path / "cached", *options, "--cache_latents", "--channels_last", steps=2)
+    assert_moved_alike(start, tmp_path / "live" / "checkpoint-2", tmp_path / "cached" / "checkpoint-2")
+    state = json.loads((tmp_path / "cached" / "latents" / "moments.json").read_text())
+    assert state["num_encoded"] == 2
+
+
+def test_shards_are_streamed_and_resumed(script, start, more_data, tmp_path):
+    write_shards(load_pairs(more_data), tmp_path / "shards", pairs_per_shard=2)
+    options = ["--checkpointing_steps=1"]
+    train(script, start, tmp_path / "shards", tmp_path / "whole", *options, steps=4)
+    for steps in (2, 4):
+        AcceleratorState._reset_state(True)
+        again = [*options, "--resume_from_checkpoint=latest"]
+        train(script, start, tmp_path / "shards", tmp_path / "parts", *again, steps=steps)
+    whole, parts = (trained_weights(tmp_path / run / "checkpoint-4") for run in ("whole", "parts"))
+    assert_bit_equal(whole, parts)
+
+
+def test_options_of_the_objective(script, start, data, tmp_path):
+    """Each of them changes what is learned."""
+    runs = {
+        "default": [],
+        "uniform": ["--timestep_sampling=uniform"],
+        "velocity": ["--prediction_type=v_prediction"],
+        "min-snr": ["--snr_gamma=5"],
+        "transfer": ["--reconstruction_loss_weight=0"],
+        "slower": ["--learning_rate_multiplier", "pose_adapter=0.1"],
+        "frozen": ["--freeze", "pose_adapter"],
+        "published-drop": ["--condition_dropout_prob=1", "--dropped_conditions=prompt"],
+    }
+    weights = {}
+    for name, options in runs.items():
+        AcceleratorState._reset_state(True)
+        train(script, start, data, tmp_path / name, *GRADIENT_SIZED_STEPS, *options)
+        weights[name] = CFLDPipeline.from_pretrained(tmp_path / name).pose_adapter.conv_in.weight
+    names = list(runs)
+    for index, one in enumerate(names):
+        for other in names[index + 1 :]:
+            assert not torch.equal(weights[one], weights[other]), (one, other)
+    assert torch.equal(weights["frozen"], CFLDPipeline.from_pretrained(start).pose_adapter.conv_in.weight)
+    scheduler = CFLDPipeline.from_pretrained(tmp_path / "velocity").scheduler
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(script, start, data, tmp_path):
+    options = ["--learning_rate=1e15", "--checkpointing_steps=100"]
+    with pytest.raises(SystemExit, match=r"The loss is (nan|inf) after \d steps; .* in .*checkpoint-\d\.") as error:
+        train(script, start, data, tmp_path / "out", *options, steps=8)
+    assert "\n" not in str(error.value)
+    (checkpoint,) = script.list_checkpoints(tmp_path / "out")
+    assert str(checkpoint) in str(error.value)
+    assert all(torch.isfinite(weight).all() for weight in trained_weights(checkpoint).values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(script, start, data, tmp_path):
+    pipe = CFLDPipeline.from_pretrained(start)
+    with torch.no_grad():
+        pipe.pose_adapter.conv_in.weight[0, 0] = torch.nan
+    pipe.save_pretrained(tmp_path / "broken")
+    with pytest.raises(SystemExit, match=r"The loss is nan after 0 steps, .* there is no checkpoint yet"):
+        train(script, tmp_path / "broken", data, tmp_path / "out")
+    assert not script.list_checkpoints(tmp_path / "out")
+
+
+def test_broken_pictures_are_named_and_survive_a_resume(script, start, more_data, tmp_path, caplog):
+    folder = tmp_path / "data"
+    write_lists(folder)
+    for seed, name in enumerate(NAMES[:-1]):
+        save_picture(folder / "train_highres" / name, seed)
+    (folder / "train_highres" / NAMES[-1]).write_bytes(b"no picture")
+    options = ["--checkpointing_steps=1", "--resume_from_checkpoint=latest"]
+    train(script, start, folder, tmp_path / "out", *options, steps=3)
+    AcceleratorState._reset_state(True)
+    caplog.clear()
+    train(script, start, folder, tmp_path / "out", *options, steps=3)
+    assert "1 file was skipped" in caplog.text
+    assert NAMES[-1] in caplog.text
+
+
+def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data, tmp_path, monkeypatch):
+    calls = []
+
+    def create_repo(repo_id, **kwargs):
+        return type("RepoUrl", (), {"repo_id": f"me/{repo_id}"})
+
+    monkeypatch.setattr(script, "create_repo", create_repo)
+    monkeypatch.setattr(script, "upload_folder", lambda **kwargs: calls.append(kwargs))
+    options = ["--push_to_hub", "--hub_model_id=my-model", "--hub_token=hf_x"]
+    train(script, start, data, tmp_path / "out", *options)
+    (call,) = calls
+    assert (call["repo_id"], Path(call["folder_path"]), call["token"]) == ("me/my-model", tmp_path / "out", "hf_x")
+    assert "checkpoint*" in call["ignore_patterns"]
+    assert "hf_x" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--unet_lora_rank=2", "--train_unet=all"], "leave out --train_unet all"),
+        (["--train_batch_size=3"], "3 pairs make a batch of all processes, but there are 2"),
+        (["--resume_from_checkpoint=nowhere"], "must be latest or a checkpoint's folder, got 'nowhere'"),
+        (["--learning_rate_multiplier=unet"], "takes PART=FACTOR, got 'unet'"),
+        (["--learning_rate_multiplier=sky=2"], "sky"),
+        (["--train_data_dir=nowhere"], "must be the folder of a data set, got nothing"),
+        (["--use_8bit_adam"], "pip install bitsandbytes"),
+    ],
+)
+def test_errors_are_one_sentence(script, start, data, tmp_path, capsys, options, message):
+    with pytest.raises((SystemExit, ValueError, OSError)) as error:
+        train(script, start, data, tmp_path / "out", *options)
+    text = str(error.value) if str(error.value) != "2" else capsys.readouterr().err
+    assert message in text
+    assert "\n" not in text.strip().splitlines()[-1]
+
+
+def test_wholly_wrong_data_ends_with_one_sentence(script, start, data, tmp_path):
+    folder = tmp_path / "data"
+    write_lists(folder)
+    for name in NAMES:
+        (folder / "train_highres").mkdir(exist_ok=True)
+        (folder / "train_highres" / name).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="Expected readable pictures, but 6 in a row cannot be read"):
+        train(script, start, folder, tmp_path / "out")
