@@ -108,7 +108,7 @@ def assert_bit_equal(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-# Adam's step has the size of the rate however small the gradient: of a gradient of 0 it would show the sign of a rounding
+# Adam's step has the size of the rate however small the gradient; where that is zero it shows the sign of a rounding
 # error. So large an epsilon makes the step as large as the gradient.
 GRADIENT_SIZED_STEPS = ["--adam_epsilon=1e4", "--learning_rate=1e4"]
 
@@ -311,7 +311,7 @@ def test_options_of_the_objective(script, start, data, tmp_path):
         "default": [],
         "uniform": ["--timestep_sampling=uniform"],
         "velocity": ["--prediction_type=v_prediction"],
-        "min-snr": ["--snr_gamma=5"],
+        "min-snr": ["--snr_gamma=0.01"],
         "transfer": ["--reconstruction_loss_weight=0"],
         "slower": ["--learning_rate_multiplier", "pose_adapter=0.1"],
         "frozen": ["--freeze", "pose_adapter"],
