@@ -1,0 +1,200 @@
+"""What the paper's training run costs in memory and time, computed: nothing here was run on a GPU.
+
+The operations of one training step at the published sizes are counted on tensors without values (forward and backward
+of the five models, forward of the VAE), and so are the bytes that autograd keeps. A GPU's time is the count over a
+share of its peak rate, which is an assumption: `--utilization`. Optimizer, data loading, communication and the memory
+of gradients on their way are not in it.
+
+`python benchmarks/training_cost.py [--utilization X]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import unittest.mock
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusers_cfld import AppearanceEncoder, PerceptionRefinedDecoder, PoseAdapter, SwinImageEncoder
+from diffusers_cfld.training import CFLDTrainingModule
+
+PAIRS, EPOCHS = 101_966, 100  # of the paper's run, arXiv:2402.18078, Sec. 4.1
+GIB = 2**30
+# Peak rate of dense matrix products with 16-bit inputs, 1e12 operations a second, and memory in GiB: vendors' sheets.
+GPUS = {
+    "T4 16 GB (fp16)": (65, 16),
+    "V100 32 GB (fp16)": (125, 32),
+    "L4 24 GB": (121, 24),
+    "RTX 4090 24 GB": (165, 24),
+    "A100 80 GB": (312, 80),
+    "H100 SXM 80 GB": (989, 80),
+}
+RESERVE = 2.0  # GiB of a GPU for its context, workspaces and fragmentation: an assumption
+
+
+class CountedAttention(torch.autograd.Function):
+    """Attention as fused kernels do it: the weights are not kept but computed again in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Count the two products and keep what a fused kernel keeps."""
+        output = torch.matmul(torch.matmul(query, key.mT), value)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Count the five products."""
+        query, key, value, _ = ctx.saved_tensors
+        weights = torch.matmul(query, key.mT)
+        grad_weights = torch.matmul(grad, value.mT)
+        return torch.matmul(grad_weights, key), torch.matmul(grad_weights.mT, query), torch.matmul(weights.mT, grad)
+
+
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Stand in for `scaled_dot_product_attention`."""
+    return CountedAttention.apply(query, key, value)
+
+
+@dataclass
+class KeptTensors:
+    """Bytes that autograd holds for the backward: now, and at most."""
+
+    now: int = 0
+    peak: int = 0
+    parameters: set[int] = field(default_factory=set)
+    known: weakref.WeakValueDictionary[int, Any] = field(default_factory=weakref.WeakValueDictionary)
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """Take in what autograd keeps; weights and further views of the same memory cost nothing."""
+        if tensor.untyped_storage()._cdata in self.parameters:
+            return tensor
+        key = tensor.untyped_storage()._cdata
+        holder = self.known.get(key)
+        if holder is None:
+            holder = self.known[key] = Holder(tensor.untyped_storage())
+            size = tensor.untyped_storage().nbytes()
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(holder, self.release, size)
+        return holder, tensor
+
+    def release(self, size: int) -> None:
+        """Forget a storage that autograd has let go."""
+        self.now -= size
+
+    @staticmethod
+    def unpack(packed: Any) -> torch.Tensor:
+        """Hand back what was packed."""
+        return packed if isinstance(packed, torch.Tensor) else packed[1]
+
+
+class Holder:
+    """A storage that is kept, however many tensors share it."""
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self.storage = storage
+
+
+def build() -> tuple[CFLDTrainingModule, AutoencoderKL]:
+    """The published sizes, without values; `tests/test_reference.py` holds them against the published code."""
+    with torch.device("meta"):
+        module = CFLDTrainingModule(
+            UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+            SwinImageEncoder(),
+            PerceptionRefinedDecoder(),
+            AppearanceEncoder(),
+            PoseAdapter(),
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+    module.set_trainable("kv")
+    vae.requires_grad_(False)
+    return module, vae
+
+
+def step(module: CFLDTrainingModule, pairs: int, dtype: torch.dtype) -> Callable[[], None]:
+    """Forward and backward of some pairs."""
+    module.to(dtype)
+    inputs = (
+        torch.empty(pairs, 3, 256, 256, device="meta", dtype=dtype),
+        torch.empty(2 * pairs, 21, 256, 256, device="meta", dtype=dtype),
+        torch.empty(2 * pairs, 4, 64, 64, device="meta", dtype=dtype),
+        torch.empty(2 * pairs, device="meta", dtype=torch.int64),
+    )
+
+    def run() -> None:
+        with module.training_attention():
+            module(*inputs).sum().backward()
+
+    return run
+
+
+def count_operations(run: Callable[[], None]) -> float:
+    """Multiplications and additions of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def count_kept(module: CFLDTrainingModule, run: Callable[[], None]) -> float:
+    """Most bytes that autograd holds at once."""
+    kept = KeptTensors(parameters={parameter.untyped_storage()._cdata for parameter in module.parameters()})
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+        run()
+    return kept.peak
+
+
+def main() -> None:
+    """Print the counts and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--utilization", type=float, default=0.35, help="share of the peak rate (default %(default)s)")
+    args = parser.parse_args()
+
+    module, vae = build()
+    frozen = sum(p.numel() for p in (*module.parameters(), *vae.parameters()) if not p.requires_grad)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    # The VAE in 16 bits; the others' weights in float32 and autocast's copies of them in 16 bits; of what trains also
+    # the gradient and two moments in float32. DDP's buckets are the gradients themselves.
+    encoder = sum(p.numel() for p in vae.parameters())
+    fixed = 2 * encoder + 6 * (frozen - encoder) + 18 * trained
+
+    with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", attention):
+        models = count_operations(step(module, 1, torch.float32))
+        with torch.no_grad():
+            picture = torch.empty(2, 3, 512, 512, device="meta")
+            encoding = count_operations(lambda: vae.encode(picture))
+        kept = count_kept(module, step(module, 1, torch.bfloat16))
+        module.enable_gradient_checkpointing()
+        models_again = count_operations(step(module, 1, torch.float32))
+        kept_checkpointed = count_kept(module, step(module, 1, torch.bfloat16))
+
+    total = (models + encoding) * PAIRS * EPOCHS
+    print(f"Weights: {trained / 1e6:.1f} M train, {frozen / 1e6:.1f} M do not.")
+    print(f"Memory that does not depend on the batch: {fixed / GIB:.1f} GiB.")
+    print(f"Per pair: {models / 1e12:.2f} TFLOP forward and backward, {encoding / 1e12:.2f} in the VAE,")
+    print(f"  {models_again / 1e12:.2f} with gradient checkpointing; kept for the backward, in 16 bits,")
+    print(f"  {kept / GIB:.2f} GiB, with gradient checkpointing {kept_checkpointed / GIB:.2f} GiB at most.")
+    print(f"The run: {total:.2e} operations, {(models * PAIRS * EPOCHS):.2e} with --cache_latents.\n")
+    print("| GPU | pairs that fit | with gradient checkpointing | GPU days | days on 8, with --cache_latents |")
+    print("|---|---|---|---|---|")
+    for name, (rate, memory) in GPUS.items():
+        free = (memory - RESERVE) * GIB - fixed
+        fits = [max(0, int(free // size)) for size in (kept, kept_checkpointed)]
+        factor = 1.0 if fits[0] else models_again / models
+        days = [seconds / (rate * 1e12 * args.utilization) / 86400 for seconds in (total, models * PAIRS * EPOCHS)]
+        print(f"| {name} | {fits[0]} | {fits[1]} | {days[0] * factor:.0f} | {days[1] * factor / 8:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
