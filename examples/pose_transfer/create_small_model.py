@@ -17,13 +17,14 @@ from diffusers_cfld import (
     PoseAdapter,
     SwinImageEncoder,
 )
+from diffusers_cfld.small_model import SMALL_MODEL
 
 WIDTHS, DIM, LAYERS_PER_BLOCK = (64, 96, 128), 128, 1
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", required=True, help="Folder of the autoencoder.")
+    parser.add_argument("--vae", default=None, help="Folder of the autoencoder; the shipped model's if not given.")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--height", type=int, default=128, help="Of sources, pose maps and results, pixels.")
     parser.add_argument("--width", type=int, default=96)
@@ -43,7 +44,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    vae = AutoencoderKL.from_pretrained(args.vae)
+    if args.vae is None:
+        vae = AutoencoderKL.from_pretrained(SMALL_MODEL, subfolder="vae", variant="fp16")
+    else:
+        vae = AutoencoderKL.from_pretrained(args.vae)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     num_blocks = len(WIDTHS)
     source_encoder = SwinImageEncoder(

@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
     if args.grid:
         columns = []
         for number in range(12):
-            pose = np.asarray(pipe.pose_processor.to_pil(poses[number])[0])
+            pose = np.asarray(poses[number].draw())
             pictures = (sources[number], pose, first_results[number], truths[number])
             columns.append(np.concatenate([resize(picture, (256, 176)) for picture in pictures]))
         halves = [np.concatenate(columns[first : first + 6], axis=1) for first in (0, 6)]

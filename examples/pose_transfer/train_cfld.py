@@ -425,7 +425,7 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
                 guidance_scale=args.validation_guidance_scale,
                 generator=torch.Generator().manual_seed(args.seed + number),
             ).images[0]
-        pictures = (source, *pipeline.pose_processor.to_pil(pair.target_keypoints), result, target)
+        pictures = (source, pair.target_keypoints.draw(), result, target)
         arrays = [np.asarray(picture.resize((width, height), PIL.Image.Resampling.BICUBIC)) for picture in pictures]
         psnr.append(-10 * math.log10(max(((arrays[2] / 255.0 - arrays[3] / 255.0) ** 2).mean(), 1e-10)))
         rows.append(np.concatenate(arrays, axis=1))
@@ -601,8 +601,12 @@ def main(args: argparse.Namespace) -> None:
     set_seed(args.seed)
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
+    repo_id = None
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
+        if args.push_to_hub:
+            # Before the training, not after it: what is wrong with name or token shows now.
+            repo_id = create_repo(args.hub_model_id or output.name, token=args.hub_token, exist_ok=True).repo_id
     accelerator.wait_for_everyone()
 
     # 1. Models
@@ -675,6 +679,8 @@ def main(args: argparse.Namespace) -> None:
     trained = list(trainable_parameters(module).values())
     ema = EMAModel(trained, decay=args.ema_decay, foreach=True) if args.use_ema else None
     accelerator.init_trackers(args.tracker_project_name, config={k: str(v) for k, v in vars(args).items()})
+    if args.report_to != "none" and accelerator.is_main_process and not accelerator.trackers:
+        logger.warning("--report_to %s is not installed: nothing is logged to it.", args.report_to)
     step = load_checkpoint(args, accelerator, module, ema) if args.resume_from_checkpoint else 0
     logger.info("%d pairs, %d of them in an optimizer step, %d steps.", num_pairs, total_batch_size, max_train_steps)
     logger.info("%.1f M weights train.", sum(p.numel() for p in trained) / 1e6)
@@ -753,11 +759,13 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         module.eval()
         with averaged_weights(ema, trained):
-            save_pipeline(args, pipeline, num_pairs, total_batch_size, step)
+            save_pipeline(args, pipeline, repo_id, num_pairs, total_batch_size, step)
     accelerator.end_training()
 
 
-def make_model_card(args: argparse.Namespace, num_pairs: int, total_batch_size: int, num_steps: int) -> ModelCard:
+def make_model_card(
+    args: argparse.Namespace, repo_id: str | None, num_pairs: int, total_batch_size: int, num_steps: int
+) -> ModelCard:
     """What the weights are and how they were made: facts alone, and room for what only their maker knows."""
     base = args.pretrained_model_name_or_path
     data = ModelCardData(
@@ -766,7 +774,7 @@ def make_model_card(args: argparse.Namespace, num_pairs: int, total_batch_size: 
         pipeline_tag="image-to-image",
         tags=["diffusers", "diffusers-cfld", "diffusers-training", "pose-transfer"],
     )
-    location = args.hub_model_id or Path(args.output_dir).name
+    location = repo_id or Path(args.output_dir).name
     data_name, lora = Path(args.train_data_dir).name, ""
     if args.unet_lora_rank:
         lora = (
@@ -806,7 +814,12 @@ doing what they did not do: get the consent of whoever is in the photo and say t
 
 
 def save_pipeline(
-    args: argparse.Namespace, pipeline: CFLDPipeline, num_pairs: int, total_batch_size: int, num_steps: int
+    args: argparse.Namespace,
+    pipeline: CFLDPipeline,
+    repo_id: str | None,
+    num_pairs: int,
+    total_batch_size: int,
+    num_steps: int,
 ) -> None:
     """The final pipeline with its card, and with --unet_lora_rank the LoRA beside it."""
     output = Path(args.output_dir)
@@ -819,9 +832,8 @@ def save_pipeline(
         CFLDPipeline.save_lora_weights(output, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
         pipeline.unload_lora_weights()
     pipeline.save_pretrained(output)
-    make_model_card(args, num_pairs, total_batch_size, num_steps).save(output / "README.md")
-    if args.push_to_hub:
-        repo_id = create_repo(args.hub_model_id or output.name, token=args.hub_token, exist_ok=True).repo_id
+    make_model_card(args, repo_id, num_pairs, total_batch_size, num_steps).save(output / "README.md")
+    if repo_id is not None:
         upload_folder(
             repo_id=repo_id,
             folder_path=output,

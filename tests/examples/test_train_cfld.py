@@ -379,7 +379,9 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
     (call,) = calls
     assert (call["repo_id"], Path(call["folder_path"]), call["token"]) == ("me/my-model", tmp_path / "out", "hf_x")
     assert "checkpoint*" in call["ignore_patterns"]
-    assert "hf_x" not in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "hf_x" not in card
+    assert 'from_pretrained("me/my-model")' in card
 
 
 @pytest.mark.parametrize(

@@ -241,16 +241,3 @@ def test_preprocess_modifies_nothing(processor, poses):
     processor.preprocess(keypoints)
     assert torch.equal(maps, copies[0])
     assert np.array_equal(keypoints, copies[1])
-
-
-# To look at ---------------------------------------------------------------------------------------------------------
-
-
-def test_pictures_show_the_skeletons(processor, poses):
-    maps = processor.preprocess(list(poses.values()))
-    pictures = processor.to_pil(list(poses.values()))
-    assert [picture.size for picture in pictures] == [(48, 64)] * 3
-    for picture, pose_map in zip(pictures, maps, strict=True):
-        assert np.array_equal(np.asarray(picture), (pose_map[:3] * 255).round().byte().permute(1, 2, 0).numpy())
-    (same,) = processor.to_pil(maps[0])
-    assert np.array_equal(np.asarray(same), np.asarray(pictures[0]))

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {args.steps}.")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed must be at least 0 and below 2**63, got {args.seed}.")
     check_picture_name(args.output)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         output_size=sources[0].size[::-1],
     ).images
     rows = [results[first : first + len(poses)] for first in range(0, len(results), len(poses))]
-    save_image(_grid(sources, pipe.pose_processor.to_pil(poses), rows), output)
+    save_image(_grid(sources, [pose.draw() for pose in poses], rows), output)
     logger.info("%s: each row has a photo (left) in the poses above.", output)
     return 0
 

@@ -11,10 +11,8 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.image_processor import VaeImageProcessor
 
 from diffusers_cfld.keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
 
@@ -143,24 +141,6 @@ class PoseProcessor(ConfigMixin):
             render_pose_map(_read_pose(item, size, index, len(items)), map_size) for index, item in enumerate(items)
         ]
         return torch.from_numpy(rendered[0][None] if len(rendered) == 1 else np.stack(rendered))
-
-    def to_pil(self, pose: object, size: Size | None = None) -> list[PIL.Image.Image]:
-        """Make pictures of poses to look at: the skeletons in OpenPose's colours on black.
-
-        Args:
-            pose: As in [`preprocess`].
-            size: As in [`preprocess`].
-
-        Returns:
-            B pictures of the maps' height and width.
-
-        Raises:
-            ValueError: As [`preprocess`].
-            TypeError: As [`preprocess`].
-        """
-        skeletons = self.preprocess(pose, size)[:, :3].clamp(0, 1).permute(0, 2, 3, 1)
-        pictures: list[PIL.Image.Image] = VaeImageProcessor.numpy_to_pil(skeletons.cpu().numpy())
-        return pictures
 
 
 def _draw_skeleton(centers: Sequence[Sequence[int]], visible: Sequence[bool], size: Size) -> npt.NDArray[np.uint8]:
