@@ -670,7 +670,12 @@ def main(args: argparse.Namespace) -> None:
 
     # 4. Processes and checkpoints
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+        # DeepSpeed has settings of its own, which accelerate would otherwise fill in: it clips to 1 by default.
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            train_micro_batch_size_per_gpu=args.train_batch_size,
+            gradient_accumulation_steps=accumulation,
+            gradient_clipping=args.max_grad_norm or 0.0,
+        )
     model, optimizer = accelerator.prepare(module, optimizer)
     # Not prepared, because it would step once per process; it has to be in the checkpoints all the same.
     accelerator.register_for_checkpointing(lr_scheduler, report)
