@@ -125,6 +125,8 @@ def measure_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[float, 
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise SystemExit("This script trains in one process: start it without `accelerate launch`.")
     set_seed(args.seed)
     vae = AutoencoderKL(
         block_out_channels=tuple(args.block_out_channels),
@@ -153,7 +155,7 @@ def main(args: argparse.Namespace) -> None:
         num_warmup_steps=args.lr_warmup_steps,
         num_training_steps=args.max_train_steps,
     )
-    model, optimizer, loader, scheduler = accelerator.prepare(vae, optimizer, loader, scheduler)
+    vae, optimizer, loader, scheduler = accelerator.prepare(vae, optimizer, loader, scheduler)
 
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -170,8 +172,8 @@ def main(args: argparse.Namespace) -> None:
         if step >= args.max_train_steps:
             break
         pictures = crop(pictures, args.crop) if args.crop else pictures
-        posterior = accelerator.unwrap_model(model).encode(pictures).latent_dist
-        decoded = accelerator.unwrap_model(model).decode(posterior.sample()).sample
+        posterior = vae.encode(pictures).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
         reconstruction = F.l1_loss(decoded, pictures)
         squared = F.mse_loss(decoded, pictures)
         colours = F.adaptive_avg_pool2d(pictures, posterior.mean.shape[2:])
@@ -180,7 +182,7 @@ def main(args: argparse.Namespace) -> None:
         if not math.isfinite(loss.item()):
             raise SystemExit(f"The loss is {loss.item()} at step {step}; the last checkpoint is in {checkpoint}.")
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -188,8 +190,7 @@ def main(args: argparse.Namespace) -> None:
         progress.update()
         progress.set_postfix(l1=f"{reconstruction.item():.4f}")
         if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
-            unwrapped = accelerator.unwrap_model(model)
-            std, psnr = measure_latents(unwrapped, pictures)
+            std, psnr = measure_latents(vae, pictures)
             logger.info("step %d: l1 %.4f, PSNR %.2f dB, latent std %.3f", step, reconstruction.item(), psnr, std)
             partial = output / "checkpoint.part"
             shutil.rmtree(partial, ignore_errors=True)
@@ -198,11 +199,11 @@ def main(args: argparse.Namespace) -> None:
             shutil.rmtree(checkpoint, ignore_errors=True)
             os.replace(partial, checkpoint)
 
-    unwrapped = accelerator.unwrap_model(model).eval()
+    vae.eval()
     sample = torch.stack([dataset[index] for index in range(0, len(dataset), max(1, len(dataset) // 256))])
-    std, psnr = measure_latents(unwrapped, sample.to(accelerator.device))
-    unwrapped.register_to_config(scaling_factor=1 / std)
-    unwrapped.save_pretrained(output / "vae")
+    std, psnr = measure_latents(vae, sample.to(accelerator.device))
+    vae.register_to_config(scaling_factor=1 / std)
+    vae.save_pretrained(output / "vae")
     logger.info("Saved %s: PSNR %.2f dB, latent std %.3f.", output / "vae", psnr, std)
 
 

@@ -1,6 +1,5 @@
 """The training example as its users run it: real data on disk, real files out, tiny models."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
+from example_scripts import EXAMPLES, load_example
 from miniature_sets import NAMES, save_picture, write_lists
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,15 +22,12 @@ from diffusers_cfld import CFLDPipeline, SwinImageEncoder
 from diffusers_cfld.data import load_pairs, write_shards
 from diffusers_cfld.training import scaled_learning_rate
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "pose_transfer" / "train_cfld.py"
+SCRIPT = EXAMPLES / "pose_transfer" / "train_cfld.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_cfld", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("train_cfld")
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +68,6 @@ def more_data(tmp_path_factory):
     for seed, name in enumerate(NAMES):
         save_picture(folder / "train_highres" / name, seed)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def arguments(start, data, output, *others, batch=2, steps=1):

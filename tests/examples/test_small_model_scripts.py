@@ -1,0 +1,86 @@
+"""The scripts that make the small model, from the drawing to the table, each for a step or two."""
+
+import json
+
+import pytest
+import torch
+from example_scripts import load_example
+
+from diffusers_cfld import CFLDPipeline
+from diffusers_cfld.data.drawn_figures import DrawnFigures
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return DrawnFigures(4, 2, (256, 176)).write_folder(tmp_path_factory.mktemp("drawn")).parent
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    script = load_example("create_small_model")
+    script.main(script.parse_args(["--output_dir", str(folder)]))
+    return folder
+
+
+def test_the_autoencoder_starts_by_passing_colours_through(drawn, tmp_path):
+    script = load_example("train_autoencoder")
+    options = ["--train_data_dir", str(drawn), "--output_dir", str(tmp_path), "--max_train_samples", "8"]
+    options += ["--train_batch_size", "4", "--checkpointing_steps", "1", "--resume_from_checkpoint", "latest"]
+    script.main(script.parse_args([*options, "--max_train_steps", "1"]))
+    assert json.loads((tmp_path / "checkpoint" / "step.json").read_text()) == {"step": 1}
+    script.AutoencoderKL.from_pretrained(tmp_path / "vae")
+
+
+def test_the_untrained_model_and_its_ablations(start, tmp_path):
+    script = load_example("create_small_model")
+    whole = CFLDPipeline.from_pretrained(start)
+    assert whole.target_size == (128, 96)
+    assert any(encoder.proj_out.weight.any() for encoder in whole.appearance_encoder.encoders)
+    options = ["--without_query_biases", "--without_refinement"]
+    script.main(script.parse_args(["--output_dir", str(tmp_path), *options]))
+    ablated = CFLDPipeline.from_pretrained(tmp_path)
+    assert not any(encoder.proj_out.weight.any() for encoder in ablated.appearance_encoder.encoders)
+    assert len(ablated.prompt_decoder.blocks) == 0
+
+
+def test_labels_cover_the_figure(drawn):
+    script = load_example("pretrain_source_encoder")
+    people = DrawnFigures(4, 2, (256, 176))
+    shares = script.coverage(people.identity(0), people.pose(0, 0), (128, 96)) / 255
+    assert shares.shape == (16, 12, len(script.PARTS))
+    assert shares.sum(-1).min() > 0.95
+    covered = dict(zip(script.PARTS, shares.mean((0, 1)), strict=True))
+    assert 0.4 < covered["wall"] < 0.95
+    assert covered["skin"] > 0.005
+    assert covered["upper"] > 0.02
+
+
+def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, drawn, tmp_path):
+    script = load_example("pretrain_source_encoder")
+    options = ["--pretrained_model_name_or_path", str(start), "--train_data_dir", str(drawn), "--num_workers", "1"]
+    options += ["--output_dir", str(tmp_path), "--max_train_steps", "1", "--train_batch_size", "4"]
+    script.main(script.parse_args([*options, "--poses_per_identity", "2"]))
+    before, after = CFLDPipeline.from_pretrained(start), CFLDPipeline.from_pretrained(tmp_path)
+    for part in ("source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter", "unet", "vae"):
+        old, new = (getattr(pipe, part).state_dict() for pipe in (before, after))
+        is_equal = all(torch.equal(old[name], new[name]) for name in old)
+        assert is_equal == (part not in ("source_encoder", "prompt_decoder")), part
+
+
+def test_packing_and_measuring(start, tmp_path, capsys):
+    script = load_example("pack_small_model")
+    script.main(script.parse_args(["--model", str(start), "--output_dir", str(tmp_path / "packed")]))
+    for file in (tmp_path / "packed").rglob("*.json"):
+        assert "_name_or_path" not in json.loads(file.read_text())
+    assert CFLDPipeline.from_pretrained(tmp_path / "packed", variant="fp16").unet.dtype == torch.float32
+
+    script = load_example("evaluate_small_model")
+    options = ["--model", str(tmp_path / "packed"), "--variant", "fp16", "--num_pairs", "12", "--steps", "1"]
+    options += ["--json", str(tmp_path / "table.json"), "--grid", str(tmp_path / "grid.png"), "--first_identity", "50"]
+    script.main(script.parse_args(options))
+    table = {row["row"]: row for row in json.loads((tmp_path / "table.json").read_text())}
+    assert list(table) == ["source copied", "autoencoder", "photo and pose", "another's photo", "another's pose"]
+    assert table["autoencoder"]["psnr"] > table["source copied"]["psnr"] + 6 > table["photo and pose"]["psnr"]
+    assert (tmp_path / "grid.png").stat().st_size > 10_000
+    assert "| source copied |" in capsys.readouterr().out
