@@ -537,7 +537,6 @@ class TestErrors:
             ),
             ({"ip_adapter_image": torch.zeros(1, 3, 8, 8)}, ValueError, "`load_ip_adapter` first"),
         ],
-        ids=str,
     )
     def test_bad_input_gets_one_sentence(self, pipe, options, error, message):
         arguments = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 1, "output_type": "latent"}
