@@ -63,7 +63,7 @@ def run(variant: str, pairs: int, steps: int) -> dict[str, float]:
             name: query_bias_to_tokens(bias * (1 - mask[..., None]), bias.shape[2:]).clone()
             for name, bias in biases.items()
         }
-        residuals = [(residual * (1 - mask[..., None])).clone() for residual in residuals]
+        residuals = [(residual * (1 - mask[..., None])).clone() for residual in residuals.values()]
         with hybrid_granularity_attention(pipe.unet, tokens):
             return pipe.unet(
                 noisy_latents,
