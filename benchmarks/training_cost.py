@@ -73,13 +73,14 @@ class KeptTensors:
 
     def pack(self, tensor: torch.Tensor) -> Any:
         """Take in what autograd keeps; weights and further views of the same memory cost nothing."""
-        if tensor.untyped_storage()._cdata in self.parameters:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.parameters:
             return tensor
-        key = tensor.untyped_storage()._cdata
         holder = self.known.get(key)
         if holder is None:
-            holder = self.known[key] = Holder(tensor.untyped_storage())
-            size = tensor.untyped_storage().nbytes()
+            holder = self.known[key] = Holder(storage)
+            size = storage.nbytes()
             self.now += size
             self.peak = max(self.peak, self.now)
             weakref.finalize(holder, self.release, size)

@@ -394,7 +394,8 @@ def make_evil(s: Scenario, *names: str) -> tuple[str, Path]:
             (folder / name).write_text(code)
         else:
             (folder / name).write_bytes(pickle.dumps(_Evil(mark)))
-    repo_id = f"org/{folder.parent.name}".replace("_", "-")
+    # A name of the Hub may not end with a dash or have two in a row, which a temporary folder's underscores may.
+    repo_id = f"org/{folder.parent.name}".replace("_", "x")
     s.hub.add_repo(repo_id, folder)
     return repo_id, mark
 

@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
         drop_path_rate=0.0,
     )
     channels = source_encoder.feature_channels
-    stride = 4 * 2 ** (len(channels) - 1)
+    stride = source_encoder.feature_strides[-1]
     appearance_encoder = AppearanceEncoder(
         feature_channels=channels[:num_blocks],
         hidden_channels=(32, 64, 64),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from diffusers_cfld import CFLDPipeline
 from diffusers_cfld.data.drawn_figures import DrawnFigures
@@ -42,8 +42,8 @@ def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def mean_psnr(results: list[np.ndarray], truths: list[np.ndarray]) -> float:
-    errors = [((one / 255.0 - other / 255.0) ** 2).mean() for one, other in zip(results, truths, strict=True)]
-    return float(np.mean([-10 * np.log10(max(error, 1e-10)) for error in errors]))
+    scores = [peak_signal_noise_ratio(truth, result) for result, truth in zip(results, truths, strict=True)]
+    return float(np.mean(scores))
 
 
 def mean_ssim(results: list[np.ndarray], truths: list[np.ndarray]) -> float:

@@ -16,6 +16,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import PIL.Image
@@ -25,7 +26,7 @@ from torch import nn
 
 from diffusers_cfld import CFLDPipeline
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, draw_figure
-from diffusers_cfld.data.drawn_people import Fabric
+from diffusers_cfld.data.drawn_people import Fabric, Pattern
 
 # What can cover a cell, and the colour that stands for it.
 PARTS = ("wall", "skin", "hair", "upper", "lower", "shoe", "inner")
@@ -34,9 +35,10 @@ CELL = 8  # pixels
 COLORS = ("skin", "hair", "upper", "upper_accent", "inner", "lower", "lower_accent", "shoe", "wall", "belt", "hat")
 # The part whose cells show a colour.
 OWNERS = ("skin", "hair", "upper", "upper", "inner", "lower", "lower", "shoe", "wall", "upper", "hair")
+PATTERNS = get_args(Pattern)
 CLASSES = {
-    "upper_pattern": ("plain", "horizontal", "vertical", "diagonal", "dots", "checks", "windows", "block"),
-    "lower_pattern": ("plain", "horizontal", "vertical", "diagonal", "dots", "checks", "windows", "block"),
+    "upper_pattern": PATTERNS,
+    "lower_pattern": PATTERNS,
     "kind": ("top", "shirt", "jacket", "dress"),
     "lower_kind": ("trousers", "skirt"),
     "hair_style": ("short", "bob", "long", "bun", "ponytail", "afro", "bald", "cap", "beanie"),
@@ -128,7 +130,7 @@ class CellHeads(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(nn.Conv2d(width, len(PARTS), 1) for width in channels[1:3])
         self.colors = nn.Conv2d(channels[2], 3 * len(COLORS), 1)
-        self.patterns = nn.Conv2d(channels[2], 2 * 8, 1)
+        self.patterns = nn.Conv2d(channels[2], 2 * len(PATTERNS), 1)
 
     def forward(
         self,

@@ -60,6 +60,7 @@ from diffusers_cfld.data import (
     load_pairs,
     unique_images,
 )
+from diffusers_cfld.data.pair_transform import UnreadableImageError, decode_picture, read_bytes
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     CFLDTrainingModule,
@@ -226,6 +227,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     is_index = Path(args.train_data_dir, SHARD_INDEX).is_file()
     if args.dataset_format == "auto" and (is_index or "://" in args.train_data_dir):
         args.dataset_format = "shards"
+    if args.num_validation_pairs < 1:
+        parser.error(f"--num_validation_pairs must be at least 1, got {args.num_validation_pairs}.")
     if args.dataset_format == "shards":
         for name in ("cache_latents", "max_train_samples"):
             if getattr(args, name):
@@ -250,7 +253,7 @@ def load_components(args: argparse.Namespace) -> dict[str, Any]:
             args.source_encoder_name_or_path, checkpoint_path=args.source_encoder_checkpoint
         )
         channels = source_encoder.feature_channels
-        stride = 4 * 2 ** (len(channels) - 1)
+        stride = source_encoder.feature_strides[-1]
         components = {
             "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **options),
             "unet": unet,
@@ -407,6 +410,24 @@ def averaged_weights(ema: EMAModel | None, parameters: list[torch.nn.Parameter])
         yield
     finally:
         ema.restore(parameters)
+
+
+def choose_validation_pairs(pairs: list, number: int) -> list:
+    """Some pairs from all over the list whose pictures can be read; broken ones are named now, not hours later."""
+    chosen = []
+    for pair in pairs[:: max(1, len(pairs) // number)]:
+        try:
+            for path in (pair.source, pair.target):
+                decode_picture(read_bytes(path), path)
+        except UnreadableImageError as error:
+            logger.warning("Not among the validation pairs: %s", error)
+            continue
+        chosen.append(pair)
+        if len(chosen) == number:
+            return chosen
+    if not chosen:
+        raise SystemExit("No validation pair can be read: give others by --validation_data_dir.")
+    return chosen
 
 
 @torch.no_grad()
@@ -651,8 +672,8 @@ def main(args: argparse.Namespace) -> None:
         num_pairs = len(pairs)
     if args.validation_data_dir:
         validation_pairs = load_pairs(args.validation_data_dir)
-    stride = max(1, len(validation_pairs) // max(1, args.num_validation_pairs))
-    validation_pairs = validation_pairs[::stride][: args.num_validation_pairs]
+    if args.validation_steps:
+        validation_pairs = choose_validation_pairs(validation_pairs, args.num_validation_pairs)
     loader = make_loader(args, accelerator, dataset)
     batches_per_epoch = count_batches(loader)
     if not batches_per_epoch:
@@ -694,12 +715,11 @@ def main(args: argparse.Namespace) -> None:
     progress = tqdm(
         total=max_train_steps, initial=step, disable=not accelerator.is_local_main_process, desc="Training"
     )
-    micro_steps = step * accumulation
+    micro_steps, mean_loss = step * accumulation, 0.0
     with module.training_attention():
         while step < max_train_steps:
             epoch, first_batch = divmod(micro_steps, batches_per_epoch)
             begin_epoch(loader, epoch, first_batch)
-            mean_loss = torch.zeros((), device=accelerator.device)
             for batch in loader:
                 report.update(batch.pop("skipped"))
                 # For stochastic depth alone; everything else that is random is the pairs' own.
@@ -732,8 +752,8 @@ def main(args: argparse.Namespace) -> None:
                 step += 1
                 if ema is not None:
                     ema.step(trained)
-                logs = {"loss": mean_loss.item(), "lr": lr_scheduler.get_last_lr()[0]}
-                mean_loss.zero_()
+                logs = {"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0]}
+                mean_loss = 0.0
                 progress.update()
                 progress.set_postfix(loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.2e}")
                 accelerator.log(logs, step=step)
@@ -757,9 +777,9 @@ def main(args: argparse.Namespace) -> None:
         logger.info(report.summary())
     if is_sharded:
         weights = accelerator.get_state_dict(model)
-        components = load_components(args)
-        pipeline = CFLDPipeline(**components)
         if accelerator.is_main_process:
+            components = load_components(args)
+            pipeline = CFLDPipeline(**components)
             make_module(args, components).load_state_dict(weights)
     if accelerator.is_main_process:
         module.eval()

@@ -356,6 +356,25 @@ def test_broken_pictures_are_named_and_survive_a_resume(script, start, more_data
     assert NAMES[-1] in caplog.text
 
 
+def test_broken_pictures_are_left_out_of_the_validation(script, start, data, tmp_path, caplog):
+    validation = tmp_path / "data"
+    write_lists(validation)
+    for seed, name in enumerate(NAMES[:-1]):
+        save_picture(validation / "train_highres" / name, seed)
+    (validation / "train_highres" / NAMES[-1]).write_bytes(b"no picture")
+    options = ["--validation_steps=1", "--num_validation_pairs=100", "--validation_inference_steps=1"]
+    train(script, start, data, tmp_path / "out", f"--validation_data_dir={validation}", *options)
+    assert "Not among the validation pairs" in caplog.text
+    with Image.open(tmp_path / "out" / "validation" / "step-0000001.png") as grid:
+        height = grid.height
+    assert 0 < height < 6 * 128
+
+    for path in (validation / "train_highres").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match="No validation pair can be read: give others by --validation_data_dir"):
+        train(script, start, data, tmp_path / "out", f"--validation_data_dir={validation}", *options)
+
+
 def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data, tmp_path, monkeypatch):
     calls = []
 
@@ -383,6 +402,7 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
         (["--learning_rate_multiplier=unet"], "takes PART=FACTOR, got 'unet'"),
         (["--learning_rate_multiplier=sky=2"], "sky"),
         (["--train_data_dir=nowhere"], "must be the folder of a data set, got nothing"),
+        (["--num_validation_pairs=0"], "must be at least 1, got 0"),
         (["--use_8bit_adam"], "pip install bitsandbytes"),
     ],
 )
