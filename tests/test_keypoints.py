@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,15 +72,15 @@ def test_tables_agree_with_each_other():
 
 def test_importing_loads_neither_torch_nor_image_libraries():
     code = (
-        "import importlib.util, sys\n"
-        "spec = importlib.util.spec_from_file_location('keypoints', sys.argv[1])\n"
-        "module = sys.modules['keypoints'] = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(module)\n"
-        "module.Keypoints.from_array([[5, 5]] * 18)\n"
+        "import sys, types\n"
+        "package = sys.modules['diffusers_cfld'] = types.ModuleType('diffusers_cfld')\n"
+        "package.__path__ = [sys.argv[1]]\n"
+        "from diffusers_cfld.keypoints import Keypoints\n"
+        "Keypoints.from_array([[5, 5]] * 18)\n"
         "raise SystemExit(str([name for name in ('torch', 'cv2', 'PIL', 'diffusers') if name in sys.modules]))"
     )
-    path = sys.modules["diffusers_cfld.keypoints"].__file__
-    run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    folder = Path(sys.modules["diffusers_cfld.keypoints"].__file__).parent
+    run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
     assert run.stderr.strip() == "[]"
 
 

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from .models.prompt_decoder import PerceptionRefinedDecoderOutput as PerceptionRefinedDecoderOutput
     from .models.source_encoder import SwinImageEncoder as SwinImageEncoder
     from .models.source_encoder import SwinImageEncoderOutput as SwinImageEncoderOutput
+    from .photo_fitting import fit_keypoints as fit_keypoints
+    from .photo_fitting import fit_photo as fit_photo
     from .pipelines.pipeline_cfld import CFLDPipeline as CFLDPipeline
     from .pipelines.pipeline_output import Appearance as Appearance
     from .pipelines.pipeline_output import CFLDPipelineOutput as CFLDPipelineOutput
     from .pipelines.pipeline_output import PoseFeatures as PoseFeatures
+    from .pose_alignment import align_pose as align_pose
     from .processors.image_processor import SourceImageProcessor as SourceImageProcessor
     from .processors.pose_processor import PoseProcessor as PoseProcessor
     from .processors.pose_processor import render_pose_map as render_pose_map
@@ -50,6 +53,9 @@ _MODULES = {
     "SourceImageProcessor": ".processors.image_processor",
     "SwinImageEncoder": ".models.source_encoder",
     "SwinImageEncoderOutput": ".models.source_encoder",
+    "align_pose": ".pose_alignment",
+    "fit_keypoints": ".photo_fitting",
+    "fit_photo": ".photo_fitting",
     "hybrid_granularity_attention": ".models.attention_processor",
     "query_bias_to_tokens": ".models.attention_processor",
     "render_pose_map": ".processors.pose_processor",
@@ -73,6 +79,9 @@ __all__ = [
     "SwinImageEncoder",
     "SwinImageEncoderOutput",
     "__version__",
+    "align_pose",
+    "fit_keypoints",
+    "fit_photo",
     "hybrid_granularity_attention",
     "query_bias_to_tokens",
     "render_pose_map",

@@ -7,9 +7,7 @@ joint, measured in a frame 256 pixels high and 176 wide.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from .keypoint_parsing import (
+    FloatArray,
+    Size,
+    as_float_array,
+    check_size,
+    choose_csv_row,
+    find_people,
+    parse_json,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,7 +99,6 @@ JOINT_COLORS: tuple[tuple[int, int, int], ...] = (
 
 _NUM_JOINTS = len(JOINT_NAMES)
 _FIELD_SIZE = (256, 176)
-_CSV_HEADER = "name:keypoints_y:keypoints_x"
 
 _COCO_NAMES = (
     "nose",
@@ -120,20 +128,12 @@ _MIRROR_ROWS = tuple(
     for name in JOINT_NAMES
 )
 
-# OpenCV draws in 16.16 fixed point, so a coordinate beyond this cannot be drawn.
-_MAX_COORDINATE = 32767.0
-
-# Far larger than any picture, and small enough for every computation.
-_MAX_LENGTH = 2**20
-
 _ACCEPTED_FORMS = (
     "a `Keypoints`, an array of shape (18, 2) or (18, 3) with rows (x, y[, confidence]), the same with 17 rows in "
     "COCO order, a pair (y, x) of 18 numbers each, a line `name:[y, ...]:[x, ...]` of the field's CSV files, or "
     "OpenPose JSON as a string or dict (a file is read with `Keypoints.load`)"
 )
 
-Size: TypeAlias = tuple[int, int]
-FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -163,7 +163,7 @@ class Keypoints:
     size: Size = _FIELD_SIZE
 
     def __post_init__(self) -> None:
-        xy = np.array(_as_float_array(self.xy, "`xy`"))
+        xy = np.array(as_float_array(self.xy, "`xy`"))
         visible = np.array(self.visible, dtype=bool)
         if xy.shape != (_NUM_JOINTS, 2):
             raise ValueError(f"`xy` must have shape (18, 2), got {xy.shape}.")
@@ -175,7 +175,7 @@ class Keypoints:
         _check_finite(xy, JOINT_NAMES)
         confidence = None
         if self.confidence is not None:
-            confidence = np.array(_as_float_array(self.confidence, "`confidence`"))
+            confidence = np.array(as_float_array(self.confidence, "`confidence`"))
             if confidence.shape != (_NUM_JOINTS,):
                 raise ValueError(f"`confidence` must have shape (18,), got {confidence.shape}.")
             confidence[~visible] = 0.0
@@ -188,7 +188,7 @@ class Keypoints:
         object.__setattr__(self, "xy", xy)
         object.__setattr__(self, "visible", visible)
         object.__setattr__(self, "confidence", confidence)
-        object.__setattr__(self, "size", _check_size(self.size))
+        object.__setattr__(self, "size", check_size(self.size))
 
     # Readers ----------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Keypoints:
                 the frame by more than half the frame's size.
             TypeError: `array` is not numeric.
         """
-        values = _as_float_array(array, "`array`")
+        values = as_float_array(array, "`array`")
         if values.ndim == 2 and len(values) == len(_COCO_NAMES):
             raise ValueError(
                 f"`array` must have 18 rows in OpenPose order, got shape {values.shape}. "
@@ -224,7 +224,7 @@ class Keypoints:
                 "For BODY_25 pass its 75 numbers to `Keypoints.from_openpose`."
             )
         xy, visible, confidence = _split_columns(values, JOINT_NAMES, min_confidence)
-        size = _check_size(size)
+        size = check_size(size)
         _check_pixels(xy, visible)
         return _checked_pose(xy, visible, confidence, size)
 
@@ -248,9 +248,9 @@ class Keypoints:
             TypeError: `array` is not numeric.
         """
         coco_xy, coco_visible, coco_confidence = _split_columns(
-            _as_float_array(array, "`array`"), _COCO_NAMES, min_confidence
+            as_float_array(array, "`array`"), _COCO_NAMES, min_confidence
         )
-        size = _check_size(size)
+        size = check_size(size)
         _check_pixels(coco_xy, coco_visible)
         shoulders = [_COCO_NAMES.index("left_shoulder"), _COCO_NAMES.index("right_shoulder")]
         # The neck becomes row 17 of the COCO arrays, so that one index array puts all joints in order.
@@ -280,8 +280,8 @@ class Keypoints:
         """
         columns = []
         for name, column in (("y", y), ("x", x)):
-            parsed = _parse_json(column, f"`{name}`") if isinstance(column, str) else column
-            values = _as_float_array(parsed, f"`{name}`")
+            parsed = parse_json(column, f"`{name}`") if isinstance(column, str) else column
+            values = as_float_array(parsed, f"`{name}`")
             if values.shape != (_NUM_JOINTS,):
                 raise ValueError(f"`{name}` must have 18 numbers, one per joint, got shape {values.shape}.")
             columns.append(values)
@@ -306,7 +306,7 @@ class Keypoints:
             raise TypeError(f"`row` must be a string `name:[y, ...]:[x, ...]`, got {type(row).__name__}.")
         parts = row.strip().rsplit(":", 2)
         if len(parts) != 3:
-            raise ValueError(f"A keypoint line must read `name:[y, ...]:[x, ...]`, got {_shorten(row)}.")
+            raise ValueError(f"A keypoint line must read `name:[y, ...]:[x, ...]`, got {shorten(row)}.")
         return cls.from_field(parts[1], parts[2], size)
 
     @classmethod
@@ -336,8 +336,8 @@ class Keypoints:
                 and `person` is None or not one of them, or the frame is not known; otherwise as for `from_array`.
             TypeError: `data` is something else.
         """
-        parsed = _parse_json(data, "`data`") if isinstance(data, str) else data
-        people, canvas = _find_people(parsed)
+        parsed = parse_json(data, "`data`") if isinstance(data, str) else data
+        people, canvas = find_people(parsed)
         if not people:
             raise ValueError("The OpenPose JSON has no people in it: nobody was detected.")
         if person is None:
@@ -355,8 +355,8 @@ class Keypoints:
                 "The OpenPose JSON does not say how large its picture was (`canvas_height`, `canvas_width`): "
                 "pass `size=(height, width)`."
             )
-        size = _check_size(size)
-        numbers = _as_float_array(people[person], "`pose_keypoints_2d`")
+        size = check_size(size)
+        numbers = as_float_array(people[person], "`pose_keypoints_2d`")
         if numbers.shape not in ((3 * _NUM_JOINTS,), (75,)):
             raise ValueError(
                 "`pose_keypoints_2d` must have 54 (18 joints) or 75 (BODY_25) numbers in one flat list, "
@@ -403,11 +403,11 @@ class Keypoints:
         if isinstance(value, str):
             text = value.strip()
             if text.startswith(("{", "[")):
-                return cls.from_any(_parse_json(text, "The pose string"), size)
+                return cls.from_any(parse_json(text, "The pose string"), size)
             if text.count(":") >= 2 and text.endswith("]"):
                 return cls.from_csv_row(text, frame)
             raise ValueError(
-                f"A pose string must be JSON or a CSV line, got {_shorten(value)}; a pose is {_ACCEPTED_FORMS}."
+                f"A pose string must be JSON or a CSV line, got {shorten(value)}; a pose is {_ACCEPTED_FORMS}."
             )
         if isinstance(value, Mapping):
             if "keypoints_y" in value and "keypoints_x" in value:
@@ -422,7 +422,7 @@ class Keypoints:
                 return cls.from_openpose(value, size)
         elif not hasattr(value, "__array__"):
             raise TypeError(f"A pose must be {_ACCEPTED_FORMS}; got {type(value).__name__}.")
-        values = _as_float_array(value, "The pose")
+        values = as_float_array(value, "The pose")
         if values.ndim == 3 and len(values) == 1:
             values = values[0]
         if values.shape in ((54,), (75,)):
@@ -484,9 +484,9 @@ class Keypoints:
             # utf-8-sig also reads files that spreadsheet programs wrote with a byte order mark.
             text = file.read_text(encoding="utf-8-sig")
             if suffix == ".json":
-                data = _parse_json(text, "The file")
+                data = parse_json(text, "The file")
                 return cls.from_any(data, size) if person is None else cls.from_openpose(data, size, person)
-            return cls.from_csv_row(_choose_csv_row(text, row), _FIELD_SIZE if size is None else size)
+            return cls.from_csv_row(choose_csv_row(text, row), _FIELD_SIZE if size is None else size)
         except (ValueError, EOFError) as error:
             raise ValueError(f"Cannot read keypoints from {str(file)!r}: {error}") from error
         except TypeError as error:
@@ -557,10 +557,40 @@ class Keypoints:
             ValueError: `size` is not positive, or absurdly large.
             TypeError: `size` is not a pair of whole numbers.
         """
-        height, width = _check_size(size)
+        height, width = check_size(size)
         # Multiplied first: whole pixels stay whole when the frame does not change.
         xy = self.xy * (width, height) / (self.size[1], self.size[0])
         return Keypoints(xy, self.visible, self.confidence, (height, width))
+
+    def lerp(self, other: Keypoints, weight: float) -> Keypoints:
+        """Interpolate joint by joint to another pose, as a step of a movement.
+
+        Args:
+            other: The pose at weight 1. Brought to this pose's frame by `rescale` if its own is another.
+            weight: 0 (this pose) to 1 (the other).
+
+        Returns:
+            The pose between, in this pose's frame. A joint that only one of the two has is where that one has it, as
+            long as that one is the nearer (at 0.5 both are); confidences are interpolated likewise.
+
+        Raises:
+            ValueError: `weight` is not in [0, 1], or no joint is left.
+            TypeError: `other` is not a `Keypoints`.
+        """
+        if not isinstance(other, Keypoints):
+            raise TypeError(f"`other` must be a `Keypoints`, got {type(other).__name__}: read it with `from_any`.")
+        if not 0 <= weight <= 1:
+            raise ValueError(f"`weight` must be a number from 0 to 1, got {weight!r}.")
+        other = other.rescale(self.size)
+        ends = np.stack([self.to_array(), other.to_array()])
+        seen = np.stack([self.visible, other.visible])
+        shares = np.where(seen.all(axis=0), [[1 - weight], [weight]], seen)  # (2, 18)
+        joints = (shares[..., None] * np.where(seen[..., None], ends, 0.0)).sum(axis=0)
+        visible = seen.all(axis=0) | (self.visible & (weight <= 0.5)) | (other.visible & (weight >= 0.5))
+        is_certain = self.confidence is None and other.confidence is None
+        return Keypoints(joints[:, :2], visible, None if is_certain else joints[:, 2], self.size)
+
+    # Pictures ---------------------------------------------------------------------------------------------------
 
     def draw(
         self, size: Size | None = None, background: Image.Image | None = None, *, thickness: float = 1.0
@@ -580,36 +610,28 @@ class Keypoints:
             ValueError: `size` or `thickness` is not positive.
             TypeError: `background` is not a PIL image, or `size` is not a pair of whole numbers.
         """
-        import cv2
-        from PIL import Image
+        from .skeleton_picture import draw_skeleton
 
-        if background is not None and not isinstance(background, Image.Image):
-            raise TypeError(f"`background` must be a PIL image or None, got {type(background).__name__}.")
-        if not (np.isfinite(thickness) and thickness > 0):
-            raise ValueError(f"`thickness` must be a positive number, got {thickness!r}.")
-        if size is None:
-            size = self.size if background is None else (background.height, background.width)
-        height, width = _check_size(size)
-        canvas = np.zeros((height, width, 3), dtype=np.uint8)
-        if background is not None:
-            photo = background.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-            # Dimmed a little, or the darker bones drown in bright clothes.
-            canvas = (np.asarray(photo) * 0.8).astype(np.uint8)
-        unit = thickness * max(height, width)
-        # Pixel centres are at whole numbers: +0.5 before and -0.5 after scaling keeps the drawing on the photo.
-        joints = (self.rescale((height, width)).xy + 0.5 * np.array([width, height]) / self.size[::-1] - 0.5).clip(
-            -_MAX_COORDINATE, _MAX_COORDINATE
-        )
-        shift = 4
-        for index, (start, end) in enumerate(LIMBS):
-            if self.visible[start] and self.visible[end]:
-                outline = _capsule(joints[start], joints[end], 0.0075 * unit)
-                color = tuple(channel * 3 // 5 for channel in JOINT_COLORS[index])
-                cv2.fillConvexPoly(canvas, np.rint(outline * 2**shift).astype(np.int32), color, cv2.LINE_AA, shift)
-        for joint, color in zip(joints[self.visible], np.array(JOINT_COLORS)[self.visible].tolist(), strict=True):
-            center = np.rint(joint * 2**shift).astype(int).tolist()
-            cv2.circle(canvas, center, round(0.014 * unit * 2**shift), color, -1, cv2.LINE_AA, shift)
-        return Image.fromarray(canvas)
+        return draw_skeleton(self, size, background, thickness)
+
+    @classmethod
+    def from_skeleton(cls, picture: Image.Image) -> Keypoints:
+        """Read the joints back from a drawn skeleton in OpenPose's colours, as pose editors and ControlNet draw it.
+
+        Args:
+            picture: RGB, joints as discs in `JOINT_COLORS` on bones of 60 % of their brightness, one person. Best on
+                black and losslessly stored; discs of fewer than 3 pixels are not seen.
+
+        Returns:
+            The pose in the picture's frame, without confidences: each joint in the middle of its disc.
+
+        Raises:
+            ValueError: There is no disc in any of the colours.
+            TypeError: `picture` is not a PIL image.
+        """
+        from .skeleton_picture import read_skeleton
+
+        return read_skeleton(picture)
 
     # Python's own protocols -------------------------------------------------------------------------------------
 
@@ -633,55 +655,6 @@ class Keypoints:
     def __reduce__(self) -> tuple[type[Keypoints], tuple[FloatArray, BoolArray, FloatArray | None, Size]]:
         # Through the constructor, since arrays come out of a pickle writable.
         return Keypoints, (self.xy, self.visible, self.confidence, self.size)
-
-
-def _as_float_array(value: object, name: str) -> FloatArray:
-    """Convert a list, array or tensor of real numbers; `name` opens the error message. May share memory."""
-    try:
-        items = [_tensor_to_array(item) for item in value] if isinstance(value, (list, tuple)) else value
-        array = np.asarray(_tensor_to_array(items))
-        if array.dtype.kind in "iuf":
-            return array.astype(np.float64, copy=False)
-        found = f"{type(value).__name__} with {array.dtype.name} entries"
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(f"{name} must be real numbers, got {type(value).__name__} ({error}).") from error
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{name} must be real numbers in rows of equal length: {error}.") from error
-    raise TypeError(f"{name} must be real numbers, got {found}.")
-
-
-def _tensor_to_array(value: object) -> object:
-    """Convert a torch tensor to an array and leave anything else, without importing torch."""
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
-        return value
-    tensor = value.detach().cpu()
-    # NumPy has no bfloat16.
-    return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
-
-
-def _parse_json(text: str, name: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} must be valid JSON, got {_shorten(text)} ({error}).") from error
-
-
-def _shorten(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _check_size(size: object) -> Size:
-    """Return `size` as a pair of ints after checking that it is one."""
-    pair = tuple(size) if isinstance(size, (tuple, list, np.ndarray)) else ()
-    if len(pair) != 2 or not all(
-        isinstance(length, (int, np.integer)) or (isinstance(length, (float, np.floating)) and length.is_integer())
-        for length in pair
-    ):
-        raise TypeError(f"`size` must be a pair of whole numbers (height, width), got {_shorten(str(size))}.")
-    if not all(1 <= length <= _MAX_LENGTH for length in pair):
-        raise ValueError(f"`size` must be (height, width), each from 1 to {_MAX_LENGTH} pixels, got {pair}.")
-    return int(pair[0]), int(pair[1])
 
 
 def _check_finite(values: FloatArray, names: Sequence[str]) -> None:
@@ -743,58 +716,3 @@ def _checked_pose(xy: FloatArray, visible: BoolArray, confidence: FloatArray | N
             "were measured on."
         )
     return Keypoints(xy, visible, confidence, size)
-
-
-def _find_people(data: object) -> tuple[list[object], Size | None]:
-    """Return the numbers of each person in OpenPose data, and the canvas size if it is there."""
-    if isinstance(data, (list, tuple)) and data and all(isinstance(item, Mapping) for item in data):
-        if any("people" in item for item in data):
-            if len(data) > 1:
-                raise ValueError(f"The OpenPose data is a list of {len(data)} pictures: pass one of its entries.")
-            return _find_people(data[0])
-        return [_person_numbers(item) for item in data], None
-    if isinstance(data, (list, tuple, np.ndarray)):
-        # An empty list is nobody; anything else must be one person's numbers.
-        return [data] if len(np.shape(data) if isinstance(data, np.ndarray) else data) else [], None
-    if not isinstance(data, Mapping):
-        raise TypeError(f"OpenPose data must be a dict, a list or a JSON string, got {type(data).__name__}.")
-    canvas = None
-    if data.get("canvas_height") is not None and data.get("canvas_width") is not None:
-        canvas = _check_size((data["canvas_height"], data["canvas_width"]))
-    if "people" not in data:
-        return [_person_numbers(data)], canvas
-    people = data["people"]
-    if not isinstance(people, (list, tuple)):
-        raise ValueError(f"`people` in the OpenPose JSON must be a list, got {type(people).__name__}.")
-    return [_person_numbers(entry) for entry in people], canvas
-
-
-def _person_numbers(entry: object) -> object:
-    if not isinstance(entry, Mapping) or entry.get("pose_keypoints_2d") is None:
-        raise ValueError(
-            "OpenPose JSON must have `people`, a list of entries with `pose_keypoints_2d`, got "
-            f"{_shorten(str(list(entry)) if isinstance(entry, Mapping) else type(entry).__name__)}."
-        )
-    return entry["pose_keypoints_2d"]
-
-
-def _choose_csv_row(text: str, row: str | None) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip() != _CSV_HEADER]
-    if row is not None:
-        for line in lines:
-            if line.rsplit(":", 2)[0] == row:
-                return line
-        raise ValueError(f"none of its {len(lines)} rows is named {row!r}.")
-    if len(lines) != 1:
-        choose = ": choose one with `row=` and its name" if lines else ""
-        raise ValueError(f"it has {len(lines)} rows{choose}.")
-    return lines[0]
-
-
-def _capsule(start: FloatArray, end: FloatArray, radius: float) -> FloatArray:
-    """Return the outline of a bone, (n, 2) pixels: a line with round ends."""
-    angle = np.arctan2(*(end - start)[::-1])
-    turn = np.linspace(-np.pi / 2, np.pi / 2, 13)
-    angles = np.concatenate([angle + turn, angle + turn + np.pi])
-    centers = np.repeat([end, start], len(turn), axis=0)
-    return centers + radius * np.column_stack([np.cos(angles), np.sin(angles)])

@@ -35,6 +35,8 @@ from ..models.fitting import fit_pose_residuals, fit_query_biases
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
+from ..photo_fitting import FIELD_FRAME
+from ..pose_estimation.base import PoseEstimator, read_poses
 from ..processors.image_processor import SourceImageProcessor
 from ..processors.pose_processor import PoseProcessor
 from ..sizes import as_pair
@@ -61,6 +63,10 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         pose_adapter: P, the residuals of the target pose.
         feature_extractor: Only for an IP-Adapter: preprocessing of its image.
         image_encoder: Only for an IP-Adapter: its CLIP vision model.
+
+    Attributes:
+        pose_estimator: Finds the poses of pictures that are passed as `pose`; see
+            [`diffusers_cfld.pose_estimation`]. None until you set one.
 
     Raises:
         ValueError: Components do not fit together, e.g. a prompt width other than the U-Net's.
@@ -104,9 +110,10 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         height, width = source_encoder.image_size if source_encoder is not None else (256, 256)
-        self.source_image_processor = SourceImageProcessor(height=height, width=width)
+        self.source_image_processor = SourceImageProcessor(height=height, width=width, frame=FIELD_FRAME)
         height, width = self._trained_pose_size()
-        self.pose_processor = PoseProcessor(height=height, width=width)
+        self.pose_processor = PoseProcessor(height=height, width=width, frame=FIELD_FRAME)
+        self.pose_estimator: PoseEstimator | None = None
 
     def _trained_pose_size(self) -> tuple[int, int]:
         """Pose pixels of the map whose residuals need no resizing at the U-Net's own sample size."""
@@ -223,11 +230,15 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
 
         Raises:
             TypeError: As [`PoseProcessor.preprocess`].
-            ValueError: As [`PoseProcessor.preprocess`] and [`PoseAdapter.forward`].
+            ValueError: As [`PoseProcessor.preprocess`] and [`PoseAdapter.forward`]; or a pose is a picture, and there
+                is no `pose_estimator`, or nobody in it.
+            OSError: A file cannot be read.
         """
         if isinstance(pose, PoseFeatures):
             return pose
-        pose_map = self.pose_processor.preprocess(pose).to(self._execution_device, self.pose_adapter.dtype)
+        pose_map = self.pose_processor.preprocess(read_poses(pose, self.pose_estimator)).to(
+            self._execution_device, self.pose_adapter.dtype
+        )
         return PoseFeatures(self.pose_adapter(pose_map).residuals)
 
     def check_inputs(
@@ -442,9 +453,11 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
 
         Args:
             image: Source photo or photos: PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1], a batch or a list of
-                these. Squashed to the source encoder's size, as the published model does.
+                these. Squashed to the source encoder's size, as the published model does; padded to 256:176 before if
+                they have another shape (see [`fit_photo`], which also crops to the person).
             pose: Target pose or poses: OpenPose-18 keypoints in any form of [`Keypoints.from_any`], pose maps
-                (B, 21, H, W) in [0, 1], a list of these, or [`PoseFeatures`]. Keypoints without a frame of their own
+                (B, 21, H, W) in [0, 1], pictures of people in that pose (PIL or paths; with `pipe.pose_estimator`),
+                paths of keypoint files, a list of these, or [`PoseFeatures`]. Keypoints without a frame of their own
                 are read as pixels of a 256x176 (height x width) frame. One image and many poses broadcast, as do many
                 images and one pose.
             height: Height of the generated image in pixels, a multiple of 8; default the U-Net's sample size, 512

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,90 @@ class Appearance:
         """Number of sources."""
         return self.prompt_embeds.shape[0]
 
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __getitem__(self, index: int | slice) -> Appearance:
+        """Some of the sources, as views."""
+        index = _as_slice(index, len(self))
+        query_biases = {name: bias[index] for name, bias in self.query_biases.items()}
+        return Appearance(self.prompt_embeds[index], self.null_prompt_embeds, query_biases)
+
+    def lerp(
+        self,
+        other: Appearance,
+        weight: float,
+        *,
+        prompt_weight: float | None = None,
+        bias_weight: float | None = None,
+    ) -> Appearance:
+        """Interpolate to another appearance (Sec. 4.6, Fig. 6b): prompts and query biases, both linearly.
+
+        Args:
+            other: The appearance at weight 1, of as many sources, or one of the two of a single one.
+            weight: 0 (this appearance) to 1 (the other); values beyond exaggerate the difference.
+            prompt_weight: Weight of the prompts, i.e. of what is coarse, instead.
+            bias_weight: Weight of the query biases, i.e. of what is fine, instead.
+
+        Returns:
+            A new object.
+
+        Raises:
+            TypeError: `other` is not an [`Appearance`].
+            ValueError: The two come from models of different sizes or their numbers of sources do not fit together,
+                or a weight is not finite.
+        """
+        prompt_weight = weight if prompt_weight is None else prompt_weight
+        bias_weight = weight if bias_weight is None else bias_weight
+        return _combine([self, other], [1 - prompt_weight, prompt_weight], [1 - bias_weight, bias_weight])
+
+    @staticmethod
+    def mean(appearances: Sequence[Appearance], weights: Sequence[float] | None = None) -> Appearance:
+        """Average several appearances, e.g. those of several photos of one person.
+
+        Args:
+            appearances: At least one. A single one of several sources is averaged over these.
+            weights: One for each, of any positive sum; default all equal.
+
+        Returns:
+            A new object.
+
+        Raises:
+            TypeError: An item is not an [`Appearance`].
+            ValueError: There is none, they come from models of different sizes, or the weights do not fit.
+        """
+        items = list(appearances)
+        if len(items) == 1 and isinstance(items[0], Appearance):
+            items = [items[0][index] for index in range(len(items[0]))]
+        shares = [1.0] * len(items) if weights is None else [float(weight) for weight in weights]
+        if not items or len(shares) != len(items) or not sum(shares) > 0:
+            raise ValueError(
+                f"`weights` must be as many numbers as there are appearances, of positive sum, got {shares} for "
+                f"{len(items)}."
+            )
+        shares = [share / sum(shares) for share in shares]
+        return _combine(items, shares, shares)
+
+    @staticmethod
+    def cat(appearances: Sequence[Appearance]) -> Appearance:
+        """Put the sources of several appearances into one batch.
+
+        Args:
+            appearances: At least one.
+
+        Returns:
+            A new object; the null prompt is the first one's.
+
+        Raises:
+            TypeError: An item is not an [`Appearance`].
+            ValueError: There is none, or they come from models of different sizes.
+        """
+        items = list(appearances)
+        _check_compatible(items)
+        query_biases = {name: torch.cat([item.query_biases[name] for item in items]) for name in items[0].query_biases}
+        prompt_embeds = torch.cat([item.prompt_embeds for item in items])
+        return Appearance(prompt_embeds, items[0].null_prompt_embeds, query_biases)
+
     def to(self, *args: Any, **kwargs: Any) -> Appearance:
         """Move or cast, as `torch.Tensor.to` does.
 
@@ -73,6 +159,14 @@ class PoseFeatures:
         """Number of poses."""
         return next(iter(self.residuals.values())).shape[0]
 
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __getitem__(self, index: int | slice) -> PoseFeatures:
+        """Some of the poses, as views."""
+        index = _as_slice(index, len(self))
+        return PoseFeatures({name: residual[index] for name, residual in self.residuals.items()})
+
     def to(self, *args: Any, **kwargs: Any) -> PoseFeatures:
         """Move or cast, as `torch.Tensor.to` does.
 
@@ -84,3 +178,52 @@ class PoseFeatures:
             A new object; this one is not changed.
         """
         return PoseFeatures({name: residual.to(*args, **kwargs) for name, residual in self.residuals.items()})
+
+
+def _as_slice(index: int | slice, length: int) -> slice:
+    if isinstance(index, slice):
+        return index
+    if not -length <= index < length:
+        raise IndexError(f"There are {length} in this batch, number {index} is not among them.")
+    return slice(index, index + 1 or None)
+
+
+def _check_compatible(items: Sequence[Appearance]) -> None:
+    if not items:
+        raise ValueError("Pass at least one `Appearance`.")
+    for item in items:
+        if not isinstance(item, Appearance):
+            raise TypeError(f"Expected an `Appearance` from `encode_appearance`, got {type(item).__name__}.")
+    shapes = [
+        {"prompt_embeds": item.prompt_embeds.shape[1:], **{k: v.shape[1:] for k, v in item.query_biases.items()}}
+        for item in items
+    ]
+    for other in shapes[1:]:
+        for name in {**shapes[0], **other}:
+            if shapes[0].get(name) != other.get(name):
+                raise ValueError(
+                    f"The appearances come from models of different sizes: {name} is {shapes[0].get(name)} and "
+                    f"{other.get(name)}. Encode all of them with one pipeline."
+                )
+
+
+def _combine(items: list[Appearance], prompt_shares: list[float], bias_shares: list[float]) -> Appearance:
+    """The weighted sum of prompts and biases; the null prompt is the first one's."""
+    _check_compatible(items)
+    if not all(map(math.isfinite, prompt_shares + bias_shares)):
+        raise ValueError(f"Weights must be finite numbers, got {prompt_shares} and {bias_shares}.")
+    sizes = sorted({len(item) for item in items} - {1})
+    if len(sizes) > 1:
+        raise ValueError(f"The appearances must be of as many sources each, or of one, got {sizes}.")
+
+    def weigh(tensors: list[torch.Tensor], shares: list[float]) -> torch.Tensor:
+        result = shares[0] * tensors[0]
+        for tensor, share in zip(tensors[1:], shares[1:], strict=True):
+            result = result + share * tensor.to(result)
+        return result
+
+    query_biases = {
+        name: weigh([item.query_biases[name] for item in items], bias_shares) for name in items[0].query_biases
+    }
+    prompt_embeds = weigh([item.prompt_embeds for item in items], prompt_shares)
+    return Appearance(prompt_embeds, items[0].null_prompt_embeds, query_biases)

@@ -1,7 +1,7 @@
 """Source photos of any kind to the encoder's input.
 
-The published squash: bicubic with antialias to the encoder's size whatever the aspect, mean 0.5 and std 0.5
-(YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7).
+Photos of the training's shape get the published squash: bicubic with antialias to the encoder's size, mean 0.5 and
+std 0.5 (YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
+from ..photo_fitting import PhotoFrame, choose_frame, edge_strips
+
 
 class SourceImageProcessor(ConfigMixin):
     """Bring source images into the form the source encoder takes.
@@ -23,12 +25,21 @@ class SourceImageProcessor(ConfigMixin):
         height: Height of the encoder's input in pixels.
         width: Width of the encoder's input in pixels.
         background: Grey level in [0, 1] laid behind transparent pixels.
+        frame: (height, width) of the frame whose shape the photos of the training had, (256, 176) for the published
+            model. A picture of another shape, unless it has the encoder's own size, is padded to it with the colour of
+            its edges, so that people keep their proportions; `fit_photo` also crops. None: everything is squashed.
     """
 
     config_name = "source_image_processor_config.json"
 
     @register_to_config
-    def __init__(self, height: int = 256, width: int = 256, background: float = 1.0) -> None:
+    def __init__(
+        self,
+        height: int = 256,
+        width: int = 256,
+        background: float = 1.0,
+        frame: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
 
     def preprocess(self, image: Any) -> torch.Tensor:
@@ -62,7 +73,11 @@ class SourceImageProcessor(ConfigMixin):
                 raise ValueError(
                     f"`image` must not be empty, got a picture of {image.size[0]}x{image.size[1]} pixels."
                 )
-            rgb = self._to_rgb(image).resize((width, height), PIL.Image.Resampling.BICUBIC)
+            rgb = self._to_rgb(image)
+            frame = self._choose_frame((rgb.height, rgb.width))
+            if frame is not None:
+                rgb = frame.crop(rgb)
+            rgb = rgb.resize((width, height), PIL.Image.Resampling.BICUBIC)
             return torch.from_numpy(np.asarray(rgb, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3, 4):
@@ -113,9 +128,19 @@ class SourceImageProcessor(ConfigMixin):
             tensor = tensor[:, :3] * alpha + self.config.background * (1 - alpha)
         elif tensor.shape[1] == 1:
             tensor = tensor.expand(-1, 3, -1, -1)
+        frame = self._choose_frame((tensor.shape[2], tensor.shape[3]))
+        if frame is not None:
+            tensor = torch.stack([_pad_to_frame(item, frame) for item in tensor])
         if tuple(tensor.shape[2:]) != (height, width):
             tensor = F.interpolate(tensor, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
         return tensor.clamp(0, 1)
+
+    def _choose_frame(self, size: tuple[int, int]) -> PhotoFrame | None:
+        """The frame that a picture of (height, width) has to be padded to, if it has to."""
+        if self.config.frame is None or size == (self.config.height, self.config.width):
+            return None
+        frame = choose_frame(size, shape=self.config.frame)
+        return None if frame.is_whole_photo else frame
 
     def _to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
         image = PIL.ImageOps.exif_transpose(image)
@@ -135,3 +160,13 @@ class SourceImageProcessor(ConfigMixin):
             backdrop = PIL.Image.new("RGBA", image.size, (grey, grey, grey, 255))
             image = PIL.Image.alpha_composite(backdrop, image)
         return image.convert("RGB")
+
+
+def _pad_to_frame(image: torch.Tensor, frame: PhotoFrame) -> torch.Tensor:
+    """A picture (3, H, W) in a frame that holds the whole of it, as `PhotoFrame.crop` does with 8 bits."""
+    height, width = frame.photo_size
+    edges = edge_strips(image.permute(1, 2, 0).numpy(), frame)
+    color = torch.from_numpy(np.median(edges, axis=0))
+    padded = color[:, None, None].repeat(1, frame.height, frame.width)
+    padded[:, -frame.top : height - frame.top, -frame.left : width - frame.left] = image
+    return padded

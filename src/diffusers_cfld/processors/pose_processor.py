@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
-from diffusers_cfld.keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
+from ..keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
+from ..photo_fitting import choose_frame
 
 __all__ = ["PoseProcessor", "render_pose_map"]
 
@@ -79,6 +80,9 @@ class PoseProcessor(ConfigMixin):
     Args:
         height: Height of the maps drawn from keypoints, pixels.
         width: Width of them, pixels.
+        frame: (height, width) of the frame whose shape the photos of the training had, as of `SourceImageProcessor`.
+            Keypoints that were measured on a picture of another shape, unless it has the maps' own size, are moved to
+            where they are once that picture is padded to it; `fit_keypoints` also crops. None: they are squashed.
 
     Raises:
         ValueError: `height` or `width` is not a positive whole number.
@@ -88,7 +92,7 @@ class PoseProcessor(ConfigMixin):
     config_name = "pose_processor_config.json"  # type: ignore[assignment, unused-ignore]
 
     @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
-    def __init__(self, height: int = 256, width: int = 256) -> None:
+    def __init__(self, height: int = 256, width: int = 256, frame: Size | None = None) -> None:
         for name, length in (("height", height), ("width", width)):
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 raise ValueError(f"`{name}` must be a positive whole number of pixels, got {length!r}.")
@@ -137,9 +141,12 @@ class PoseProcessor(ConfigMixin):
                 "with `render_pose_map` first."
             )
         map_size = (self.config["height"], self.config["width"])
-        rendered = [
-            render_pose_map(_read_pose(item, size, index, len(items)), map_size) for index, item in enumerate(items)
-        ]
+        rendered = []
+        for index, item in enumerate(items):
+            keypoints = _read_pose(item, size, index, len(items))
+            if self.config["frame"] is not None and keypoints.size != map_size:
+                keypoints = choose_frame(keypoints.size, shape=self.config["frame"]).move(keypoints)
+            rendered.append(render_pose_map(keypoints, map_size))
         return torch.from_numpy(rendered[0][None] if len(rendered) == 1 else np.stack(rendered))
 
 

@@ -1,0 +1,115 @@
+"""Appearances as values: interpolated, averaged, taken apart and put together."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_cfld import Appearance, PoseFeatures
+from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = load_small_model()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def appearances(pipe):
+    return [pipe.encode_appearance(source) for source in example_sources()[:2]]
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(one.prompt_embeds, other.prompt_embeds)
+    assert one.query_biases.keys() == other.query_biases.keys()
+    for name, bias in one.query_biases.items():
+        torch.testing.assert_close(bias, other.query_biases[name])
+
+
+def sample(pipe, appearance):
+    return pipe(
+        appearance=appearance,
+        pose=example_poses()[0],
+        num_inference_steps=2,
+        output_type="np",
+        generator=[torch.Generator().manual_seed(0) for _ in range(len(appearance))],
+    ).images
+
+
+def test_lerp_goes_from_one_to_the_other(pipe, appearances):
+    one, other = appearances
+    assert_same(one.lerp(other, 0), one)
+    assert_same(one.lerp(other, 1), other)
+    middle = one.lerp(other, 0.3)
+    torch.testing.assert_close(middle.prompt_embeds, 0.7 * one.prompt_embeds + 0.3 * other.prompt_embeds)
+    for name, bias in middle.query_biases.items():
+        torch.testing.assert_close(bias, 0.7 * one.query_biases[name] + 0.3 * other.query_biases[name])
+    results = [sample(pipe, one.lerp(other, weight)) for weight in (0.0, 0.5, 1.0)]
+    ends = np.abs(results[0] - results[2]).mean()
+    assert 0 < np.abs(results[0] - results[1]).mean() < ends
+    assert 0 < np.abs(results[1] - results[2]).mean() < ends
+
+
+def test_prompts_and_biases_have_weights_of_their_own(appearances):
+    one, other = appearances
+    coarse = one.lerp(other, 0, prompt_weight=1)
+    torch.testing.assert_close(coarse.prompt_embeds, other.prompt_embeds)
+    fine = one.lerp(other, 1, prompt_weight=0)
+    torch.testing.assert_close(fine.prompt_embeds, one.prompt_embeds)
+    for name in one.query_biases:
+        torch.testing.assert_close(coarse.query_biases[name], one.query_biases[name])
+        torch.testing.assert_close(fine.query_biases[name], other.query_biases[name])
+    assert_same(one.lerp(other, 0.5, bias_weight=0.5), one.lerp(other, 0.5))
+
+
+def test_mean(appearances):
+    one, other = appearances
+    assert_same(Appearance.mean([one, other]), one.lerp(other, 0.5))
+    assert_same(Appearance.mean([one, other], weights=[3, 1]), one.lerp(other, 0.25))
+    assert_same(Appearance.mean([one, one, one]), one)
+    assert_same(Appearance.mean([Appearance.cat([one, other])]), one.lerp(other, 0.5))
+
+
+def test_batches_are_put_together_and_taken_apart(pipe, appearances):
+    both = Appearance.cat(appearances)
+    assert len(both) == both.batch_size == 2
+    for index, single in enumerate(appearances):
+        assert_same(both[index], single)
+        assert_same(both[index - 2], single)
+    assert_same(both[:], both)
+    assert_same(pipe.encode_appearance(example_sources()[:2]), both)
+    # One against a batch.
+    assert_same(both.lerp(appearances[0], 0.5)[1], appearances[1].lerp(appearances[0], 0.5))
+    np.testing.assert_allclose(sample(pipe, both)[1], sample(pipe, both[1])[0], atol=1e-5)
+    with pytest.raises(IndexError, match="There are 2 in this batch, number 2"):
+        both[2]
+
+
+def test_pose_features_are_taken_apart(pipe):
+    features = pipe.encode_pose(example_poses())
+    assert len(features) == 4
+    single = pipe.encode_pose(example_poses()[2])
+    assert isinstance(features[2], PoseFeatures)
+    for name, residual in single.residuals.items():
+        torch.testing.assert_close(features[2].residuals[name], residual, rtol=1e-4, atol=1e-4)
+    assert len(features[1:3]) == 2
+
+
+def test_what_does_not_fit_is_named(appearances):
+    one, other = appearances
+    with pytest.raises(TypeError, match="Expected an `Appearance` from `encode_appearance`, got Tensor"):
+        one.lerp(other.prompt_embeds, 0.5)
+    with pytest.raises(ValueError, match="must be finite numbers"):
+        one.lerp(other, float("nan"))
+    with pytest.raises(ValueError, match="as many numbers as there are appearances"):
+        Appearance.mean([one, other], weights=[1])
+    with pytest.raises(ValueError, match="of positive sum"):
+        Appearance.mean([one, other], weights=[1, -1])
+    with pytest.raises(ValueError, match="at least one"):
+        Appearance.cat([])
+    with pytest.raises(ValueError, match="as many sources each"):
+        Appearance.cat([one, other]).lerp(Appearance.cat([one, other, one]), 0.5)
+    foreign = Appearance(one.prompt_embeds[:, :, :4], one.null_prompt_embeds, one.query_biases)
+    with pytest.raises(ValueError, match=r"models of different sizes: prompt_embeds is .*128.* and .*4"):
+        one.lerp(foreign, 0.5)
