@@ -7,7 +7,7 @@ timm take seconds to load.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._registration import add_pipeline_to_diffusers
+from ._registration import add_pipelines_to_diffusers
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .photo_fitting import fit_keypoints as fit_keypoints
     from .photo_fitting import fit_photo as fit_photo
     from .pipelines.pipeline_cfld import CFLDPipeline as CFLDPipeline
+    from .pipelines.pipeline_cfld_inpaint import CFLDInpaintPipeline as CFLDInpaintPipeline
     from .pipelines.pipeline_output import Appearance as Appearance
     from .pipelines.pipeline_output import CFLDPipelineOutput as CFLDPipelineOutput
     from .pipelines.pipeline_output import PoseFeatures as PoseFeatures
@@ -40,6 +41,7 @@ _MODULES = {
     "Appearance": ".pipelines.pipeline_output",
     "AppearanceEncoder": ".models.appearance_encoder",
     "AppearanceEncoderOutput": ".models.appearance_encoder",
+    "CFLDInpaintPipeline": ".pipelines.pipeline_cfld_inpaint",
     "CFLDPipeline": ".pipelines.pipeline_cfld",
     "CFLDPipelineOutput": ".pipelines.pipeline_output",
     "HybridGranularityAttnProcessor": ".models.attention_processor",
@@ -65,6 +67,7 @@ __all__ = [
     "Appearance",
     "AppearanceEncoder",
     "AppearanceEncoderOutput",
+    "CFLDInpaintPipeline",
     "CFLDPipeline",
     "CFLDPipelineOutput",
     "HybridGranularityAttnProcessor",
@@ -103,4 +106,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-add_pipeline_to_diffusers()
+add_pipelines_to_diffusers()

@@ -14,13 +14,17 @@ import diffusers
 PACKAGE = __name__.split(".")[0]
 
 
-def add_pipeline_to_diffusers() -> None:
-    """Make `diffusers.CFLDPipeline` ours, imported when it is first asked for, unless diffusers has its own."""
+def add_pipelines_to_diffusers() -> None:
+    """Make `diffusers.CFLDPipeline` and its kin ours, imported when first asked for, unless diffusers has its own."""
 
     class DiffusersWithCFLD(type(diffusers)):  # type: ignore[misc]
         @property
         def CFLDPipeline(self) -> Any:
-            return import_module(f"{PACKAGE}.pipelines.pipeline_cfld").CFLDPipeline
+            return import_module(PACKAGE).CFLDPipeline
+
+        @property
+        def CFLDInpaintPipeline(self) -> Any:
+            return import_module(PACKAGE).CFLDInpaintPipeline
 
     if "CFLDPipeline" not in dir(diffusers):
         diffusers.__class__ = DiffusersWithCFLD

@@ -19,6 +19,7 @@ PUBLIC = {
     "Appearance",
     "AppearanceEncoder",
     "AppearanceEncoderOutput",
+    "CFLDInpaintPipeline",
     "CFLDPipeline",
     "CFLDPipelineOutput",
     "HybridGranularityAttnProcessor",

@@ -279,6 +279,56 @@ class TestBatches:
         ]
         assert run(pipe, image=pil, pose=[KEYPOINTS, KEYPOINTS.mirror()]).shape[0] == 2
 
+    @pytest.mark.parametrize("size", [1, 2, 5])
+    def test_micro_batches_give_the_same_result(self, pipe, size):
+        poses = tiny_pose(0, 3)
+        expected = run(pipe, pose=poses, generator=generators(0, 1, 2))
+        assert_same(run(pipe, pose=poses, generator=generators(0, 1, 2), micro_batch_size=size), expected)
+        assert_same(run(pipe, pose=list(poses), generator=generators(0, 1, 2), micro_batch_size=size), expected)
+        images = tiny_image(0, 3)
+        expected = run(pipe, image=images, pose=poses, num_images_per_prompt=2, generator=generators(*range(6)))
+        result = run(
+            pipe,
+            image=images,
+            pose=pipe.encode_pose(poses),
+            num_images_per_prompt=2,
+            generator=generators(*range(6)),
+            micro_batch_size=size,
+        )
+        assert_same(result, expected)
+        latents = torch.randn(3, *expected.shape[1:], generator=torch.manual_seed(0))
+        options = {
+            "image": None,
+            "appearance": pipe.encode_appearance(images),
+            "generator": generators(0, 1, 2),
+            "latents": latents,
+        }
+        expected = run(pipe, **options)
+        assert_same(run(pipe, **{**options, "generator": generators(0, 1, 2)}, micro_batch_size=size), expected)
+
+    def test_micro_batches_encode_a_single_source_once(self, pipe, monkeypatch):
+        calls = []
+        encode = pipe.encode_appearance
+        monkeypatch.setattr(pipe, "encode_appearance", lambda image: calls.append(1) or encode(image))
+        for output_type in ("pil", "np", "pt"):
+            images = run(pipe, pose=[KEYPOINTS] * 3, micro_batch_size=1, output_type=output_type)
+            assert len(images) == 3
+        assert len(calls) == 3
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"micro_batch_size": 0}, "`micro_batch_size` must be a whole number of at least 1, got 0"),
+            ({"micro_batch_size": 1, "generator": generators(0)}, "`generator` must be of length 2"),
+            ({"micro_batch_size": 1, "latents": torch.zeros(1, 4, 16, 16)}, "`latents` must be of length 2"),
+            ({"micro_batch_size": 1, "image": None}, "either `image` or `appearance`"),
+            ({"micro_batch_size": 1, "ip_adapter_image_embeds": []}, "cannot be combined with `ip_adapter_image"),
+        ],
+    )
+    def test_micro_batches_that_make_no_sense(self, pipe, options, message):
+        with pytest.raises(ValueError, match=message):
+            run(pipe, pose=tiny_pose(0, 2), **options)
+
     def test_encoded_conditions_give_the_same_result(self, pipe):
         appearance = pipe.encode_appearance(tiny_image())
         pose = pipe.encode_pose(tiny_pose())

@@ -37,9 +37,17 @@ from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
 from ..photo_fitting import FIELD_FRAME
 from ..pose_estimation.base import PoseEstimator, read_poses
-from ..processors.image_processor import SourceImageProcessor
-from ..processors.pose_processor import PoseProcessor
+from ..processors.image_processor import SourceImageProcessor, split_images
+from ..processors.pose_processor import PoseProcessor, split_poses
 from ..sizes import as_pair
+from .branch_batching import (
+    batch_image_embeds,
+    batch_prompts,
+    batch_query_bias,
+    batch_residual,
+    broadcast_batch,
+    repeat_to,
+)
 from .component_checks import check_components
 from .lora import UNetLoraLoaderMixin
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
@@ -394,6 +402,19 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             latents = latents.to(device=device, dtype=dtype)
         return latents * self.scheduler.init_noise_sigma
 
+    def _prepare_timesteps(
+        self, num_inference_steps: int, device: torch.device, timesteps: list[int] | None, sigmas: list[float] | None
+    ) -> tuple[torch.Tensor, int]:
+        """The scheduler's timesteps and how many steps they are; for pipelines that start later."""
+        schedule: tuple[torch.Tensor, int] = retrieve_timesteps(
+            self.scheduler, num_inference_steps, device, timesteps, sigmas
+        )
+        return schedule
+
+    def _constrain_latents(self, latents: torch.Tensor, timesteps: torch.Tensor, step: int) -> torch.Tensor:
+        """The latents after a step; for pipelines that hold a part of them."""
+        return latents
+
     def decode_latents(
         self,
         latents: torch.Tensor,
@@ -448,6 +469,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         | MultiPipelineCallbacks
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature; only read
+        micro_batch_size: int | None = None,
     ) -> CFLDPipelineOutput | tuple[list[PIL.Image.Image] | np.ndarray | torch.Tensor]:
         """Generate the source person in the target pose.
 
@@ -487,6 +509,9 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after each step; tensors that it
                 returns replace the pipeline's.
             callback_on_step_end_tensor_inputs: Which tensors it gets, among `_callback_tensor_inputs`.
+            micro_batch_size: Pairs of source and pose that are made at once, where memory does not hold all; a single
+                source is still encoded once, and callbacks run in each batch. With a list of generators the images
+                are those of one large batch, to rounding; one generator's numbers fall on other images.
 
         Returns:
             The images, those of one pair next to each other, pairs in the order of the inputs.
@@ -509,6 +534,9 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             ```
         """
         # 0. Defaults
+        if micro_batch_size is not None:
+            arguments = {name: value for name, value in locals().items() if name not in ("self", "micro_batch_size")}
+            return self._call_in_micro_batches(micro_batch_size, **arguments)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         default_height, default_width = self.target_size
@@ -550,9 +578,9 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         if appearance is None:
             appearance = self.encode_appearance(image)
         pose_features = self.encode_pose(pose)
-        batch_size = _broadcast_batch(appearance.batch_size, pose_features.batch_size) * num_images_per_prompt
+        batch_size = broadcast_batch(appearance.batch_size, pose_features.batch_size) * num_images_per_prompt
         # Copies, once: a callback may change them in place, and the appearance may be used again.
-        prompt_embeds = _repeat_to(appearance.prompt_embeds.to(device, self.unet.dtype, copy=True), batch_size)
+        prompt_embeds = repeat_to(appearance.prompt_embeds.to(device, self.unet.dtype, copy=True), batch_size)
         null_prompt_embeds = appearance.null_prompt_embeds.to(device, self.unet.dtype, copy=True)
 
         # 3. Fit biases and residuals to the latents
@@ -563,18 +591,16 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             latent_size,
             len(self.unet.config.up_block_types),
         )
-        query_biases = {name: _repeat_to(bias, batch_size) for name, bias in fitted_biases.items()}
+        query_biases = {name: repeat_to(bias, batch_size) for name, bias in fitted_biases.items()}
         fitted_residuals = fit_pose_residuals(
             {name: to_unet(residual) for name, residual in pose_features.residuals.items()}, latent_size
         )
-        pose_residuals = [_repeat_to(residual, batch_size) for residual in fitted_residuals]
+        pose_residuals = [repeat_to(residual, batch_size) for residual in fitted_residuals]
         image_embeds = self._prepare_image_embeds(ip_adapter_image, ip_adapter_image_embeds, batch_size)
 
         # 4. Prepare timesteps
-        timesteps, num_inference_steps = retrieve_timesteps(
-            self.scheduler, num_inference_steps, device, timesteps, sigmas
-        )
-        self._num_timesteps = len(timesteps)
+        schedule, num_inference_steps = self._prepare_timesteps(num_inference_steps, device, timesteps, sigmas)
+        self._num_timesteps = len(schedule)
 
         # 5. Prepare latents and what the scheduler's step takes
         latents = self.prepare_latents(batch_size, height, width, prompt_embeds.dtype, device, generator, latents)
@@ -584,13 +610,13 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         }
 
         # 6. Denoise
-        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+        num_warmup_steps = len(schedule) - num_inference_steps * self.scheduler.order
         built_for: tuple[GuidanceBranch, ...] = ()
         branch_residuals: list[torch.Tensor] = []
         branch_biases: dict[str, torch.Tensor | None] = {}
         added_cond_kwargs: dict[str, Any] | None = None
         with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
+            for i, t in enumerate(schedule):
                 if self.interrupt:
                     continue
 
@@ -599,10 +625,10 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
                 branches = tuple(weights)
                 if built_for != branches:
                     built_for = branches
-                    branch_residuals = [_batch_residual(branches, residual) for residual in pose_residuals]
-                    branch_biases = {name: _batch_query_bias(branches, bias) for name, bias in query_biases.items()}
-                    added_cond_kwargs = _batch_image_embeds(branches, image_embeds)
-                encoder_hidden_states = _batch_prompts(branches, prompt_embeds, null_prompt_embeds, batch_size)
+                    branch_residuals = [batch_residual(branches, residual) for residual in pose_residuals]
+                    branch_biases = {name: batch_query_bias(branches, bias) for name, bias in query_biases.items()}
+                    added_cond_kwargs = batch_image_embeds(branches, image_embeds)
+                encoder_hidden_states = batch_prompts(branches, prompt_embeds, null_prompt_embeds, batch_size)
 
                 latent_model_input = torch.cat([latents] * len(branches))
                 latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
@@ -626,6 +652,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
                     )
 
                 latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
+                latents = self._constrain_latents(latents, schedule, i)
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
@@ -636,7 +663,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
                     prompt_embeds = callback_outputs.get("prompt_embeds", prompt_embeds)
                     null_prompt_embeds = callback_outputs.get("null_prompt_embeds", null_prompt_embeds)
 
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
+                if i == len(schedule) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
                     progress_bar.update()
 
         # 7. Decode
@@ -653,6 +680,60 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         if not return_dict:
             return (images,)
         return CFLDPipelineOutput(images=images)
+
+    def _call_in_micro_batches(
+        self,
+        size: int,
+        image: Any,
+        pose: Any,
+        appearance: Appearance | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        num_images_per_prompt: int,
+        output_type: str,
+        return_dict: bool,
+        **arguments: Any,
+    ) -> Any:
+        """The call for a few pairs of source and pose at a time."""
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"`micro_batch_size` must be a whole number of at least 1, got {size!r}.")
+        if arguments["ip_adapter_image_embeds"] is not None:
+            raise ValueError("`micro_batch_size` cannot be combined with `ip_adapter_image_embeds`.")
+        if (image is None) == (appearance is None):
+            raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
+        images = split_images(image) if appearance is None else [None] * len(appearance)
+        poses = pose if isinstance(pose, PoseFeatures) else split_poses(read_poses(pose, self.pose_estimator))
+        num_pairs = broadcast_batch(len(images), len(poses))
+        num_images = num_pairs * num_images_per_prompt
+        for name, items in (("generator", generator), ("latents", latents)):
+            if isinstance(items, (list, tuple, torch.Tensor)) and len(items) != num_images:
+                raise ValueError(f"`{name}` must be of length {num_images}, the number of images, got {len(items)}.")
+        if len(images) == 1 and appearance is None:
+            appearance = self.encode_appearance(images[0])
+        outputs: list[Any] = []
+        for first in range(0, num_pairs, size):
+            pairs = slice(first, min(first + size, num_pairs))
+            rows = slice(pairs.start * num_images_per_prompt, pairs.stop * num_images_per_prompt)
+            few_images = images[pairs] if appearance is None else None
+            few_appearances = appearance if appearance is None or len(appearance) == 1 else appearance[pairs]
+            made = self(
+                image=few_images,
+                pose=poses if len(poses) == 1 else poses[pairs],
+                appearance=few_appearances,
+                generator=list(generator)[rows] if isinstance(generator, (list, tuple)) else generator,
+                latents=None if latents is None else latents[rows],
+                num_images_per_prompt=num_images_per_prompt,
+                output_type=output_type,
+                return_dict=False,
+                **arguments,
+            )[0]
+            outputs.append(made)
+        joined: Any
+        if isinstance(outputs[0], list):
+            joined = [made for some in outputs for made in some]
+        else:
+            joined = np.concatenate(outputs) if isinstance(outputs[0], np.ndarray) else torch.cat(outputs)
+        return CFLDPipelineOutput(images=joined) if return_dict else (joined,)
 
     def _prepare_image_embeds(
         self, image: Any, image_embeds: list[torch.Tensor] | None, batch_size: int
@@ -674,64 +755,8 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
                 )
             embed = embed.to(self._execution_device, self.unet.dtype)
             negative, positive = embed.chunk(2) if guided else (torch.zeros_like(embed), embed)
-            pairs.append((_repeat_to(negative, batch_size), _repeat_to(positive, batch_size)))
+            pairs.append((repeat_to(negative, batch_size), repeat_to(positive, batch_size)))
         return pairs
-
-
-def _broadcast_batch(num_images: int, num_poses: int) -> int:
-    if num_images != num_poses and 1 not in (num_images, num_poses):
-        raise ValueError(
-            f"The numbers of images and poses must be equal, or one of them 1, got {num_images} images and "
-            f"{num_poses} poses."
-        )
-    return max(num_images, num_poses)
-
-
-def _repeat_to(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Repeat each sample so that all copies of one stand together, up to `batch_size` in all."""
-    repeats = batch_size // tensor.shape[0]
-    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=0)
-
-
-def _batch_prompts(
-    branches: tuple[GuidanceBranch, ...],
-    prompt_embeds: torch.Tensor,
-    null_prompt_embeds: torch.Tensor,
-    batch_size: int,
-) -> torch.Tensor:
-    """The prompts with all branches in one batch, branch by branch; checked, as a callback may have replaced them."""
-    if prompt_embeds.shape[0] != batch_size or null_prompt_embeds.shape[1:] != prompt_embeds.shape[1:]:
-        raise ValueError(
-            f"`prompt_embeds` from a callback must keep its batch of {batch_size} and `null_prompt_embeds` its shape, "
-            f"got {tuple(prompt_embeds.shape)} and {tuple(null_prompt_embeds.shape)}."
-        )
-    null_prompt_embeds = null_prompt_embeds.expand_as(prompt_embeds)
-    return torch.cat([prompt_embeds if branch.has_appearance else null_prompt_embeds for branch in branches])
-
-
-def _batch_residual(branches: tuple[GuidanceBranch, ...], residual: torch.Tensor) -> torch.Tensor:
-    """A down block's residual with all branches in one batch: zero in the one without pose."""
-    return torch.cat([residual if branch.has_pose else torch.zeros_like(residual) for branch in branches])
-
-
-def _batch_image_embeds(
-    branches: tuple[GuidanceBranch, ...], image_embeds: list[tuple[torch.Tensor, torch.Tensor]]
-) -> dict[str, Any] | None:
-    """The IP-Adapters' embeddings with all branches in one batch: negative in those without appearance."""
-    if not image_embeds:
-        return None
-    pairs = [
-        torch.cat([positive if branch.has_appearance else negative for branch in branches])
-        for negative, positive in image_embeds
-    ]
-    return {"image_embeds": pairs}
-
-
-def _batch_query_bias(branches: tuple[GuidanceBranch, ...], query_bias: torch.Tensor) -> torch.Tensor | None:
-    """A layer's bias with all branches in one batch: zero in those without appearance."""
-    if not any(branch.has_appearance for branch in branches):
-        return None
-    return torch.cat([query_bias if branch.has_appearance else torch.zeros_like(query_bias) for branch in branches])
 
 
 add_models_to_diffusers()

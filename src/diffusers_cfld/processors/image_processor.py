@@ -73,7 +73,7 @@ class SourceImageProcessor(ConfigMixin):
                 raise ValueError(
                     f"`image` must not be empty, got a picture of {image.size[0]}x{image.size[1]} pixels."
                 )
-            rgb = self._to_rgb(image)
+            rgb = self.to_rgb(image)
             frame = self._choose_frame((rgb.height, rgb.width))
             if frame is not None:
                 rgb = frame.crop(rgb)
@@ -142,7 +142,18 @@ class SourceImageProcessor(ConfigMixin):
         frame = choose_frame(size, shape=self.config.frame)
         return None if frame.is_whole_photo else frame
 
-    def _to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
+    def to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Turn a picture of any mode upright and into 8-bit RGB, transparency over the background.
+
+        Args:
+            image: The picture.
+
+        Returns:
+            RGB.
+
+        Raises:
+            ValueError: A picture of mode `F` leaves [0, 1].
+        """
         image = PIL.ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
             values = np.asarray(image, dtype=np.float32)
@@ -160,6 +171,21 @@ class SourceImageProcessor(ConfigMixin):
             backdrop = PIL.Image.new("RGBA", image.size, (grey, grey, grey, 255))
             image = PIL.Image.alpha_composite(backdrop, image)
         return image.convert("RGB")
+
+
+def split_images(image: Any) -> list[Any]:
+    """Take a batch apart.
+
+    Args:
+        image: As in [`SourceImageProcessor.preprocess`].
+
+    Returns:
+        Its images, one by one.
+    """
+    items = []
+    for item in image if isinstance(image, (list, tuple)) else [image]:
+        items += list(item) if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4 else [item]
+    return items
 
 
 def _pad_to_frame(image: torch.Tensor, frame: PhotoFrame) -> torch.Tensor:

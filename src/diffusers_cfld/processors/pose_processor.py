@@ -17,7 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from ..keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
 from ..photo_fitting import choose_frame
 
-__all__ = ["PoseProcessor", "render_pose_map"]
+__all__ = ["PoseProcessor", "render_pose_map", "split_poses"]
 
 Size: TypeAlias = tuple[int, int]
 
@@ -171,6 +171,21 @@ def _overlap(center: int, length: int) -> tuple[slice, slice]:
     start = min(max(first, 0), length)
     stop = min(max(first + len(_STAMP), 0), length)
     return slice(start, stop), slice(start - first, stop - first)
+
+
+def split_poses(pose: object) -> list[object]:
+    """Take a batch apart.
+
+    Args:
+        pose: As in [`PoseProcessor.preprocess`].
+
+    Returns:
+        Its poses or maps, one by one.
+    """
+    items = []
+    for item in _split_batch(pose):
+        items += list(item) if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4 else [item]
+    return items
 
 
 def _split_batch(pose: object) -> list[object]:

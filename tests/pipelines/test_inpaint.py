@@ -1,0 +1,313 @@
+"""Appearance editing: what is outside of a mask stays, what is inside follows its source."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+from testing_utils import tiny_image, tiny_pipeline, tiny_pose
+
+from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline
+from diffusers_cfld.photo_fitting import choose_frame
+from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
+
+SIZE = (256, 176)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = CFLDInpaintPipeline.from_pipe(tiny_pipeline())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return picture(*SIZE, seed=1)
+
+
+def picture(height, width, seed=0):
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def rectangle(size=SIZE, box=(40, 60, 120, 160), value=255):
+    mask = PIL.Image.new("L", size[::-1])
+    mask.paste(value, box)
+    return mask
+
+
+def edit(pipe, **options):
+    arguments = {
+        "mask_image": rectangle(),
+        "source_image": tiny_image(),
+        "pose": tiny_pose(),
+        "num_inference_steps": 3,
+        "generator": torch.Generator().manual_seed(0),
+    }
+    arguments.update(options)
+    return pipe(**{name: value for name, value in arguments.items() if value is not None}).images
+
+
+def changed(result, reference):
+    return (np.asarray(result) != np.asarray(reference.convert("RGB"))).any(axis=2)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler],
+)
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_outside_of_the_mask_every_pixel_is_the_references(reference, scheduler, strength):
+    pipe = CFLDInpaintPipeline.from_pipe(tiny_pipeline())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    (result,) = edit(pipe, image=reference, strength=strength, num_inference_steps=4)
+    assert result.size == reference.size
+    inside = np.asarray(rectangle()) > 0
+    assert not changed(result, reference)[~inside].any()
+    assert changed(result, reference)[inside].mean() > 0.9
+
+
+def test_a_full_mask_is_plain_pose_transfer(pipe, reference):
+    white = PIL.Image.new("L", reference.size, 255)
+    plain = CFLDPipeline.from_pipe(pipe)
+    plain.set_progress_bar_config(disable=True)
+    latents = edit(pipe, image=reference, mask_image=white, output_type="latent")
+    options = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 3}
+    expected = plain(**options, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    torch.testing.assert_close(latents, expected)
+    (result,) = edit(pipe, image=reference, mask_image=white)
+    picture = plain(**options, generator=torch.Generator().manual_seed(0)).images[0]
+    expected = np.asarray(picture.resize(reference.size, PIL.Image.Resampling.BICUBIC), dtype=int)
+    assert np.abs(np.asarray(result, dtype=int) - expected).max() <= 1
+
+
+def test_the_latents_outside_are_the_references_own(pipe, reference):
+    latents = edit(pipe, image=reference, output_type="latent")
+    frame = choose_frame(SIZE)
+    expected = pipe._encode_reference(reference, frame, pipe.target_size)
+    # The mask's bounding cells may change; far from it nothing does.
+    assert torch.allclose(latents[:, :, :2], expected[:, :, :2], atol=1e-5)
+    assert torch.allclose(latents[:, :, -4:], expected[:, :, -4:], atol=1e-5)
+    assert not torch.allclose(latents, expected, atol=1e-2)
+
+
+def test_the_region_follows_its_source(pipe, reference):
+    one = edit(pipe, image=reference, source_image=tiny_image(0))[0]
+    other = edit(pipe, image=reference, source_image=tiny_image(0, 2)[1:])[0]
+    assert np.array_equal(one, edit(pipe, image=reference, source_image=tiny_image(0))[0])
+    assert (np.asarray(one) != np.asarray(other)).any()
+    appearance = pipe.encode_appearance(tiny_image(0))
+    assert np.array_equal(one, edit(pipe, image=reference, source_image=None, appearance=appearance)[0])
+
+
+def test_several_regions_take_several_sources(pipe, reference):
+    masks = [rectangle(box=(0, 0, 176, 120)), rectangle(box=(0, 136, 176, 256))]
+    sources = [tiny_image(0, 2)[:1], tiny_image(0, 2)[1:]]
+    both = edit(pipe, image=reference, mask_image=masks, source_image=sources)[0]
+    assert not changed(both, reference)[121:135].any()
+    # The same noise in both regions: each is what it would be for one source alone, but for what the other region
+    # does to it through the U-Net.
+    swapped = edit(pipe, image=reference, mask_image=masks[::-1], source_image=sources[::-1])[0]
+    assert np.abs(np.asarray(both, dtype=int) - np.asarray(swapped, dtype=int)).max() <= 1
+    one_source = edit(pipe, image=reference, mask_image=masks, source_image=[sources[0]] * 2)[0]
+    assert (np.asarray(both) != np.asarray(one_source)).any()
+
+    # Two masks that tile one, with one source, are that mask. One generator draws other noise for several regions.
+    tiles = [rectangle(box=(40, 60, 120, 110)), rectangle(box=(40, 110, 120, 160))]
+    seeds = lambda: [torch.Generator().manual_seed(0)]  # noqa: E731
+    options = {"image": reference, "feather": 0}
+    tiled = edit(pipe, **options, mask_image=tiles, source_image=[tiny_image()] * 2, generator=seeds())[0]
+    whole = edit(pipe, **options, generator=seeds())[0]
+    assert np.abs(np.asarray(tiled, dtype=int) - np.asarray(whole, dtype=int)).max() <= 1
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_several_results(pipe, reference, eta):
+    generators = lambda *seeds: [torch.Generator().manual_seed(seed) for seed in seeds]  # noqa: E731
+    options = {"image": reference, "num_images_per_prompt": 2, "eta": eta}
+    first, second = edit(pipe, **options, generator=generators(0, 1))
+    assert (np.asarray(first) != np.asarray(second)).any()
+    alone = edit(pipe, image=reference, eta=eta, generator=generators(1))[0]
+    assert np.abs(np.asarray(second, dtype=int) - np.asarray(alone, dtype=int)).max() <= 1
+    masks = [rectangle(box=(0, 0, 88, 256)), rectangle(box=(88, 0, 176, 256))]
+    results = edit(
+        pipe, **options, mask_image=masks, source_image=[tiny_image()] * 2, generator=generators(0, 1), feather=0
+    )
+    white = PIL.Image.new("L", reference.size, 255)
+    whole = edit(pipe, **options, mask_image=white, generator=generators(0, 1))
+    for one, other in zip(results, whole, strict=True):
+        assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
+
+
+def test_strength_keeps_what_was_in_the_region(reference):
+    pipe = CFLDInpaintPipeline.from_pipe(load_small_model())
+    pipe.set_progress_bar_config(disable=True)
+    first, second = example_sources()[:2]
+    pose = example_poses()[0]
+    white = PIL.Image.new("L", first.size, 255)
+    latents = pipe._encode_reference(first, choose_frame(SIZE), pipe.target_size)
+    distances = [
+        (edit(pipe, image=first, mask_image=white, source_image=second, pose=pose, strength=strength,
+              num_inference_steps=10, output_type="latent") - latents).abs().mean()
+        for strength in (0.1, 0.5, 1.0)
+    ]  # fmt: skip
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_the_edge_is_feathered_inwards(pipe, reference):
+    black = PIL.Image.new("RGB", reference.size)
+    hard = np.asarray(edit(pipe, image=black, feather=0)[0], dtype=float)
+    soft = np.asarray(edit(pipe, image=black, feather=8)[0], dtype=float)
+    assert not soft[np.asarray(rectangle()) == 0].any()
+    row = slice(60, 160)
+    np.testing.assert_array_equal(soft[row, 52:108][10:-10], hard[row, 52:108][10:-10])
+    assert (soft[row, 40] <= 0.2 * hard[row, 40] + 1).all()
+    assert (soft[row, 44] <= 0.65 * hard[row, 44] + 1).all()
+
+
+def test_soft_masks_blend(pipe, reference):
+    black = PIL.Image.new("RGB", reference.size)
+    (full,) = edit(pipe, image=black, feather=0, output_type="np")
+    (half,) = edit(pipe, image=black, mask_image=rectangle(value=51), feather=0, output_type="np")
+    inside = np.asarray(rectangle()) > 0
+    assert half[inside].mean() < 0.3 * full[inside].mean()
+    assert half[inside].max() > 0
+
+
+def test_all_forms_of_masks_and_references(pipe, reference):
+    mask = rectangle()
+    expected = np.asarray(edit(pipe, image=reference)[0])
+    array = np.asarray(mask)
+    forms = [mask.convert("RGB"), mask.convert("1"), array, array > 0, array / 255.0, torch.from_numpy(array / 255.0)]
+    forms += [[mask], array[None], (torch.from_numpy(array) > 0)[None], array[..., None]]
+    for form in forms:
+        assert np.array_equal(edit(pipe, image=reference, mask_image=form)[0], expected)
+    pixels = np.asarray(reference)
+    tensor = torch.from_numpy(pixels / 255.0).permute(2, 0, 1)
+    for form in (pixels, pixels / 255.0, tensor, tensor[None], [reference], reference.convert("RGBA")):
+        assert np.array_equal(edit(pipe, image=form)[0], expected)
+    # A mask of another size and the same shape is resized.
+    (resized,) = edit(pipe, image=reference, mask_image=mask.resize((352, 512), PIL.Image.Resampling.NEAREST))
+    assert np.mean(np.asarray(resized) != expected) < 0.1
+    for output_type in ("np", "pt"):
+        images = edit(pipe, image=reference, output_type=output_type)
+        image = images[0] if output_type == "np" else images[0].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(image, expected / 255.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(300, 500), (90, 31), (600, 200)])
+def test_a_reference_of_any_shape(pipe, size):
+    reference = picture(*size)
+    height, width = size
+    mask = rectangle(size, (width // 4, height // 4, width // 2, height // 2))
+    (result,) = edit(pipe, image=reference, mask_image=mask)
+    assert result.size == reference.size
+    inside = np.asarray(mask) > 0
+    assert not changed(result, reference)[~inside].any()
+    assert changed(result, reference)[inside].any()
+
+
+def test_the_references_pose_is_found(pipe, reference):
+    seen = []
+
+    def estimator(image):
+        seen.append(image.size)
+        return [example_poses()[0]]
+
+    finder = CFLDInpaintPipeline.from_pipe(pipe)
+    finder.set_progress_bar_config(disable=True)
+    finder.pose_estimator = estimator
+    found = edit(finder, image=reference, pose=None)[0]
+    assert np.array_equal(found, edit(pipe, image=reference, pose=example_poses()[0])[0])
+    assert seen == [reference.size]
+    finder.pose_estimator = lambda image: []
+    with pytest.raises(ValueError, match="Nobody was found in the reference"):
+        edit(finder, image=reference, pose=None)
+
+
+def test_callbacks_and_a_pipeline_that_is_used_again(pipe, reference):
+    steps = []
+
+    def callback(pipe, step, timestep, tensors):
+        steps.append((step, tuple(tensors["latents"].shape)))
+        return {}
+
+    def fail(pipe, step, timestep, tensors):
+        raise RuntimeError("stop")
+
+    masks = [rectangle(), rectangle(box=(0, 0, 30, 30))]
+    edit(
+        pipe,
+        image=reference,
+        mask_image=masks,
+        source_image=[tiny_image()] * 2,
+        callback_on_step_end=callback,
+        strength=0.7,
+    )
+    assert [step for step, _ in steps] == [0, 1]
+    assert steps[0][1][0] == 2
+    with pytest.raises(RuntimeError, match="stop"):
+        edit(pipe, image=reference, callback_on_step_end=fail)
+    assert pipe._edit is None
+
+
+def test_saved_and_loaded(pipe, reference, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    expected = np.asarray(edit(pipe, image=reference)[0])
+    for loader in (CFLDInpaintPipeline, DiffusionPipeline):
+        loaded = loader.from_pretrained(tmp_path)
+        assert type(loaded) is CFLDInpaintPipeline
+        loaded.set_progress_bar_config(disable=True)
+        assert np.array_equal(edit(loaded, image=reference)[0], expected)
+    assert type(CFLDPipeline.from_pretrained(tmp_path)) is CFLDPipeline
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": None}, "Pass the reference as `image`"),
+        ({"mask_image": None}, "the region to change as `mask_image`"),
+        ({"source_image": None}, "either `source_image` or `appearance`"),
+        ({"pose": None}, "`pose` is missing: pass the reference's own pose"),
+        ({"strength": 0}, "`strength` must be a number above 0 and at most 1, got 0"),
+        ({"strength": 1.1}, "`strength` must be"),
+        ({"feather": -1}, "`feather` must be a number of pixels >= 0"),
+        ({"mask_image": []}, "`mask_image` is an empty list"),
+        ({"mask_image": rectangle(value=0)}, "Mask 0 selects nothing"),
+        ({"mask_image": [rectangle(), rectangle(value=0)]}, "Mask 1 selects nothing"),
+        ({"mask_image": rectangle((100, 100), (10, 10, 20, 20))}, "reference's shape, 256x176 .* got 100x100"),
+        ({"mask_image": np.full(SIZE, 2.0)}, "Mask 0 must hold values in"),
+        ({"mask_image": np.zeros((*SIZE, 3))}, r"must have shape \(H, W\)"),
+        ({"mask_image": [rectangle()] * 2}, "as many sources as masks, one for each region, got 1 and 2"),
+        ({"image": [picture(*SIZE)] * 2}, "must be one reference, got 2"),
+        ({"image": np.zeros((5, 5))}, r"must have shape \(H, W, 3\)"),
+        ({"image": np.full((256, 176, 3), 3.0)}, r"must hold values in \[0, 1\]"),
+        ({"height": 100}, "positive multiples of"),
+        (
+            {
+                "mask_image": [rectangle()] * 2,
+                "source_image": [tiny_image()] * 2,
+                "generator": [torch.Generator()] * 3,
+            },
+            "a list with one per result, got 3 for 1",
+        ),
+    ],
+)
+def test_what_cannot_be_edited_is_named(pipe, reference, options, message):
+    with pytest.raises(ValueError, match=message):
+        edit(pipe, **{"image": reference, **options})
+
+
+def test_wrong_types_are_named(pipe, reference):
+    with pytest.raises(TypeError, match="Mask 0 must be a PIL image, an array or a tensor, got str"):
+        edit(pipe, image=reference, mask_image="mask.png")
+    with pytest.raises(TypeError, match="`image` must be a PIL image, an array or a tensor, got str"):
+        edit(pipe, image="photo.jpg")
