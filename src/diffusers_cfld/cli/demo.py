@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MARGIN, _HEADING = 8, 20  # pixels
-_BACKGROUND, _INK = (255, 255, 255), (40, 40, 40)
-
 
 def add_demo_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser.
@@ -84,26 +81,13 @@ def _grid(
 ) -> PIL.Image.Image:
     """Lay out the poses in the first row, the sources in the first column and the results between."""
     import PIL.Image
-    import PIL.ImageDraw
-    import PIL.ImageFont
 
-    width, height = sources[0].size
-    step = (width + _MARGIN, height + _HEADING + _MARGIN)
-    sheet = PIL.Image.new(
-        "RGB", (_MARGIN + (len(poses) + 1) * step[0], _MARGIN + (len(sources) + 1) * step[1]), _BACKGROUND
-    )
-    draw = PIL.ImageDraw.Draw(sheet)
-    font = PIL.ImageFont.load_default(size=14)
+    from ..inspection.heat_maps import contact_sheet
 
-    def place(row: int, column: int, picture: PIL.Image.Image, label: str) -> None:
-        left, top = _MARGIN + column * step[0], _MARGIN + row * step[1]
-        draw.text((left + width // 2, top + _HEADING - 4), label, _INK, font, anchor="ms")
-        sheet.paste(picture.resize((width, height)), (left, top + _HEADING))
-
-    for column, pose in enumerate(poses, start=1):
-        place(0, column, pose, f"target pose {column}")
-    for row, (source, made) in enumerate(zip(sources, results, strict=True), start=1):
-        place(row, 0, source, f"source {row}")
-        for column, picture in enumerate(made, start=1):
-            place(row, column, picture, f"source {row} in pose {column}")
-    return sheet
+    corner = PIL.Image.new("RGB", sources[0].size, "white")
+    rows = [[corner, *poses], *([source, *made] for source, made in zip(sources, results, strict=True))]
+    columns = range(1, len(poses) + 1)
+    labels = [["", *(f"target pose {column}" for column in columns)]]
+    for row in range(1, len(sources) + 1):
+        labels.append([f"source {row}", *(f"source {row} in pose {column}" for column in columns)])
+    return contact_sheet(rows, labels)

@@ -1,0 +1,150 @@
+"""DDIM inversion: the noise from which the pipeline makes a given picture.
+
+Paper: arXiv:2010.02502, Sec. 4.3, run backwards. Official code: the test script of YanzuoLu/CFLD @ f2ea2a7 has it with
+diffusers' `DDIMInverseScheduler`, which is used here too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import PIL.Image
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers.image_processor import PipelineImageInput
+
+from .photo_fitting import FIELD_FRAME, choose_frame
+
+if TYPE_CHECKING:
+    from .pipelines.pipeline_cfld import CFLDPipeline
+    from .pipelines.pipeline_output import Appearance
+
+__all__ = ["invert", "reconstruct"]
+
+
+@torch.no_grad()
+def invert(
+    pipe: CFLDPipeline,
+    image: PIL.Image.Image,
+    pose: Any,
+    *,
+    source_image: PipelineImageInput | None = None,
+    appearance: Appearance | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 1.0,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Find the latents that DDIM turns into a picture, under the pipeline's conditions.
+
+    Pass the result to [`reconstruct`] with the same conditions to get the picture back, or with another appearance or
+    pose to edit it. More steps invert better, guidance worse (it amplifies every error).
+
+    Args:
+        pipe: The pipeline; its scheduler's noise schedule and prediction type are used. Not modified.
+        image: The picture of the person; squashed to the generated size, and padded before if it has another shape
+            than 256:176, as its pose is.
+        pose: The pose in the picture, as of the pipeline.
+        source_image: The appearance to invert under; None: the picture's own.
+        appearance: From `encode_appearance`, instead.
+        height: Height of the generated size in pixels, a multiple of 8; default the U-Net's.
+        width: Width of it, likewise.
+        num_inference_steps: Steps of the inversion.
+        guidance_scale: Both weights; 1 is one U-Net evaluation a step.
+        **kwargs: As of the pipeline's call, e.g. `pose_guidance_scale`.
+
+    Returns:
+        (1, C, h, w), for `latents=` of the pipeline; close to standard-normal noise.
+
+    Raises:
+        TypeError: `image` is not a PIL image, or as the pipeline.
+        ValueError: As the pipeline.
+    """
+    if not isinstance(image, PIL.Image.Image):
+        raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
+    if appearance is None:
+        appearance = pipe.encode_appearance(image if source_image is None else source_image)
+    default_height, default_width = pipe.target_size
+    height, width = height or default_height, width or default_width
+    photo = pipe.source_image_processor.to_rgb(image)
+    photo = choose_frame((photo.height, photo.width), shape=FIELD_FRAME).crop(photo)
+    pixels = pipe.image_processor.preprocess(photo, height=height, width=width)
+    pixels = pixels.to(pipe._execution_device, pipe.vae.dtype)
+    latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    with _scheduler(pipe, DDIMInverseScheduler):
+        inverted: Any = pipe(
+            appearance=appearance,
+            pose=pose,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            latents=latents,
+            output_type="latent",
+            return_dict=False,
+            **kwargs,
+        )
+    noise: torch.Tensor = inverted[0]
+    return noise
+
+
+@torch.no_grad()
+def reconstruct(
+    pipe: CFLDPipeline,
+    latents: torch.Tensor,
+    pose: Any,
+    *,
+    image: PipelineImageInput | None = None,
+    appearance: Appearance | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 1.0,
+    **kwargs: Any,
+) -> Any:
+    """Run DDIM forward from inverted latents.
+
+    Args:
+        pipe: The pipeline; whatever its scheduler, DDIM is used with its noise schedule. Not modified.
+        latents: From [`invert`]; their height and width decide the picture's.
+        pose: As of the pipeline.
+        image: Source photo, as of the pipeline.
+        appearance: From `encode_appearance`, in place of `image`.
+        num_inference_steps: As many as in [`invert`].
+        guidance_scale: As in [`invert`] to get the picture back.
+        **kwargs: As of the pipeline's call, e.g. `output_type`, `output_size`.
+
+    Returns:
+        What the pipeline's call returns.
+
+    Raises:
+        TypeError: As the pipeline.
+        ValueError: As the pipeline.
+    """
+    height, width = (side * pipe.vae_scale_factor for side in latents.shape[2:])
+    with _scheduler(pipe, DDIMScheduler):
+        return pipe(
+            image=image,
+            appearance=appearance,
+            pose=pose,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            latents=latents,
+            **kwargs,
+        )
+
+
+@contextmanager
+def _scheduler(pipe: CFLDPipeline, scheduler_class: Any) -> Iterator[None]:
+    previous = pipe.scheduler
+    known = inspect.signature(scheduler_class.__init__).parameters
+    # What another scheduler knows besides would be logged as ignored.
+    pipe.scheduler = scheduler_class(**{name: value for name, value in previous.config.items() if name in known})
+    try:
+        yield
+    finally:
+        pipe.scheduler = previous

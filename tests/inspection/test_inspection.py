@@ -1,0 +1,304 @@
+"""Attention maps, the guidance's predictions, and inversion: what is shown is what is computed."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from testing_utils import load_reference, tiny_image, tiny_pipeline, tiny_pose
+
+from diffusers_cfld.inspection import (
+    contact_sheet,
+    draw_heat_map,
+    guidance_pictures,
+    prompt_attention_maps,
+    record_attention,
+)
+from diffusers_cfld.inversion import invert, reconstruct
+from diffusers_cfld.small_model import example_sources, load_small_model
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def call(pipe, **options):
+    arguments = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 2, "output_type": "latent"}
+    return pipe(**{**arguments, "generator": torch.manual_seed(0), **options}).images
+
+
+# The prompt decoder --------------------------------------------------------------------------------------------------
+
+
+def test_prompt_attention_maps_are_the_attention_that_is_computed(pipe, monkeypatch):
+    maps = prompt_attention_maps(pipe, tiny_image(0, 2))
+    decoder = pipe.prompt_decoder
+    assert maps.shape == (2, len(decoder.blocks), decoder.config.num_queries, *decoder.feature_size)
+    torch.testing.assert_close(maps.flatten(-2).sum(-1), torch.ones(maps.shape[:3]))
+    assert maps.min() >= 0
+
+    # With the block's own values the maps give the block's own output, when there is one head.
+    attn = decoder.blocks[1].attn2
+    seen = {}
+
+    def keep(module, args, kwargs, output):
+        seen["input"], seen["kwargs"], seen["output"] = args[0], kwargs, output
+
+    monkeypatch.setattr(attn, "heads", 1)
+    monkeypatch.setattr(attn, "scale", attn.inner_dim**-0.5)
+    hook = attn.register_forward_hook(keep, with_kwargs=True)
+    maps = prompt_attention_maps(pipe, tiny_image())
+    hook.remove()
+    with torch.no_grad():
+        values = attn.to_v(seen["kwargs"]["encoder_hidden_states"])
+        output = attn.to_out[0](maps[:, 1].flatten(-2) @ values)
+    torch.testing.assert_close(output, seen["output"], rtol=1e-4, atol=1e-5)
+
+
+def test_watching_changes_nothing_and_leaves_nothing_behind(pipe):
+    before = call(pipe)
+    hooks = sum(len(module._forward_pre_hooks) for module in pipe.unet.modules())
+    with record_attention(pipe):
+        assert torch.equal(call(pipe), before)
+    prompt_attention_maps(pipe, tiny_image())
+    assert sum(len(module._forward_pre_hooks) for module in pipe.unet.modules()) == hooks
+    assert not any(module._forward_pre_hooks for module in pipe.prompt_decoder.modules())
+    with pytest.raises(ZeroDivisionError), record_attention(pipe):
+        raise ZeroDivisionError
+    assert sum(len(module._forward_pre_hooks) for module in pipe.unet.modules()) == hooks
+
+
+# The U-Net -----------------------------------------------------------------------------------------------------------
+
+
+def test_unet_maps_of_the_biased_layers(pipe):
+    with record_attention(pipe) as recorder:
+        call(pipe, pose=tiny_pose(0, 2))
+    assert recorder.layer_names == list(pipe.appearance_encoder.layer_names)
+    for name in recorder.layer_names:
+        maps = recorder.maps(name)
+        assert maps.shape[:2] == (2, pipe.prompt_decoder.config.num_queries)
+        torch.testing.assert_close(maps.sum(dim=1), torch.ones(2, *maps.shape[2:]))
+    mean = recorder.mean_maps((8, 6))
+    assert mean.shape == (2, pipe.prompt_decoder.config.num_queries, 8, 6)
+    assert recorder.mean_maps().shape[2:] == (16, 16)
+
+
+def test_unet_maps_are_those_of_the_full_branch_with_its_bias(pipe):
+    """One step alone, where each guidance setting evaluates the full branch on the same noise."""
+    appearance = pipe.encode_appearance(tiny_image())
+    recorded = []
+    for scales in ((1.0, 1.0), (2.0, 2.0), (3.0, 1.5)):
+        with record_attention(pipe) as recorder:
+            call(
+                pipe,
+                num_inference_steps=1,
+                pose_guidance_scale=scales[0],
+                appearance_guidance_scale=scales[1],
+            )
+        recorded.append(recorder.mean_maps())
+    torch.testing.assert_close(recorded[1], recorded[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(recorded[2], recorded[0], rtol=1e-4, atol=1e-5)
+
+    from diffusers_cfld import Appearance
+
+    without = {name: torch.zeros_like(bias) for name, bias in appearance.query_biases.items()}
+    unbiased = Appearance(appearance.prompt_embeds, appearance.null_prompt_embeds, without)
+    with record_attention(pipe) as recorder:
+        call(pipe, image=None, appearance=unbiased, num_inference_steps=1, guidance_scale=1.0)
+    assert (recorder.mean_maps() - recorded[0]).abs().max() > 1e-3
+
+
+def test_maps_are_the_mean_over_the_steps_and_of_the_last_size(pipe):
+    latents = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(1))
+    with record_attention(pipe, pipe.appearance_encoder.layer_names[:1]) as recorder:
+        call(pipe, latents=latents, guidance_scale=1.0)
+        name = recorder.layer_names[0]
+        two_steps = recorder.maps(name)
+        call(pipe, height=64, width=96, guidance_scale=1.0)
+        assert recorder.maps(name).shape[2] * 3 == recorder.maps(name).shape[3] * 2
+    with record_attention(pipe, [name]) as recorder:
+        call(pipe, latents=latents, guidance_scale=1.0, num_inference_steps=2, callback_on_step_end=stop_after_one)
+    assert not torch.allclose(recorder.maps(name), two_steps)
+
+
+def stop_after_one(pipe, step, timestep, tensors):
+    pipe._interrupt = True
+    return {}
+
+
+def test_what_cannot_be_recorded_is_named(pipe):
+    with (
+        pytest.raises(ValueError, match="must be attention layers of the U-Net, got 'nothing'"),
+        record_attention(pipe, ["nothing"]),
+    ):
+        pass
+    with record_attention(pipe) as recorder:
+        with pytest.raises(ValueError, match="Nothing is recorded"):
+            recorder.mean_maps()
+        call(pipe, appearance_guidance_scale=0.0)
+        with pytest.raises(ValueError, match="an appearance guidance above 0"):
+            recorder.maps(recorder.layer_names[0])
+        with pytest.raises(ValueError, match="`layer_name` must be one of"):
+            recorder.maps("nothing")
+
+
+# The guidance --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_last_guided_prediction_is_the_result(scheduler, prediction_type):
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler.from_config(
+        pipe.scheduler.config, prediction_type=prediction_type, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    options = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 3}
+    shown = guidance_pictures(pipe, **options, steps=[0, 2], generator=torch.manual_seed(0))
+    assert [pictures.step for pictures in shown] == [0, 2]
+    assert shown[0].timestep > shown[1].timestep
+    if scheduler is not HeunDiscreteScheduler:  # whose last step is not the first evaluation of its last
+        expected = pipe(**options, generator=torch.manual_seed(0)).images[0]
+        difference = np.asarray(shown[1].guided, dtype=int) - np.asarray(expected, dtype=int)
+        assert np.abs(difference).max() <= 2
+    arrays = [np.asarray(picture) for picture in (shown[1].null, shown[1].pose, shown[1].full, shown[1].guided)]
+    for number, one in enumerate(arrays):
+        assert all((one != other).any() for other in arrays[:number])
+
+
+def test_guidance_pictures_have_the_asked_size_and_default_steps(pipe):
+    options = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 5}
+    shown = guidance_pictures(pipe, **options, output_size=(32, 22), pose_guidance_scale=3.0)
+    assert [pictures.step for pictures in shown] == [0, 2, 4]
+    assert shown[0].pose.size == (22, 32)
+    assert not pipe.unet._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": [2]}, r"`steps` must be from 0 to 1, got \[2\]"),
+        ({"steps": []}, "`steps` must be"),
+        ({"guidance_scale": 1.0}, "All three branches"),
+        ({"appearance_guidance_scale": 0.0}, "All three branches"),
+        ({"pose": tiny_pose(0, 2)}, "one picture at a time, got 2"),
+    ],
+)
+def test_what_cannot_be_shown_is_named(pipe, options, message):
+    arguments = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 2}
+    with pytest.raises(ValueError, match=message):
+        guidance_pictures(pipe, **{**arguments, **options})
+    assert not pipe.unet._forward_hooks
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_heat_map_shows_its_most_and_least():
+    photo = PIL.Image.new("RGB", (60, 80), (120, 120, 120))
+    heat = torch.zeros(4, 3)
+    heat[0, 2] = 5.0
+    drawn = np.asarray(draw_heat_map(photo, heat, strength=1.0), dtype=int)
+    assert drawn.shape == (80, 60, 3)
+    most, least = drawn[4, 56], drawn[70, 4]
+    assert most[0] > 200 > most[2]  # yellow
+    assert least[2] > least[0]  # violet
+    assert np.array_equal(draw_heat_map(photo, heat.numpy(), strength=0.0), np.asarray(photo))
+    assert len(np.unique(np.asarray(draw_heat_map(photo, torch.ones(2, 2))).reshape(-1, 3), axis=0)) == 1
+    with pytest.raises(ValueError, match=r"of shape \(h, w\), got \(1, 2, 2\)"):
+        draw_heat_map(photo, torch.ones(1, 2, 2))
+    with pytest.raises(ValueError, match="finite"):
+        draw_heat_map(photo, torch.full((2, 2), float("nan")))
+    with pytest.raises(ValueError, match="`strength` must be from 0 to 1, got 2"):
+        draw_heat_map(photo, heat, strength=2)
+
+
+def test_a_contact_sheet_holds_every_picture():
+    colors = [["red", "green"], ["blue"]]
+    rows = [[PIL.Image.new("RGB", (30, 40), color) for color in row] for row in colors]
+    sheet = np.asarray(contact_sheet(rows, [["a", "b"], ["c"]]))
+    for color in ((255, 0, 0), (0, 128, 0), (0, 0, 255)):
+        assert (sheet == color).all(axis=2).sum() == 30 * 40
+    assert contact_sheet(rows).height < sheet.shape[0]
+    with pytest.raises(ValueError, match="at least one picture"):
+        contact_sheet([])
+    with pytest.raises(ValueError, match="as many as the pictures"):
+        contact_sheet(rows, [["a"], ["c"]])
+
+
+# Inversion -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_inversions_timesteps_against_the_published_ones():
+    """The published stack evaluates the network one step before today's diffusers; see docs/deviations.md."""
+    from diffusers import DDIMInverseScheduler
+
+    scheduler = DDIMInverseScheduler.from_config(tiny_pipeline().scheduler.config)
+    scheduler.set_timesteps(4)
+    published = load_reference("tiny")["inverse4.timesteps"]
+    assert torch.equal(scheduler.timesteps - 1000 // 4, published)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The small model, and a drawn person whom it has not seen: picture, pose, latents."""
+    from diffusers_cfld.data.drawn_figures import DrawnFigures
+
+    pipe = load_small_model()
+    pipe.set_progress_bar_config(disable=True)
+    drawn = DrawnFigures(1, 2, (256, 176), first_identity=6000)[0]
+    picture = PIL.Image.fromarray(drawn["source_image"])
+    pixels = pipe.image_processor.preprocess(picture, height=128, width=96)
+    with torch.no_grad():
+        encoded = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    return pipe, picture, drawn["source_keypoints"], encoded
+
+
+def psnr(pipe, one, other):
+    with torch.no_grad():
+        first, second = (pipe.decode_latents(latents) for latents in (one, other))
+    return -10 * torch.log10((first - second).square().mean()).item()
+
+
+def test_inversion_and_back_gives_the_picture(small):
+    pipe, picture, pose, encoded = small
+    latents = invert(pipe, picture, pose, num_inference_steps=50)
+    assert latents.shape == encoded.shape
+    assert 0.5 < latents.std() < 1.5
+    back = reconstruct(pipe, latents, pose, image=picture, output_type="latent").images
+    print(f"inverted and reconstructed: {psnr(pipe, encoded, back):.1f} dB")  # noqa: T201
+    assert psnr(pipe, encoded, back) > 30
+    # Another person's appearance on the same noise is another picture in the same pose.
+    other = reconstruct(pipe, latents, pose, image=example_sources()[1], output_type="latent").images
+    assert psnr(pipe, encoded, other) < 20
+
+
+def test_more_steps_invert_better(small):
+    pipe, picture, pose, encoded = small
+    quality = []
+    for steps in (5, 20):
+        latents = invert(pipe, picture, pose, num_inference_steps=steps)
+        options = {"image": picture, "num_inference_steps": steps, "output_type": "latent"}
+        quality.append(psnr(pipe, encoded, reconstruct(pipe, latents, pose, **options).images))
+    assert quality[1] > quality[0] + 3
+
+
+def test_inversion_leaves_the_pipeline_as_it_was(pipe):
+    scheduler = pipe.scheduler
+    picture = PIL.Image.new("RGB", (300, 200), "red")
+    appearance = pipe.encode_appearance(picture)
+    latents = invert(pipe, picture, tiny_pose(), appearance=appearance, num_inference_steps=2, height=64, width=96)
+    assert latents.shape[2:] == (8, 12)
+    assert pipe.scheduler is scheduler
+    images = reconstruct(pipe, latents, tiny_pose(), appearance=appearance, num_inference_steps=2).images
+    assert images[0].size == (96, 64)
+    assert pipe.scheduler is scheduler
+    with pytest.raises(ValueError, match="`num_inference_steps` must be at least 1"):
+        invert(pipe, picture, tiny_pose(), num_inference_steps=0)
+    assert pipe.scheduler is scheduler
+    with pytest.raises(TypeError, match="`image` must be a PIL image, got str"):
+        invert(pipe, "photo.jpg", tiny_pose())
