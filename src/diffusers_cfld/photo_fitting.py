@@ -18,6 +18,7 @@ import PIL.ImageOps
 
 from .keypoint_parsing import FloatArray, Size, check_size
 from .keypoints import JOINT_NAMES, Keypoints
+from .picture_modes import has_transparency, to_rgb
 
 __all__ = ["FIELD_FRAME", "FittedPhoto", "PhotoFrame", "choose_frame", "fit_keypoints", "fit_photo", "has_shape"]
 
@@ -93,12 +94,11 @@ class PhotoFrame:
         photo = PIL.ImageOps.exif_transpose(photo)
         self._check_photo(photo)
         color = None if background is None else _parse_color(background)
-        if photo.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in photo.info:
-            layer = PIL.Image.new("RGBA", photo.size, (*(color or (255, 255, 255)), 255))
-            photo = PIL.Image.alpha_composite(layer, photo.convert("RGBA")).convert("RGB")
+        if self.is_whole_photo and not has_transparency(photo):
+            return photo
+        photo = to_rgb(photo, color or (255, 255, 255))
         if self.is_whole_photo:
             return photo
-        photo = photo.convert("RGB")
         window = PIL.Image.new("RGB", (self.width, self.height), color or self._edge_color(photo))
         window.paste(photo, (-self.left, -self.top))
         return window
@@ -117,7 +117,7 @@ class PhotoFrame:
         Raises:
             ValueError: The photo or the mask has another size than the window was made for.
         """
-        photo = PIL.ImageOps.exif_transpose(photo).convert("RGB")
+        photo = to_rgb(photo)
         self._check_photo(photo)
         self._check_photo(mask)
         layer = photo.copy()

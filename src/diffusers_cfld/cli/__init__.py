@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
+from .animate import add_animate_parser
 from .convert import add_convert_parser
 from .demo import add_demo_parser
 from .generate import add_generate_parser
+from .interpolate import add_interpolate_parser
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -28,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_demo_parser(subparsers)
     add_generate_parser(subparsers)
+    add_animate_parser(subparsers)
+    add_interpolate_parser(subparsers)
     add_convert_parser(subparsers)
     return parser
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .running import best_device, check_picture_name, save_image, seeded_generators
+from .running import best_device, check_picture_name, check_seed, save_image, seeded_generators
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -54,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {args.steps}.")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed must be at least 0 and below 2**63, got {args.seed}.")
+    check_seed(args.seed)
     check_picture_name(args.output)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)

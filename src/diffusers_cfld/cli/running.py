@@ -2,15 +2,84 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..file_writing import write_file
 
 if TYPE_CHECKING:
     import PIL.Image
     import torch
+
+    from ..pipelines.pipeline_cfld import CFLDPipeline
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model runs, and where.
+
+    Args:
+        parser: Of a command.
+    """
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="DIR_OR_ID", help="pipeline folder or Hub id (default: the small model of drawn figures)"
+    )
+    group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    group.add_argument("--dtype", choices=_DTYPES, help="default float16 on a GPU, float32 on a CPU")
+    group.add_argument("--variant", metavar="V", help="weights variant, e.g. fp16")
+    group.add_argument("--revision", metavar="R", help="branch, tag or commit on the Hub")
+    group.add_argument("--token", metavar="T", help="Hub token of a private model")
+    group.add_argument("--local-files-only", action="store_true", help="never ask the Hub")
+    group.add_argument("--offload", action="store_true", help="keep models on the CPU until each is needed")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, *, steps: int = 50) -> None:
+    """Add the options of the denoising.
+
+    Args:
+        parser: Of a command.
+        steps: Default number of steps.
+    """
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--steps", type=int, default=steps, metavar="N", help="denoising steps (default %(default)s)")
+    group.add_argument("--scheduler", metavar="NAME", help="scheduler class of diffusers, e.g. DDIMScheduler")
+    group.add_argument("--guidance-scale", type=float, default=2.0, metavar="X", help="both weights (default 2.0)")
+    group.add_argument("--pose-guidance-scale", type=float, metavar="X", help="weight of the pose alone")
+    group.add_argument("--appearance-guidance-scale", type=float, metavar="X", help="weight of the source alone")
+    group.add_argument("--height", type=int, metavar="H", help="height in pixels, a multiple of 8")
+    group.add_argument("--width", type=int, metavar="W", help="width in pixels, a multiple of 8")
+    group.add_argument(
+        "--output-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="final resize; the field's is 256 176"
+    )
+
+
+def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Turn the options of [`add_sampling_options`] into arguments of the pipeline.
+
+    Args:
+        args: Parsed.
+
+    Returns:
+        Keyword arguments.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    if args.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {args.steps}.")
+    return {
+        "height": args.height,
+        "width": args.width,
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "pose_guidance_scale": args.pose_guidance_scale,
+        "appearance_guidance_scale": args.appearance_guidance_scale,
+        "output_size": tuple(args.output_size) if args.output_size else None,
+    }
 
 
 def best_device() -> str:
@@ -24,6 +93,78 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
+    """Load the model that the options name.
+
+    Args:
+        args: Parsed options of [`add_model_options`] and [`add_sampling_options`].
+
+    Returns:
+        The pipeline, on its device and with its scheduler.
+
+    Raises:
+        OSError: The model is not found or cannot be loaded.
+        ValueError: The scheduler or the device is none.
+    """
+    import diffusers
+    import torch
+
+    from ..pipelines.pipeline_cfld import CFLDPipeline
+    from ..small_model import SMALL_MODEL
+
+    device = args.device or best_device()
+    default_dtype = torch.float32 if device.startswith("cpu") else torch.float16
+    dtype = getattr(torch, args.dtype) if args.dtype else default_dtype
+    scheduler = None
+    if args.scheduler:
+        scheduler = getattr(diffusers, args.scheduler, None)
+        if not hasattr(scheduler, "set_timesteps"):
+            raise ValueError(
+                f"--scheduler must be a scheduler class of diffusers, e.g. DDIMScheduler, got {args.scheduler!r}."
+            )
+    model = str(SMALL_MODEL) if args.model is None else args.model
+    if Path(model).is_dir() and not (Path(model) / "model_index.json").is_file():
+        raise OSError(
+            f"--model names the folder {model!r}, which is not a pipeline: it has no model_index.json. Convert a "
+            "published checkpoint with `diffusers-cfld convert`."
+        )
+    options = {name: value for name in ("variant", "revision", "token") if (value := getattr(args, name)) is not None}
+    if args.model is None:
+        options = {"variant": "fp16"}
+    try:
+        pipe: CFLDPipeline = CFLDPipeline.from_pretrained(
+            model, dtype=dtype, local_files_only=args.local_files_only, **options
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        # diffusers keeps the reason of a failed download in the cause.
+        raise OSError(f"--model names {model!r}, which cannot be loaded: {error.__cause__ or error}") from error
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    if args.offload and device.startswith("cpu"):
+        raise ValueError("--offload needs a GPU to load the models onto, got --device cpu.")
+    try:
+        if args.offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device!r} cannot be used here: {error}") from error
+    return pipe
+
+
+def check_seed(seed: int | None) -> None:
+    """Check a seed before any work is done.
+
+    Args:
+        seed: As given; None is fine.
+
+    Raises:
+        ValueError: It is out of range.
+    """
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must be at least 0 and below 2**63, got {seed}.")
 
 
 def seeded_generators(seed: int | None, first: int, count: int) -> list[torch.Generator] | None:
@@ -44,6 +185,45 @@ def seeded_generators(seed: int | None, first: int, count: int) -> list[torch.Ge
     return [torch.Generator().manual_seed(seed + first + i) for i in range(count)]
 
 
+def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
+    """Open a picture that an option names.
+
+    Args:
+        path: The file.
+        option: For the error.
+
+    Returns:
+        The picture, loaded.
+
+    Raises:
+        OSError: It does not exist or is no picture.
+    """
+    import PIL.Image
+
+    try:
+        image = PIL.Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{option} names {path!r}, which does not exist.") from None
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise OSError(f"{option} names {path!r}, which cannot be read as a picture: {error}") from error
+    return image
+
+
+def is_picture_name(path: str) -> bool:
+    """Tell a picture's file by its ending.
+
+    Args:
+        path: The file's name.
+
+    Returns:
+        Whether a picture of this ending can be written.
+    """
+    import PIL.Image
+
+    return PIL.Image.registered_extensions().get(Path(path).suffix.lower()) in PIL.Image.SAVE
+
+
 def check_picture_name(path: str) -> None:
     """Check an output's name before any work is done.
 
@@ -53,9 +233,7 @@ def check_picture_name(path: str) -> None:
     Raises:
         ValueError: No format has this suffix.
     """
-    import PIL.Image
-
-    if PIL.Image.registered_extensions().get(Path(path).suffix.lower()) not in PIL.Image.SAVE:
+    if not is_picture_name(path):
         raise ValueError(f"--output must end like a picture, e.g. .png or .jpg, got {path!r}.")
 
 

@@ -45,6 +45,20 @@ class CFLDInpaintPipeline(CFLDPipeline):
     reference's own noised latents are put back. At last the result is laid over the reference with the masks, so that
     every pixel outside of them is the reference's. Components and saved folders are those of [`CFLDPipeline`]:
     `CFLDInpaintPipeline.from_pipe(pipe)` shares them.
+
+    Args:
+        vae: As of [`CFLDPipeline`].
+        unet: As of [`CFLDPipeline`].
+        scheduler: As of [`CFLDPipeline`]; one with `add_noise`.
+        source_encoder: As of [`CFLDPipeline`].
+        prompt_decoder: As of [`CFLDPipeline`].
+        appearance_encoder: As of [`CFLDPipeline`].
+        pose_adapter: As of [`CFLDPipeline`].
+        feature_extractor: As of [`CFLDPipeline`].
+        image_encoder: As of [`CFLDPipeline`].
+
+    Raises:
+        ValueError: Components do not fit together.
     """
 
     _edit: _Edit | None = None

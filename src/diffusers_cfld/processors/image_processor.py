@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from ..photo_fitting import PhotoFrame, choose_frame, edge_strips
+from ..picture_modes import to_rgb
 
 
 class SourceImageProcessor(ConfigMixin):
@@ -154,23 +154,8 @@ class SourceImageProcessor(ConfigMixin):
         Raises:
             ValueError: A picture of mode `F` leaves [0, 1].
         """
-        image = PIL.ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            values = np.asarray(image, dtype=np.float32)
-            # 16-bit files open as I;16, or as I in older formats; only F says nothing about its range.
-            if image.mode == "F" and not (values.min() >= 0 and values.max() <= 1):
-                raise ValueError(
-                    "`image` of PIL mode 'F' must hold values in [0, 1], got "
-                    f"{values.min():.4g} to {values.max():.4g}. Convert it to 'L' or 'RGB' first."
-                )
-            scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
-            image = PIL.Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            grey = round(255 * self.config.background)
-            backdrop = PIL.Image.new("RGBA", image.size, (grey, grey, grey, 255))
-            image = PIL.Image.alpha_composite(backdrop, image)
-        return image.convert("RGB")
+        grey = round(255 * self.config.background)
+        return to_rgb(image, (grey, grey, grey))
 
 
 def split_images(image: Any) -> list[Any]:

@@ -1,0 +1,193 @@
+"""Options of the commands that say where poses come from and how photos and poses are fitted to the model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .running import open_image
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from ..keypoints import Keypoints
+    from ..pose_estimation import PoseEstimator
+
+logger = logging.getLogger(__name__)
+
+
+def add_pose_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options.
+
+    Args:
+        parser: Of a command with `--image`.
+    """
+    group = parser.add_argument_group("own photos and poses")
+    group.add_argument(
+        "--source-pose",
+        nargs="+",
+        metavar="F",
+        help="the person's pose in each --image, on the photo's own pixels; crops the photo to the person",
+    )
+    group.add_argument(
+        "--source-box",
+        nargs=4,
+        type=float,
+        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="where the person is in --image, in pixels, instead",
+    )
+    group.add_argument(
+        "--background", metavar="COLOR", help="beyond the photo's edges, e.g. white (default: as the edges are)"
+    )
+    group.add_argument(
+        "--align",
+        action="store_true",
+        help="give the target poses the proportions and place of the person in --image (needs the source's pose)",
+    )
+    group.add_argument(
+        "--pose-estimator",
+        choices=("vitpose", "rtmpose"),
+        help="find poses in pictures: those given as poses, and those of --image where they are needed",
+    )
+    group.add_argument(
+        "--pose-weights", metavar="F", help="of the estimator: ViTPose's folder or Hub id, RTMPose's ONNX file"
+    )
+    group.add_argument(
+        "--detector-weights", metavar="F", help="of a person detector before it, for pictures with several people"
+    )
+
+
+def load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
+    """Load the estimator that the options name.
+
+    Args:
+        args: Parsed options of [`add_pose_options`].
+
+    Returns:
+        The estimator, or None.
+
+    Raises:
+        ImportError: A library is missing.
+        OSError: Its weights are not there.
+        ValueError: The options do not go together.
+    """
+    if args.pose_estimator is None:
+        if args.pose_weights or args.detector_weights:
+            raise ValueError("--pose-weights and --detector-weights need --pose-estimator.")
+        return None
+    if not args.pose_weights:
+        raise ValueError(f"--pose-estimator {args.pose_estimator} needs --pose-weights.")
+    if args.pose_estimator == "rtmpose":
+        from ..pose_estimation import RTMPoseEstimator
+
+        return RTMPoseEstimator(args.pose_weights, args.detector_weights)
+    from ..pose_estimation import ViTPoseEstimator
+
+    try:
+        return ViTPoseEstimator.from_pretrained(
+            args.pose_weights, args.detector_weights, local_files_only=args.local_files_only
+        )
+    except OSError as error:
+        raise OSError(f"--pose-weights {args.pose_weights!r} cannot be loaded: {error}") from error
+
+
+def read_target(
+    path: str,
+    estimator: PoseEstimator | None,
+    frame: tuple[int, int] | None = None,
+    row: str | None = None,
+    person: int | None = None,
+) -> Keypoints:
+    """Read a target pose from a keypoint file or from a picture.
+
+    Args:
+        path: The file.
+        estimator: For pictures.
+        frame: (height, width) that keypoints were measured in, if the file does not say.
+        row: Which row of a CSV file.
+        person: Which person, from 0.
+
+    Returns:
+        The pose; that of a picture in the model's frame.
+
+    Raises:
+        OSError: The file is not there or is no picture.
+        ValueError: It holds no pose, or is a picture without an estimator.
+    """
+    from ..keypoints import Keypoints
+    from ..photo_fitting import fit_keypoints
+    from ..pose_estimation.base import estimate_pose, is_picture
+
+    if not is_picture(Path(path)):
+        return Keypoints.load(path, size=frame, person=person, row=row)
+    if estimator is None:
+        raise ValueError(
+            f"--pose names the picture {path!r}: --pose-estimator and --pose-weights must say how its pose is found."
+        )
+    try:
+        return fit_keypoints(estimate_pose(open_image(path, "--pose"), estimator, person or 0))[0]
+    except ValueError as error:
+        raise ValueError(f"--pose names {path!r}: {error}") from error
+
+
+def fit_sources(
+    args: argparse.Namespace, images: list[PIL.Image.Image], estimator: PoseEstimator | None
+) -> list[tuple[PIL.Image.Image, Keypoints | None]]:
+    """Bring the source photos into the model's frame, as the options say.
+
+    Args:
+        args: Parsed options of [`add_pose_options`], with `image`, the photos' paths.
+        images: The photos.
+        estimator: Finds the person where no option says where they are, if the photo's shape or `--align` asks for it.
+
+    Returns:
+        For each photo the fitted one, and the person's pose in it if it is known.
+
+    Raises:
+        OSError: A pose file is not there.
+        ValueError: The options do not go together, or nobody is in a photo.
+    """
+    import PIL.ImageOps
+
+    from ..keypoints import Keypoints
+    from ..photo_fitting import FIELD_FRAME, fit_photo, has_shape
+    from ..pose_estimation.base import estimate_pose
+
+    if args.source_pose and args.source_box:
+        raise ValueError("--source-pose and --source-box both say where the person is: leave one out.")
+    if args.source_pose and len(args.source_pose) != len(images):
+        raise ValueError(
+            f"--source-pose needs a file for each --image, got {len(args.source_pose)} for {len(images)}."
+        )
+    if args.source_box and len(images) != 1:
+        raise ValueError(f"--source-box is for a single --image, got {len(images)}.")
+    if args.align and not args.source_pose and estimator is None:
+        raise ValueError("--align needs the source's pose: give --source-pose, or --pose-estimator to find it.")
+    fitted = []
+    for number, (path, image) in enumerate(zip(args.image, images, strict=True)):
+        image = PIL.ImageOps.exif_transpose(image)
+        size = (image.height, image.width)
+        keypoints = None
+        if args.source_pose:
+            keypoints = Keypoints.load(args.source_pose[number], size=_frame_of(args.source_pose[number], size))
+            keypoints = keypoints.rescale(size)
+        elif estimator is not None and not args.source_box and (args.align or not has_shape(size, FIELD_FRAME)):
+            try:
+                keypoints = estimate_pose(image, estimator)
+            except ValueError as error:
+                raise ValueError(f"--image names {path!r}: {error}") from error
+        if keypoints is None and args.source_box is None and not has_shape(size, FIELD_FRAME):
+            logger.info("%s is not of the shape 256:176 and is padded; --source-pose or --source-box crop it.", path)
+        photo = fit_photo(image, keypoints, args.source_box, background=args.background)
+        fitted.append((photo.image, photo.keypoints))
+    return fitted
+
+
+def _frame_of(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The photo's size for files that do not say on what they were measured; None for those that do."""
+    if Path(path).suffix.lower() != ".json":
+        return size
+    text = Path(path).read_text(encoding="utf-8-sig") if Path(path).is_file() else ""
+    return None if '"size"' in text or '"canvas_height"' in text else size

@@ -1,0 +1,51 @@
+"""Pictures of any mode as upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+__all__ = ["has_transparency", "to_rgb"]
+
+
+def has_transparency(image: PIL.Image.Image) -> bool:
+    """Tell whether a picture has transparent parts, or could have.
+
+    Args:
+        image: The picture.
+
+    Returns:
+        Whether its mode or its palette has transparency.
+    """
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> PIL.Image.Image:
+    """Turn a picture upright by its EXIF data, lay transparency over a colour, convert greys and 16 bits.
+
+    Args:
+        image: The picture, of any mode.
+        background: RGB, 0 to 255.
+
+    Returns:
+        RGB.
+
+    Raises:
+        ValueError: A picture of mode `F` leaves [0, 1].
+    """
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        # 16-bit files open as I;16, or as I in older formats; only F says nothing about its range.
+        if image.mode == "F" and not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                "`image` of PIL mode 'F' must hold values in [0, 1], got "
+                f"{values.min():.4g} to {values.max():.4g}. Convert it to 'L' or 'RGB' first."
+            )
+        scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
+        image = PIL.Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
+    if has_transparency(image):
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (*background, 255)), image)
+    return image.convert("RGB")

@@ -1,0 +1,320 @@
+"""One person in many poses: pose sequences read, frames made a few at a time and kept, animations written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from .file_writing import write_file
+from .keypoint_parsing import Size
+from .keypoints import Keypoints
+
+if TYPE_CHECKING:
+    from diffusers.image_processor import PipelineImageInput
+
+    from .pipelines.pipeline_cfld import CFLDPipeline
+    from .pipelines.pipeline_output import Appearance
+
+__all__ = ["load_pose_sequence", "render_sequence", "write_animation"]
+
+logger = logging.getLogger(__name__)
+
+_RECORD = "sequence.json"
+_ANIMATIONS = (".gif", ".mp4")
+
+
+def load_pose_sequence(
+    path: str | os.PathLike[str], size: Size | None = None, person: int | None = None
+) -> list[Keypoints]:
+    """Read the poses of a movement.
+
+    Frames without anybody are filled in between their neighbours (`Keypoints.lerp`), those before the first pose and
+    after the last one with these; how many is logged.
+
+    Args:
+        path: `.jsonl`: a pose per line in any form of `Keypoints.from_any`, `null` where there is nobody. A folder:
+            its `.json` files of OpenPose, in the order of the numbers in their names. `.npy`: an array of shape
+            (T, 18, 2 or 3), or with COCO's 17 joints.
+        size: (height, width) of the pictures the joints were measured on, pixels; None as in `Keypoints.from_any`.
+        person: Which of several people, from 0.
+
+    Returns:
+        A pose per frame.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`.
+        ValueError: The content cannot be read, or nobody is in any frame; the message names file and frame.
+        TypeError: A pose is of no known form.
+    """
+    file = Path(path)
+    if file.is_dir():
+        files = sorted((item for item in file.iterdir() if item.suffix.lower() == ".json"), key=_natural_order)
+        if not files:
+            raise ValueError(f"{str(file)!r} has no .json files: it must hold OpenPose's output, a file per frame.")
+        frames = [(item.name, json_or_none(item.read_text(encoding="utf-8-sig"))) for item in files]
+    elif not file.is_file():
+        raise FileNotFoundError(f"There is no pose sequence at {str(file)!r}.")
+    elif file.suffix.lower() == ".jsonl":
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        numbered = ((f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
+        frames = [(name, json_or_none(line)) for name, line in numbered]
+    elif file.suffix.lower() == ".npy":
+        try:
+            with file.open("rb") as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{str(file)!r} cannot be read as an array: {error}") from error
+        if array.ndim != 3:
+            raise ValueError(f"{str(file)!r} must hold an array (T, 18, 2 or 3), got shape {array.shape}.")
+        frames = [(f"frame {number}", pose) for number, pose in enumerate(array)]
+    else:
+        raise ValueError(f"A pose sequence must be a folder, or end in .jsonl or .npy, got {str(file)!r}.")
+    poses: list[Keypoints | None] = []
+    for name, value in frames:
+        try:
+            poses.append(_read_frame(value, size, person))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{str(file)!r}, {name}: {error}") from error
+    return _fill_gaps(poses, str(file))
+
+
+def render_sequence(
+    pipe: CFLDPipeline,
+    poses: Sequence[Any],
+    folder: str | os.PathLike[str],
+    *,
+    image: PipelineImageInput | None = None,
+    appearance: Appearance | None = None,
+    seed: int = 0,
+    shared_noise: bool = True,
+    micro_batch_size: int = 4,
+    **kwargs: Any,
+) -> Iterator[Path]:
+    """Make the frames of a sequence a few at a time, each written as soon as it is there.
+
+    The source is encoded once. Frames that an earlier run left in the folder are taken as they are, if it was the same
+    sequence.
+
+    Args:
+        pipe: The pipeline.
+        poses: A pose per frame, as of the pipeline.
+        folder: Where the frames go, `000000.png` and so on; made if need be.
+        image: The source photo, as of the pipeline.
+        appearance: From `encode_appearance`, in place of `image`.
+        seed: Of the noise.
+        shared_noise: Give all frames the same noise, which keeps what the pose does not change alike from frame to
+            frame. Otherwise frame i has the noise of seed + i.
+        micro_batch_size: Frames at once.
+        **kwargs: As of the pipeline's call, e.g. `num_inference_steps`, `guidance_scale`, `output_size`.
+
+    Yields:
+        The paths of all frames in their order, each once its picture is on the disk.
+
+    Raises:
+        ValueError: There is no pose, there are several sources, the folder holds the frames of another sequence, or
+            as the pipeline.
+        TypeError: As the pipeline.
+        OSError: A frame cannot be written.
+    """
+    if len(poses) == 0:
+        raise ValueError("`poses` is empty: pass at least one pose.")
+    if (image is None) == (appearance is None):
+        raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
+    if micro_batch_size < 1:
+        raise ValueError(f"`micro_batch_size` must be at least 1, got {micro_batch_size}.")
+    if not 0 <= seed < 2**63 - len(poses):
+        raise ValueError(f"`seed` must be at least 0 and small enough for one per frame, got {seed}.")
+    source = pipe.encode_appearance(image) if appearance is None else appearance
+    if len(source) != 1:
+        raise ValueError(
+            f"A sequence shows one person, got {len(source)} sources: average them with `Appearance.mean`."
+        )
+    frames = Path(folder)
+    options = {"seed": seed, "shared_noise": shared_noise, **kwargs}
+    # Not the encoded source, which may differ by rounding from run to run.
+    inputs = [pipe.source_image_processor.preprocess(image)] if image is not None else _tensors(source)
+    _claim_folder(frames, {"num_frames": len(poses), "made_from": _digest(pipe, inputs, poses, options)})
+    digits = max(6, len(str(len(poses) - 1)))
+    paths = [frames / f"{number:0{digits}d}.png" for number in range(len(poses))]
+    for first in range(0, len(poses), micro_batch_size):
+        batch = range(first, min(first + micro_batch_size, len(poses)))
+        missing = [number for number in batch if not paths[number].is_file()]
+        if missing:
+            seeds = [seed if shared_noise else seed + number for number in missing]
+            made: Any = pipe(
+                appearance=source,
+                pose=[poses[number] for number in missing],
+                generator=[torch.Generator().manual_seed(one) for one in seeds],
+                return_dict=False,
+                **kwargs,
+            )
+            for number, picture in zip(missing, made[0], strict=True):
+                content = io.BytesIO()
+                picture.save(content, format="PNG")
+                write_file(paths[number], content.getvalue())
+        yield from (paths[number] for number in batch)
+
+
+def write_animation(
+    frames: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str], frames_per_second: float = 12.0
+) -> None:
+    """Put frames together into an animation that is there completely or not at all.
+
+    Args:
+        frames: Picture files of one size, in order.
+        path: `.gif` (endless) or `.mp4` (MPEG-4 part 2; an odd row or column is repeated).
+        frames_per_second: Speed, at most 50 for `.gif`, in whole hundredths of a second per frame.
+
+    Raises:
+        ValueError: There is no frame, the ending is another, or the speed is out of range.
+        OSError: A frame cannot be read, or the file cannot be written.
+    """
+    output = Path(path)
+    suffix = output.suffix.lower()
+    if not frames:
+        raise ValueError("`frames` is empty: an animation needs at least one.")
+    if suffix not in _ANIMATIONS:
+        raise ValueError(f"An animation must end in .gif or .mp4, got {str(output)!r}.")
+    limit = 50 if suffix == ".gif" else 1000
+    if not 0 < frames_per_second <= limit:
+        raise ValueError(f"`frames_per_second` must be above 0 and at most {limit}, got {frames_per_second}.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.stem}.part{suffix}")
+    try:
+        (_write_gif if suffix == ".gif" else _write_mp4)(frames, partial, frames_per_second)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def json_or_none(text: str) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: The JSON.
+
+    Returns:
+        What it holds; the text itself if it is none, for the reader to say so.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _read_frame(value: Any, size: Size | None, person: int | None) -> Keypoints | None:
+    """A frame's pose, or None if there is nobody."""
+    if value is None or (isinstance(value, dict) and value.get("people") == []):
+        return None
+    if isinstance(value, np.ndarray) and (~np.isfinite(value[:, :2]) | (value[:, :2] == -1)).any(axis=1).all():
+        return None
+    if isinstance(value, dict) and "people" in value:
+        return Keypoints.from_openpose(value, size, person)
+    return Keypoints.from_any(value, size)
+
+
+def _fill_gaps(poses: Sequence[Keypoints | None], name: str) -> list[Keypoints]:
+    known = [number for number, pose in enumerate(poses) if pose is not None]
+    if not known:
+        raise ValueError(f"{name!r} has nobody in any of its {len(poses)} frames.")
+    if len(known) < len(poses):
+        logger.warning("%s: %d of %d frames have nobody and are filled in.", name, len(poses) - len(known), len(poses))
+    filled = []
+    for number, pose in enumerate(poses):
+        before = [other for other in known if other <= number]
+        after = [other for other in known if other >= number]
+        first, last = (before or after)[-1 if before else 0], (after or before)[0 if after else -1]
+        start, end = poses[first], poses[last]
+        if pose is None and first != last and start is not None and end is not None:
+            pose = start.lerp(end, (number - first) / (last - first))
+        filled.append(pose or start)
+    return [pose for pose in filled if pose is not None]
+
+
+def _natural_order(path: Path) -> list[Any]:
+    """Sort names as people do, `frame2` before `frame10`."""
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _claim_folder(folder: Path, record: dict[str, Any]) -> None:
+    """Say what the frames in a folder are; refuse one with those of something else."""
+    file = folder / _RECORD
+    if file.is_file():
+        try:
+            previous = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            previous = None
+        if previous != record:
+            raise ValueError(
+                f"{str(folder)!r} holds frames of another sequence, source, model or setting: choose another folder, "
+                "or remove it."
+            )
+        return
+    if folder.is_dir() and any(folder.glob("*.png")):
+        raise ValueError(f"{str(folder)!r} holds pictures that are no frames of a sequence: choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(file, json.dumps(record, indent=2).encode())
+
+
+def _tensors(source: Appearance) -> list[torch.Tensor]:
+    return [source.prompt_embeds, *source.query_biases.values()]
+
+
+def _digest(pipe: CFLDPipeline, inputs: Sequence[torch.Tensor], poses: Sequence[Any], options: dict[str, Any]) -> str:
+    """What the frames depend on: source, poses, weights, noise schedule and settings."""
+    digest = hashlib.sha256()
+    for tensor in (*inputs, *list(pipe.unet.parameters())[:2]):
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    for pose in poses:
+        if isinstance(pose, Keypoints):
+            digest.update(repr(pose.size).encode() + pose.to_array().tobytes())
+        else:
+            digest.update(np.asarray(pose).tobytes() if _is_array(pose) else repr(pose).encode())
+    scheduler = {**dict(pipe.scheduler.config), "class": type(pipe.scheduler).__name__}
+    digest.update(repr(sorted(scheduler.items(), key=repr)).encode() + repr(sorted(options.items())).encode())
+    return digest.hexdigest()
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def _write_gif(frames: Sequence[str | os.PathLike[str]], path: Path, frames_per_second: float) -> None:
+    def opened(paths: Sequence[str | os.PathLike[str]]) -> Iterator[PIL.Image.Image]:
+        for one in paths:
+            with PIL.Image.open(one) as picture:
+                yield picture.convert("RGB")
+
+    duration = 10 * max(2, round(100 / frames_per_second))  # milliseconds
+    first = next(opened(frames[:1]))
+    first.save(path, save_all=True, append_images=opened(frames[1:]), duration=duration, loop=0)
+
+
+def _write_mp4(frames: Sequence[str | os.PathLike[str]], path: Path, frames_per_second: float) -> None:
+    import cv2
+
+    with PIL.Image.open(frames[0]) as picture:
+        width, height = picture.size
+    even = (width + width % 2, height + height % 2)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_second, even)
+    if not writer.isOpened():
+        raise OSError(f"{str(path)!r} cannot be written as MPEG-4: write a .gif or frames.")
+    try:
+        for frame in frames:
+            with PIL.Image.open(frame) as picture:
+                pixels = np.asarray(picture.convert("RGB"))[..., ::-1]
+            pixels = cv2.copyMakeBorder(pixels, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+            writer.write(pixels)
+    finally:
+        writer.release()
