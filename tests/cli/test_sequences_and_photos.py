@@ -1,0 +1,260 @@
+"""`animate`, `interpolate`, and what `generate` does with photos and poses of any kind."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from testing_utils import tiny_pipeline
+
+from diffusers_cfld import Keypoints, align_pose, fit_keypoints, fit_photo
+from diffusers_cfld.cli import main
+from diffusers_cfld.small_model import example_poses
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, photos of the field's shape and of another, poses, a sequence, and an estimator of random weights."""
+    from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
+
+    folder = tmp_path_factory.mktemp("photos")
+    tiny_pipeline().save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (64, 44)), ("b", (64, 44)), ("wide", (90, 150))):
+        PIL.Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    first, second = example_poses()[0], example_poses()[3]
+    (folder / "pose.json").write_text(json.dumps(first.to_openpose()))
+    body = Keypoints(second.xy * 0.3 + [60, 5], second.visible, None, (90, 150))
+    (folder / "body.json").write_text(json.dumps(body.to_openpose()))
+    np.save(folder / "body.npy", body.to_array())
+    frames = [first.lerp(second, part).to_openpose() for part in (0.0, 0.5, 1.0)]
+    (folder / "walk.jsonl").write_text("\n".join(map(json.dumps, frames)))
+    wide = [Keypoints(first.xy * 0.3 + [shift, 5], first.visible, None, (90, 150)).to_openpose() for shift in (9, 60)]
+    (folder / "wide.jsonl").write_text("\n".join(map(json.dumps, wide)))
+
+    torch.manual_seed(0)
+    backbone = VitPoseBackboneConfig(
+        image_size=[64, 48], patch_size=[16, 16], hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=17))
+    model.head.conv.bias.data.fill_(5.0)  # so that all joints are taken for found
+    model.save_pretrained(folder / "estimator")
+    VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder / "estimator")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    from diffusers_cfld import CFLDPipeline
+
+    pipe = CFLDPipeline.from_pretrained(folder / "model")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run(folder, command, *arguments):
+    names = [str(folder / name) if (folder / str(name)).exists() else str(name) for name in arguments]
+    return main([command, "--model", str(folder / "model"), "--steps", "2", "--device", "cpu", *names])
+
+
+def errors(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "diffusers-cfld: error:" in line]
+
+
+def pixels(path):
+    return np.asarray(PIL.Image.open(path))
+
+
+def expected(pipe, image, pose, seed=3):
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(seed)}
+    return np.asarray(pipe(image=image, pose=pose, **options).images[0])
+
+
+# generate ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_photo_of_odd_size_and_a_pose_from_another_photo(folder, pipe, tmp_path, capsys):
+    """The estimator finds the person in both pictures."""
+    from diffusers_cfld.pose_estimation import ViTPoseEstimator
+
+    weights = ["--pose-estimator", "vitpose", "--pose-weights", "estimator"]
+    target = tmp_path / "out.png"
+    options = ["--image", "wide.png", "--pose", "b.png", "--output", target, "--seed", 3, *weights]
+    assert run(folder, "generate", *options) == 0
+    estimator = ViTPoseEstimator.from_pretrained(folder / "estimator")
+    wide, other = PIL.Image.open(folder / "wide.png"), PIL.Image.open(folder / "b.png")
+    source = fit_photo(wide, estimator(wide)[0])
+    assert not source.frame.is_whole_photo
+    pose = fit_keypoints(estimator(other)[0])[0]
+    assert np.array_equal(pixels(target), expected(pipe, source.image, pose))
+
+    # Random weights find no two neighbouring joints in both.
+    options = ["--image", "wide.png", "--pose", "b.png", "--output", target, "--align", *weights]
+    assert run(folder, "generate", *options) == 1
+    assert "No bone is seen both" in errors(capsys)[0]
+
+
+@pytest.mark.parametrize("name", ["body.json", "body.npy"])
+def test_the_sources_pose_crops_it_and_aligns_the_target(folder, pipe, tmp_path, name):
+    body = Keypoints.load(folder / "body.json")
+    source = fit_photo(PIL.Image.open(folder / "wide.png"), body)
+    pose = Keypoints.load(folder / "pose.json")
+    options = ["--image", "wide.png", "--pose", "pose.json", "--seed", 3, "--source-pose", name]
+    assert run(folder, "generate", *options, "--output", tmp_path / "out.png") == 0
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, source.image, pose))
+    assert run(folder, "generate", *options, "--align", "--output", tmp_path / "aligned.png") == 0
+    aligned = align_pose(pose, source.keypoints)
+    assert np.array_equal(pixels(tmp_path / "aligned.png"), expected(pipe, source.image, aligned))
+
+
+def test_a_box_and_a_background(folder, pipe, tmp_path, capsys):
+    options = ["--image", "wide.png", "--pose", "pose.json", "--seed", 3, "--output", tmp_path / "out.png"]
+    assert run(folder, "generate", *options, "--source-box", 100, 5, 149, 80, "--background", "red") == 0
+    fitted = fit_photo(PIL.Image.open(folder / "wide.png"), box=(100, 5, 149, 80), background="red")
+    pose = Keypoints.load(folder / "pose.json")
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, fitted.image, pose))
+    assert "is padded" not in capsys.readouterr().err
+    assert run(folder, "generate", *options) == 0
+    assert "wide.png is not of the shape 256:176 and is padded" in capsys.readouterr().err
+    whole = fit_photo(PIL.Image.open(folder / "wide.png")).image
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, whole, pose))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pose", "b.png"], "--pose-estimator and --pose-weights must say how its pose is found"),
+        (["--pose", "pose.json", "--pose-weights", "estimator"], "need --pose-estimator"),
+        (["--pose", "pose.json", "--pose-estimator", "vitpose"], "--pose-estimator vitpose needs --pose-weights"),
+        (
+            ["--pose", "b.png", "--pose-estimator", "vitpose", "--pose-weights", "./nowhere", "--local-files-only"],
+            "--pose-weights './nowhere' cannot be loaded",
+        ),
+        (["--pose", "pose.json", "--align"], "--align needs the source's pose"),
+        (["--pose", "pose.json", "--source-pose", "body.json", "--source-box", 0, 0, 9, 9], "leave one out"),
+        (["--pose", "pose.json", "--source-pose", "body.json", "body.json"], "a file for each --image, got 2 for 1"),
+        (["--pose", "pose.json", "--source-pose", "nowhere.json"], "nowhere.json"),
+        (["--pose", "pose.json", "--source-box", 500, 0, 600, 10], "must lie on the photo of 90x150"),
+        (["--pose", "pose.json", "--background", "nothing"], "must be a colour"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(folder, tmp_path, capsys, options, message):
+    assert run(folder, "generate", "--image", "wide.png", "--output", tmp_path / "out.png", *options) == 1
+    (error,) = errors(capsys)
+    assert message in error
+
+
+# animate -------------------------------------------------------------------------------------------------------------
+
+
+def test_animate_writes_a_gif_and_its_frames(folder, pipe, tmp_path, capsys):
+    output = tmp_path / "walk.gif"
+    options = ["--image", "a.png", "--poses", "walk.jsonl", "--output", output, "--seed", 5, "--batch-size", 2]
+    assert run(folder, "animate", *options, "--fps", 10) == 0
+    with PIL.Image.open(output) as animation:
+        assert animation.n_frames == 3
+        assert animation.info["duration"] == 100
+    frames = sorted((tmp_path / "walk-frames").glob("*.png"))
+    assert len(frames) == 3
+    poses = [Keypoints.from_any(json.loads(line)) for line in (folder / "walk.jsonl").read_text().splitlines()]
+    picture = expected(pipe, PIL.Image.open(folder / "a.png"), poses[1], seed=5)
+    assert np.abs(pixels(frames[1]).astype(int) - picture).max() <= 1
+    assert "3/3" in capsys.readouterr().err
+    # Again: the frames are there.
+    before = [path.stat().st_mtime_ns for path in frames]
+    output.unlink()
+    assert run(folder, "animate", *options, "--fps", 10) == 0
+    assert output.is_file()
+    assert [path.stat().st_mtime_ns for path in frames] == before
+
+
+def test_animate_writes_mp4_and_frames_alone(folder, tmp_path):
+    assert run(folder, "animate", "--image", "a.png", "--poses", "walk.jsonl", "--output", tmp_path / "walk.mp4") == 0
+    assert (tmp_path / "walk.mp4").stat().st_size > 1000
+    folder_of_frames = tmp_path / "frames"
+    assert run(folder, "animate", "--image", "a.png", "--poses", "walk.jsonl", "--output", folder_of_frames) == 0
+    assert len(list(folder_of_frames.glob("*.png"))) == 3
+
+
+def test_animate_brings_a_wide_sequence_into_one_window(folder, pipe, tmp_path):
+    options = ["--image", "a.png", "--poses", "wide.jsonl", "--seed", 5]
+    assert run(folder, "animate", *options, "--output", tmp_path / "frames") == 0
+    poses = [Keypoints.from_any(json.loads(line)) for line in (folder / "wide.jsonl").read_text().splitlines()]
+    photo = PIL.Image.open(folder / "a.png")
+    picture = expected(pipe, photo, fit_keypoints(poses)[1], seed=5)
+    assert np.abs(pixels(tmp_path / "frames" / "000001.png").astype(int) - picture).max() <= 1
+
+    options[1] = "wide.png"
+    aligned = ["--align", "--source-pose", "body.json", "--output", tmp_path / "aligned"]
+    assert run(folder, "animate", *options, *aligned) == 0
+    source = fit_photo(PIL.Image.open(folder / "wide.png"), Keypoints.load(folder / "body.json"))
+    picture = expected(pipe, source.image, align_pose(poses, source.keypoints)[1], seed=5)
+    assert np.abs(pixels(tmp_path / "aligned" / "000001.png").astype(int) - picture).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--poses", "nowhere.jsonl"], "There is no pose sequence"),
+        (["--poses", "walk.jsonl", "--output", "out.avi"], "--output must end in .gif or .mp4"),
+        (["--poses", "walk.jsonl", "--fps", 0], "--fps must be above 0"),
+        (["--poses", "walk.jsonl", "--batch-size", 0], "--batch-size must be at least 1"),
+        (["--poses", "walk.jsonl", "--steps", 0], "--steps must be at least 1"),
+        (["--poses", "walk.jsonl", "--seed", -1], "--seed must be at least 0"),
+        (["--poses", "walk.jsonl", "--image", "nowhere.png"], "which does not exist"),
+    ],
+    ids=str,
+)
+def test_animate_names_what_is_wrong(folder, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(folder, "animate", "--image", "a.png", *options) == 1
+    (error,) = errors(capsys)
+    assert message in error
+
+
+# interpolate ---------------------------------------------------------------------------------------------------------
+
+
+def test_interpolate_goes_from_the_one_to_the_other(folder, pipe, tmp_path):
+    options = ["--image", "a.png", "b.png", "--pose", "pose.json", "--seed", 3, "--output-size", 64, 44]
+    assert run(folder, "interpolate", *options, "--frames", 3, "--output", tmp_path / "strip.png") == 0
+    strip = pixels(tmp_path / "strip.png")
+    assert strip.shape[:2] == (64 + 20 + 16, 8 + 5 * 52)
+    cells = [strip[28:92, 8 + 52 * number : 52 + 52 * number] for number in range(5)]
+    pictures = [PIL.Image.open(folder / name) for name in ("a.png", "b.png")]
+    assert np.array_equal(cells[0], np.asarray(pictures[0]))
+    assert np.array_equal(cells[4], np.asarray(pictures[1]))
+    pose = Keypoints.load(folder / "pose.json")
+    for cell, photo in ((cells[1], pictures[0]), (cells[3], pictures[1])):
+        (picture,) = pipe(
+            image=photo, pose=pose, num_inference_steps=2, generator=torch.manual_seed(3), output_size=(64, 44)
+        ).images
+        assert np.abs(cell.astype(int) - np.asarray(picture)).max() <= 1
+    for only in ("prompt", "biases"):
+        other = tmp_path / f"{only}.png"
+        assert run(folder, "interpolate", *options, "--frames", 3, "--only", only, "--output", other) == 0
+        assert (pixels(other) != strip).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--frames", 1], "--frames must be at least 2"),
+        (["--output", "out.txt"], "must end like a picture"),
+        (["--pose", "b.png"], "--pose-estimator and --pose-weights"),
+    ],
+    ids=str,
+)
+def test_interpolate_names_what_is_wrong(folder, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(folder, "interpolate", "--image", "a.png", "b.png", "--pose", "pose.json", *options) == 1
+    (error,) = errors(capsys)
+    assert message in error
+
+
+def test_without_a_model_it_is_the_small_one(folder, tmp_path):
+    command = ["generate", "--image", str(folder / "a.png"), "--pose", str(folder / "pose.json"), "--steps", "1"]
+    assert main([*command, "--device", "cpu", "--output", str(tmp_path / "out.png")]) == 0
+    assert PIL.Image.open(tmp_path / "out.png").size == (96, 128)

@@ -1,0 +1,241 @@
+"""Pose sequences: read, made a few frames at a time, resumed, and written as animations."""
+
+import json
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from testing_utils import tiny_image, tiny_pipeline, tiny_pose
+
+from diffusers_cfld import Keypoints
+from diffusers_cfld.sequences import load_pose_sequence, render_sequence, write_animation
+from diffusers_cfld.small_model import example_poses
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def poses():
+    first, second = example_poses()[:2]
+    return [first.lerp(second, number / 4) for number in range(5)]
+
+
+def pixels(path):
+    return np.asarray(PIL.Image.open(path))
+
+
+def assert_poses(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert np.array_equal(one.visible, other.visible)
+        np.testing.assert_allclose(one.xy, other.xy, atol=1e-6)
+        assert one.size == other.size
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_openpose_files_in_the_order_of_their_numbers(poses, tmp_path):
+    for number, pose in zip((1, 2, 9, 10, 11), poses, strict=True):
+        (tmp_path / f"frame_{number}_keypoints.json").write_text(json.dumps(pose.to_openpose()))
+    (tmp_path / "notes.txt").write_text("not a frame")
+    assert_poses(load_pose_sequence(tmp_path), poses)
+
+
+def test_json_lines_and_arrays(poses, tmp_path):
+    lines = [json.dumps(pose.to_openpose()) for pose in poses]
+    y, x = poses[0].to_field()
+    lines.append(json.dumps({"keypoints_y": y, "keypoints_x": x}))
+    (tmp_path / "poses.jsonl").write_text("\n".join(lines) + "\n\n")
+    read = load_pose_sequence(tmp_path / "poses.jsonl")
+    assert_poses(read[:5], poses)
+    assert len(read) == 6
+    np.save(tmp_path / "poses.npy", np.stack([pose.to_array() for pose in poses]))
+    assert_poses(load_pose_sequence(tmp_path / "poses.npy", size=(256, 176)), poses)
+
+
+def test_frames_without_anybody_are_filled_in(poses, tmp_path, caplog):
+    first, last = poses[0], poses[4]
+    nobody = {"people": [], "canvas_height": 256, "canvas_width": 176}
+    frames = [None, first.to_openpose(), None, nobody, None, last.to_openpose(), nobody]
+    (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, frames)))
+    read = load_pose_sequence(tmp_path / "poses.jsonl")
+    assert_poses(read, [first, first, *(first.lerp(last, part) for part in (0.25, 0.5, 0.75)), last, last])
+    assert "5 of 7 frames have nobody" in caplog.text
+    array = np.stack([first.to_array(), np.full((18, 3), -1.0), last.to_array()])
+    array[1, :, 2] = 0
+    np.save(tmp_path / "poses.npy", array)
+    assert_poses(load_pose_sequence(tmp_path / "poses.npy"), [first, first.lerp(last, 0.5), last])
+
+
+def test_one_of_several_people(poses, tmp_path):
+    one, other = poses[0].to_openpose(), poses[4].to_openpose()
+    frame = {**one, "people": [*one["people"], *other["people"]]}
+    (tmp_path / "poses.jsonl").write_text(json.dumps(frame))
+    assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", person=1), [poses[4]])
+    with pytest.raises(ValueError, match=r"poses.jsonl', line 1: .* has 2 people: choose one"):
+        load_pose_sequence(tmp_path / "poses.jsonl")
+
+
+def test_what_is_no_sequence_is_named(poses, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no pose sequence at"):
+        load_pose_sequence(tmp_path / "nowhere.jsonl")
+    with pytest.raises(ValueError, match=r"has no .json files"):
+        load_pose_sequence(tmp_path)
+    cases = {
+        "poses.csv": ("", r"must be a folder, or end in .jsonl or .npy"),
+        "broken.jsonl": (json.dumps(poses[0].to_openpose()) + "\n{broken", r"broken.jsonl', line 2: .*valid JSON"),
+        "empty.jsonl": ("null\n", "has nobody in any of its 1 frames"),
+        "broken.npy": ("no array", "cannot be read as an array"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_pose_sequence(tmp_path / name)
+    np.save(tmp_path / "flat.npy", poses[0].to_array())
+    with pytest.raises(ValueError, match=r"an array \(T, 18, 2 or 3\), got shape \(18, 3\)"):
+        load_pose_sequence(tmp_path / "flat.npy")
+
+
+# Making --------------------------------------------------------------------------------------------------------------
+
+
+def render(pipe, poses, folder, **options):
+    return list(render_sequence(pipe, poses, folder, **{"image": tiny_image(), "num_inference_steps": 2, **options}))
+
+
+def test_frames_are_the_pipelines_pictures(pipe, poses, tmp_path):
+    paths = render(pipe, poses, tmp_path / "frames", seed=3, micro_batch_size=2)
+    assert [path.name for path in paths] == [f"{number:06d}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        expected = pipe(
+            image=tiny_image(), pose=poses[number], num_inference_steps=2, generator=torch.manual_seed(3)
+        ).images[0]
+        assert np.abs(pixels(path).astype(int) - np.asarray(expected)).max() <= 1
+    own = render(pipe, poses, tmp_path / "own", seed=3, shared_noise=False)
+    expected = pipe(image=tiny_image(), pose=poses[1], num_inference_steps=2, generator=torch.manual_seed(4)).images[0]
+    assert np.abs(pixels(own[1]).astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_maps_and_encoded_sources(pipe, tmp_path):
+    maps = tiny_pose(0, 3)
+    first = render(pipe, maps, tmp_path / "one", image=None, appearance=pipe.encode_appearance(tiny_image()))
+    second = render(pipe, list(maps), tmp_path / "two")
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(pixels(one), pixels(other))
+
+
+def test_frames_come_as_they_are_made_and_a_killed_run_goes_on(pipe, poses, tmp_path, monkeypatch):
+    folder = tmp_path / "frames"
+    options = {"image": tiny_image(), "num_inference_steps": 2, "micro_batch_size": 2}
+    for number, path in enumerate(render_sequence(pipe, poses, folder, **options)):
+        assert path.is_file()
+        if number == 1:
+            break  # as a kill would
+    assert sorted(path.name for path in folder.glob("*.png")) == ["000000.png", "000001.png"]
+    (folder / "000001.png").unlink()
+    before = (folder / "000000.png").stat().st_mtime_ns
+    made = []
+    call = type(pipe).__call__
+    monkeypatch.setattr(type(pipe), "__call__", lambda self, **kw: made.append(len(kw["pose"])) or call(self, **kw))
+    paths = list(render_sequence(pipe, poses, folder, **options))
+    assert made == [1, 2, 1]
+    assert (folder / "000000.png").stat().st_mtime_ns == before
+    monkeypatch.undo()
+    whole = render(pipe, poses, tmp_path / "whole", micro_batch_size=5)
+    for one, other in zip(paths, whole, strict=True):
+        assert np.abs(pixels(one).astype(int) - pixels(other)).max() <= 1
+    # Another number of frames at once is the same sequence.
+    assert list(render_sequence(pipe, poses, folder, **{**options, "micro_batch_size": 5})) == paths
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"num_inference_steps": 3}, {"image": tiny_image(1)}, {"shared_noise": False}, {"poses": 4}],
+    ids=str,
+)
+def test_frames_of_something_else_are_not_taken(pipe, poses, tmp_path, change):
+    render(pipe, poses, tmp_path / "frames")
+    change = dict(change)
+    some = poses[: change.pop("poses", 5)]
+    with pytest.raises(ValueError, match="holds frames of another sequence, source, model or setting"):
+        render(pipe, some, tmp_path / "frames", **change)
+
+
+def test_what_makes_no_sequence_is_named(pipe, poses, tmp_path):
+    with pytest.raises(ValueError, match="`poses` is empty"):
+        render(pipe, [], tmp_path / "frames")
+    with pytest.raises(ValueError, match="either `image` or `appearance`"):
+        render(pipe, poses, tmp_path / "frames", image=None)
+    with pytest.raises(ValueError, match="shows one person, got 2 sources"):
+        render(pipe, poses, tmp_path / "frames", image=tiny_image(0, 2))
+    with pytest.raises(ValueError, match="`micro_batch_size` must be at least 1"):
+        render(pipe, poses, tmp_path / "frames", micro_batch_size=0)
+    with pytest.raises(ValueError, match="`seed` must be at least 0"):
+        render(pipe, poses, tmp_path / "frames", seed=-1)
+    PIL.Image.new("RGB", (5, 5)).save(tmp_path / "holiday.png")
+    with pytest.raises(ValueError, match="pictures that are no frames"):
+        render(pipe, poses, tmp_path)
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frames(tmp_path):
+    paths = []
+    for number in range(4):
+        paths.append(tmp_path / f"{number}.png")
+        PIL.Image.new("RGB", (33, 47), (60 * number, 100, 255 - 60 * number)).save(paths[-1])
+    return paths
+
+
+def test_a_gif(frames, tmp_path):
+    write_animation(frames, tmp_path / "new" / "out.gif", 10)
+    with PIL.Image.open(tmp_path / "new" / "out.gif") as animation:
+        assert animation.n_frames == 4
+        assert animation.size == (33, 47)
+        assert animation.info["duration"] == 100
+        assert animation.info["loop"] == 0
+        animation.seek(2)
+        assert np.abs(np.asarray(animation.convert("RGB")).astype(int) - pixels(frames[2])).max() < 8
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.gif"]
+
+
+def test_an_mp4_of_odd_size(frames, tmp_path):
+    write_animation(frames, tmp_path / "out.mp4", 25)
+    capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == 25
+    pictures = []
+    while (frame := capture.read())[0]:
+        pictures.append(frame[1][..., ::-1])
+    assert len(pictures) == 4
+    assert pictures[0].shape == (48, 34, 3)
+    assert np.abs(pictures[2].astype(int).mean(axis=(0, 1)) - pixels(frames[2]).mean(axis=(0, 1))).max() < 8
+
+
+def test_what_cannot_be_written_is_named(frames, tmp_path):
+    with pytest.raises(ValueError, match="`frames` is empty"):
+        write_animation([], tmp_path / "out.gif")
+    with pytest.raises(ValueError, match=r"must end in .gif or .mp4"):
+        write_animation(frames, tmp_path / "out.avi")
+    for speed, suffix in ((0, "gif"), (51, "gif"), (-1, "mp4")):
+        with pytest.raises(ValueError, match="`frames_per_second` must be above 0"):
+            write_animation(frames, tmp_path / f"out.{suffix}", speed)
+    with pytest.raises(FileNotFoundError):
+        write_animation([*frames, tmp_path / "missing.png"], tmp_path / "out.gif")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_pose_is_a_sequence_of_one(pipe, poses, tmp_path):
+    (path,) = render(pipe, poses[:1], tmp_path / "frames", output_size=(47, 33))
+    write_animation([path], tmp_path / "out.gif")
+    assert isinstance(poses[0], Keypoints)
+    assert PIL.Image.open(tmp_path / "out.gif").size == (33, 47)
