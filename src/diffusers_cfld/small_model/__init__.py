@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..keypoints import Keypoints
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
-__all__ = ["SMALL_MODEL", "example_poses", "example_sources", "load_small_model"]
+__all__ = ["SMALL_MODEL", "example_poses", "example_source_poses", "example_sources", "load_small_model"]
 
 _HERE = Path(__file__).parent
 
@@ -53,13 +53,26 @@ def example_sources() -> list[PIL.Image.Image]:
     return [PIL.Image.open(path).convert("RGB") for path in paths]
 
 
+def example_source_poses() -> list[Keypoints]:
+    """Read the poses of the people in [`example_sources`].
+
+    Returns:
+        Keypoints in a frame of 256x176 pixels, in whole pixels.
+    """
+    return _read_poses("source_poses.json")
+
+
 def example_poses() -> list[Keypoints]:
     """Read poses of drawn people whom the model was not trained on.
 
     Returns:
         Keypoints in a frame of 256x176 pixels.
     """
+    return _read_poses("poses.json")
+
+
+def _read_poses(name: str) -> list[Keypoints]:
     from ..keypoints import Keypoints
 
-    entries = json.loads((_HERE / "examples" / "poses.json").read_text(encoding="utf-8"))
+    entries = json.loads((_HERE / "examples" / name).read_text(encoding="utf-8"))
     return [Keypoints.from_any(entry) for entry in entries]

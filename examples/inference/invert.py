@@ -1,0 +1,17 @@
+"""DDIM inversion of a picture: the noise that gives it back, and what else that noise gives."""
+
+from diffusers_cfld.inspection import contact_sheet
+from diffusers_cfld.inversion import invert, reconstruct
+from diffusers_cfld.small_model import example_poses, example_source_poses, example_sources, load_small_model
+
+pipe = load_small_model()
+picture, other = example_sources()[:2]
+pose = example_source_poses()[0]
+latents = invert(pipe, picture, pose, num_inference_steps=50)
+cases = {
+    "reconstructed": {"image": picture, "pose": pose},
+    "other appearance": {"image": other, "pose": pose},
+    "other pose": {"image": picture, "pose": example_poses()[0]},
+}
+results = [reconstruct(pipe, latents, output_size=(256, 176), **case).images[0] for case in cases.values()]
+contact_sheet([[picture, other, *results]], [["picture", "other source", *cases]]).save("invert.png")
