@@ -187,7 +187,7 @@ def test_all_forms_of_masks_and_references(pipe, reference):
     expected = np.asarray(edit(pipe, image=reference)[0])
     array = np.asarray(mask)
     forms = [mask.convert("RGB"), mask.convert("1"), array, array > 0, array / 255.0, torch.from_numpy(array / 255.0)]
-    forms += [[mask], array[None], (torch.from_numpy(array) > 0)[None], array[..., None]]
+    forms += [[mask], array[None], (torch.tensor(array) > 0)[None], array[..., None]]
     for form in forms:
         assert np.array_equal(edit(pipe, image=reference, mask_image=form)[0], expected)
     pixels = np.asarray(reference)
