@@ -19,6 +19,7 @@ import time
 from contextlib import ExitStack
 
 import torch
+from diffusers import AutoencoderKL
 from sampling import build_pipeline
 
 from diffusers_cfld import hybrid_granularity_attention, query_bias_to_tokens
@@ -38,6 +39,13 @@ def run(variant: str, pairs: int, steps: int) -> dict[str, float]:
     """Train for some steps; returns seconds of a step, bytes over what the models take, and the first loss."""
     pipe = build_pipeline()
     torch.manual_seed(1)
+    # Half the published width too, or it would have less than its share of a step.
+    pipe.vae = AutoencoderKL(
+        block_out_channels=(64, 128, 256, 256),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     parts = ("unet", "source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
     module = CFLDTrainingModule(**{name: getattr(pipe, name) for name in parts})
     module.set_trainable("kv")

@@ -46,3 +46,14 @@ def test_card_of_own_weights_names_no_source(tmp_path: Path) -> None:
     assert "## Source" not in text
     assert "published checkpoint" not in text
     assert 'from_pretrained("me/mine", variant="fp16", dtype=' in text
+
+
+def test_a_model_of_another_geometry_claims_nothing_of_stable_diffusion_or_deepfashion(tmp_path):
+    card = ModelCard.load(write_model_card(tmp_path, base_model=None, target_size=(128, 96)))
+    assert card.data.base_model is None
+    assert card.data.license is None
+    assert "128x96" in card.text
+    for claim in ("Stable Diffusion", "DeepFashion", "FID"):
+        assert claim not in card.text
+    assert "Not written yet" in card.text
+    assert "consent" in card.text

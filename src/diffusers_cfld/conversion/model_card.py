@@ -26,10 +26,8 @@ A Swin Transformer reads the photo; a decoder turns its coarsest features into a
 takes the place of the text, an appearance encoder turns the finer ones into biases on the queries of the U-Net's
 cross-attentions, and a pose adapter adds the target pose to the U-Net's features.
 
-- **Base model:** Stable Diffusion 1.5 (`{base_model}`): VAE as it is, U-Net with
-  trained keys and values in the up blocks' cross-attentions.
-- **Resolution:** the source image is read at {source_height}x{source_width} (height x width), the result is made at
-  {target_height}x{target_width}. DeepFashion's results are reported after resizing to 256x176 or 512x352.
+{base_line}- **Resolution:** the source image is read at {source_height}x{source_width} (height x width), the result
+  is made at {target_height}x{target_width}. The field reports its results after resizing to 256x176 or 512x352.
 - **Pose:** 18 keypoints in OpenPose order (nose, neck, right shoulder, elbow, wrist, left shoulder, elbow, wrist,
   right hip, knee, ankle, left hip, knee, ankle, right eye, left eye, right ear, left ear); right and left are the
   person's own, a missing joint is -1.{dtype_line}
@@ -51,6 +49,30 @@ image = pipe(image=photo, pose=keypoints, num_inference_steps=50, guidance_scale
 `photo` is a PIL image, `keypoints` are those above. The scheduler is the published one, DDPM; any scheduler of
 diffusers can take its place.
 {provenance}
+{about_weights}
+## Citation
+
+```bibtex
+@inproceedings{{lu2024coarse,
+  title     = {{Coarse-to-Fine Latent Diffusion for Pose-Guided Person Image Synthesis}},
+  author    = {{Lu, Yanzuo and Zhang, Manlin and Ma, Andy J and Xie, Xiaohua and Lai, Jianhuang}},
+  booktitle = {{Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition}},
+  year      = {{2024}}
+}}
+```
+"""
+
+_CONSENT = """\
+- The result shows a person's likeness doing what they did not do. Get the consent of whoever is in the photo, say that
+  the image is synthetic, and do not use it to deceive, harass, undress or impersonate anyone, nor to identify people.
+"""
+
+_BASE_LINE = """\
+- **Base model:** Stable Diffusion 1.5 (`{base_model}`): VAE as it is, U-Net with
+  trained keys and values in the up blocks' cross-attentions.
+"""
+
+_ABOUT_PUBLISHED = f"""\
 ## Licences
 
 - Stable Diffusion 1.5: [CreativeML OpenRAIL-M](https://huggingface.co/spaces/CompVis/stable-diffusion-license). Its
@@ -68,32 +90,31 @@ Research on person image synthesis: reposing fashion photos, virtual dressing, d
 - Trained on studio photos of fashion models before plain backgrounds: other people, backgrounds, crops and poses are
   out of its domain, and body shapes, skin tones and clothes that DeepFashion shows seldom come out worse.
 - Faces, hands, logos and fine patterns are not kept exactly; left and right of a garment may be swapped.
-- The result shows a person's likeness doing what they did not do. Get the consent of whoever is in the photo, say that
-  the image is synthetic, and do not use it to deceive, harass, undress or impersonate anyone, nor to identify people.
-
+{_CONSENT}
 ## Evaluation
 
 Not measured with this conversion. The released weights do not give the paper's table: at 256x176 a user measured FID
 6.676, LPIPS 0.1705, SSIM 0.6993, PSNR 17.617 (issue 37 of the official repository), the paper reports 6.804, 0.1519,
 0.7378, 18.235, from an earlier epoch according to its author (issue 27). These FIDs follow the field's own protocol
 and compare with no other FID.
-
-## Citation
-
-```bibtex
-@inproceedings{{lu2024coarse,
-  title     = {{Coarse-to-Fine Latent Diffusion for Pose-Guided Person Image Synthesis}},
-  author    = {{Lu, Yanzuo and Zhang, Manlin and Ma, Andy J and Xie, Xiaohua and Lai, Jianhuang}},
-  booktitle = {{Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition}},
-  year      = {{2024}}
-}}
-```
 """
+
+_ABOUT_OWN = f"""\
+## Licences, intended use, evaluation
+
+Not written yet: say what the weights were trained on, under which licences they and the data are, what they may be
+used for, and what was measured. CFLD's code is MIT.
+
+## Limits and misuse
+
+- Photos, people and poses unlike those of the training come out worse. Faces, hands, logos and fine patterns are not
+  kept exactly.
+{_CONSENT}"""
 
 
 def create_model_card(
     *,
-    base_model: str = STABLE_DIFFUSION_ID,
+    base_model: str | None = STABLE_DIFFUSION_ID,
     source_files: Sequence[SourceFile] = (),
     location: str = "path/to/this/folder",
     source_size: tuple[int, int] = (256, 256),
@@ -105,7 +126,8 @@ def create_model_card(
     """Compose the card.
 
     Args:
-        base_model: Hub id of the Stable Diffusion 1.5 whose VAE and U-Net architecture are used.
+        base_model: Hub id of the Stable Diffusion 1.5 whose VAE and U-Net architecture are used; None for a model of
+            another geometry, of whose weights, data and licences the card then claims nothing.
         source_files: The published files that were converted; none for weights of one's own training.
         location: What to pass to `from_pretrained`: a Hub id or a folder.
         source_size: (height, width) in pixels at which the source image is read.
@@ -117,20 +139,26 @@ def create_model_card(
     Returns:
         The card with its YAML front matter.
     """
+    of_base: dict[str, Any] = {}
+    if base_model is not None:
+        of_base = {
+            "base_model": base_model,
+            "license": "other",
+            "license_name": "creativeml-openrail-m-non-commercial",
+            "license_link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+        }
     data = ModelCardData(
-        base_model=base_model,
         library_name="diffusers",
-        license="other",
-        license_name="creativeml-openrail-m-non-commercial",
-        license_link="https://huggingface.co/spaces/CompVis/stable-diffusion-license",
         pipeline_tag="image-to-image",
-        tags=["diffusers", "diffusers-cfld", "pose-transfer", "stable-diffusion"],
+        tags=["diffusers", "diffusers-cfld", "pose-transfer", *(["stable-diffusion"] if base_model else [])],
+        **of_base,
     )
     body = _BODY.format(
         origin="converted from the published checkpoint" if source_files else "saved",
         version=__version__,
         num_queries=num_queries,
-        base_model=base_model,
+        base_line=_BASE_LINE.format(base_model=base_model) if base_model else "",
+        about_weights=_ABOUT_PUBLISHED if base_model else _ABOUT_OWN,
         source_height=source_size[0],
         source_width=source_size[1],
         target_height=target_size[0],

@@ -196,6 +196,8 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
                 facts["source_size"] = self.source_encoder.image_size
             if self.unet is not None:
                 facts["target_size"] = self.target_size
+                if self.unet.config.cross_attention_dim != 768:  # no Stable Diffusion 1.5
+                    facts["base_model"] = None
             if self.prompt_decoder is not None:
                 facts["num_queries"] = self.prompt_decoder.config.num_queries
             write_model_card(working_dir, location=repo_id, **facts)
