@@ -87,6 +87,13 @@ def test_a_body_cut_by_the_photo_is_cut_by_the_frame():
     assert fitted.frame.top + fitted.frame.height <= 300
 
 
+def test_in_height_the_photo_is_used_before_it_is_padded():
+    frame = choose_frame((1000, 1000), box=(300, 0, 700, 200), margin=0)
+    assert (frame.top, frame.height) == (0, round(400 * 256 / 176))
+    frame = choose_frame((1000, 1000), box=(300, 800, 700, 1000), margin=0)
+    assert frame.top + frame.height == 1000
+
+
 def test_a_given_box_and_margin():
     wide = choose_frame((400, 900), box=(600, 50, 700, 350), margin=0)
     assert (wide.top, wide.height) == (50, 300)
@@ -108,6 +115,18 @@ def test_exif_rotation_is_applied():
     picture.rotate(90, expand=True).save(file, "PNG", exif=exif)
     fitted = fit_photo(PIL.Image.open(file))
     assert np.array_equal(np.asarray(fitted.image), np.asarray(picture))
+
+
+def test_estimators_see_upright_pictures(tmp_path):
+    from diffusers_cfld.pose_estimation import estimate_pose
+
+    picture = photo(256, 176)
+    turned = picture.rotate(90, expand=True)
+    turned.getexif()[0x0112] = 6
+    sizes = []
+    pose = estimate_pose(turned, lambda image: sizes.append(image.size) or [standing((256, 176))])
+    assert sizes == [(176, 256)]
+    assert fit_photo(turned, pose).keypoints is not None
 
 
 def test_transparency_and_background():

@@ -75,6 +75,19 @@ def test_frames_without_anybody_are_filled_in(poses, tmp_path, caplog):
     assert_poses(load_pose_sequence(tmp_path / "poses.npy"), [first, first.lerp(last, 0.5), last])
 
 
+def test_frames_in_which_no_joint_was_found_have_nobody(poses, tmp_path):
+    first, last = poses[0], poses[4]
+    zeros = {"people": [{"pose_keypoints_2d": [0.0] * 54}], "canvas_height": 256, "canvas_width": 176}
+    frames = [first.to_openpose(), zeros, last.to_openpose()]
+    (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, frames)))
+    assert_poses(load_pose_sequence(tmp_path / "poses.jsonl"), [first, first.lerp(last, 0.5), last])
+    np.save(tmp_path / "poses.npy", np.stack([first.to_array(), np.zeros((18, 3)), last.to_array()]))
+    assert_poses(load_pose_sequence(tmp_path / "poses.npy"), [first, first.lerp(last, 0.5), last])
+    two = {**zeros, "people": [*zeros["people"], *last.to_openpose()["people"]]}
+    (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, [two, first.to_openpose()])))
+    assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", person=1), [last, last])
+
+
 def test_one_of_several_people(poses, tmp_path):
     one, other = poses[0].to_openpose(), poses[4].to_openpose()
     frame = {**one, "people": [*one["people"], *other["people"]]}
@@ -169,6 +182,42 @@ def test_frames_of_something_else_are_not_taken(pipe, poses, tmp_path, change):
         render(pipe, some, tmp_path / "frames", **change)
 
 
+@pytest.mark.parametrize("part", ["prompt_decoder", "pose_adapter", "unet", "vae"])
+def test_frames_of_another_model_are_not_taken(poses, tmp_path, part):
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    render(pipe, poses[:1], tmp_path / "frames")
+    with torch.no_grad():
+        for name, weight in getattr(pipe, part).named_parameters():
+            if part != "unet" or name.endswith("attn2.to_k.weight"):
+                weight.mul_(1.01)
+    with pytest.raises(ValueError, match="another sequence, source, model"):
+        render(pipe, poses[:1], tmp_path / "frames")
+
+
+def test_pictures_as_poses_are_resumed(pipe, poses, tmp_path):
+    poses[0].draw().save(tmp_path / "pose.png")
+    pipe.pose_estimator = lambda image: [Keypoints.from_skeleton(image)]
+    try:
+        first = render(pipe, [PIL.Image.open(tmp_path / "pose.png")], tmp_path / "frames")
+        before = first[0].stat().st_mtime_ns
+        assert render(pipe, [PIL.Image.open(tmp_path / "pose.png")], tmp_path / "frames") == first
+        assert first[0].stat().st_mtime_ns == before
+    finally:
+        pipe.pose_estimator = None
+
+
+def test_offloaded_one_after_another(poses, tmp_path):
+    from accelerate import cpu_offload
+
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            cpu_offload(component, torch.device("cpu"), offload_buffers=True)
+    assert len(render(pipe, poses[:2], tmp_path / "frames")) == 2
+
+
 def test_what_makes_no_sequence_is_named(pipe, poses, tmp_path):
     with pytest.raises(ValueError, match="`poses` is empty"):
         render(pipe, [], tmp_path / "frames")
@@ -180,6 +229,8 @@ def test_what_makes_no_sequence_is_named(pipe, poses, tmp_path):
         render(pipe, poses, tmp_path / "frames", micro_batch_size=0)
     with pytest.raises(ValueError, match="`seed` must be at least 0"):
         render(pipe, poses, tmp_path / "frames", seed=-1)
+    with pytest.raises(ValueError, match="`render_sequence` does not take output_type"):
+        render(pipe, poses, tmp_path / "frames", output_type="np")
     PIL.Image.new("RGB", (5, 5)).save(tmp_path / "holiday.png")
     with pytest.raises(ValueError, match="pictures that are no frames"):
         render(pipe, poses, tmp_path)
@@ -227,8 +278,11 @@ def test_what_cannot_be_written_is_named(frames, tmp_path):
     with pytest.raises(ValueError, match=r"must end in .gif or .mp4"):
         write_animation(frames, tmp_path / "out.avi")
     for speed, suffix in ((0, "gif"), (51, "gif"), (-1, "mp4")):
-        with pytest.raises(ValueError, match="`frames_per_second` must be above 0"):
+        with pytest.raises(ValueError, match=r"`frames_per_second` must be from 0.01"):
             write_animation(frames, tmp_path / f"out.{suffix}", speed)
+    PIL.Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match=r"one size \(width, height\), got \[\(5, 5\), \(33, 47\)\]"):
+        write_animation([*frames, tmp_path / "small.png"], tmp_path / "out.mp4")
     with pytest.raises(FileNotFoundError):
         write_animation([*frames, tmp_path / "missing.png"], tmp_path / "out.gif")
     assert not list(tmp_path.glob("*out*"))

@@ -116,6 +116,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--max_train_samples", type=int, default=None, help="Train on this many pairs only.")
     group.add_argument("--validation_data_dir", default=None, help="Folder of held-out pairs for the grids.")
+    group.add_argument(
+        "--photo_shape",
+        type=int,
+        nargs=2,
+        default=None,
+        metavar=("HEIGHT", "WIDTH"),
+        help="Shape of the photos, to which the pipeline pads others; default: the first one's, 256 176 for shards.",
+    )
     group.add_argument("--flip_source_prob", type=float, default=0.0, help="0.5 as published: left and right blur.")
     group.add_argument("--cache_latents", action="store_true", help="Encode all pictures by the VAE once, ahead.")
     group.add_argument("--latent_cache_dir", default=None, help="Where to; OUTPUT_DIR/latents otherwise.")
@@ -279,6 +287,21 @@ def add_lora(module: CFLDTrainingModule, rank: int, alpha: int | None) -> None:
         f"{name}.{projection}" for name in module.appearance_encoder.layer_names for projection in ("to_k", "to_v")
     ]
     module.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=layers))
+
+
+def make_pipeline(args: argparse.Namespace, components: dict[str, Any], pairs: list) -> CFLDPipeline:
+    """The pipeline, for photos of the shape that is trained on."""
+    shape = args.photo_shape
+    for pair in pairs if shape is None else []:
+        try:
+            picture = decode_picture(read_bytes(pair.source), pair.source)
+        except UnreadableImageError:
+            continue
+        shape = picture.height, picture.width
+        break
+    if shape is None:
+        return CFLDPipeline(**components)
+    return CFLDPipeline(**components, frame_height=shape[0], frame_width=shape[1])
 
 
 def parse_multipliers(items: list[str]) -> dict[str, float]:
@@ -670,6 +693,7 @@ def main(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
         num_pairs = len(pairs)
+    pipeline = make_pipeline(args, components, validation_pairs)
     if args.validation_data_dir:
         validation_pairs = load_pairs(args.validation_data_dir)
     if args.validation_steps:
@@ -779,7 +803,7 @@ def main(args: argparse.Namespace) -> None:
         weights = accelerator.get_state_dict(model)
         if accelerator.is_main_process:
             components = load_components(args)
-            pipeline = CFLDPipeline(**components)
+            pipeline = make_pipeline(args, components, validation_pairs)
             make_module(args, components).load_state_dict(weights)
     if accelerator.is_main_process:
         module.eval()

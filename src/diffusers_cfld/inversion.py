@@ -6,7 +6,6 @@ diffusers' `DDIMInverseScheduler`, which is used here too.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,19 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from diffusers.image_processor import PipelineImageInput
 
-from .photo_fitting import FIELD_FRAME, choose_frame
+from .pose_estimation.base import read_poses
+
+# What of a scheduler's configuration says how noise is added and what the U-Net predicts.
+_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "set_alpha_to_one",
+    "rescale_betas_zero_snr",
+)
 
 if TYPE_CHECKING:
     from .pipelines.pipeline_cfld import CFLDPipeline
@@ -71,14 +82,14 @@ def invert(
     default_height, default_width = pipe.target_size
     height, width = height or default_height, width or default_width
     photo = pipe.source_image_processor.to_rgb(image)
-    photo = choose_frame((photo.height, photo.width), shape=FIELD_FRAME).crop(photo)
+    photo = pipe.pose_processor.choose_frame((photo.height, photo.width)).crop(photo)
     pixels = pipe.image_processor.preprocess(photo, height=height, width=width)
     pixels = pixels.to(pipe._execution_device, pipe.vae.dtype)
     latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
     with _scheduler(pipe, DDIMInverseScheduler):
         inverted: Any = pipe(
             appearance=appearance,
-            pose=pose,
+            pose=read_poses(pose, pipe.pose_estimator, fit=False),
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
@@ -140,10 +151,15 @@ def reconstruct(
 
 @contextmanager
 def _scheduler(pipe: CFLDPipeline, scheduler_class: Any) -> Iterator[None]:
+    """DDIM, or its inverse, in the place of the pipeline's scheduler, on the same noise schedule."""
     previous = pipe.scheduler
-    known = inspect.signature(scheduler_class.__init__).parameters
-    # What another scheduler knows besides would be logged as ignored.
-    pipe.scheduler = scheduler_class(**{name: value for name, value in previous.config.items() if name in known})
+    config = previous.config
+    options = {name: config[name] for name in _SCHEDULE if name in config}
+    # Both directions have to agree on these, whatever the other scheduler says or leaves open.
+    spacing = config.get("timestep_spacing")
+    options["timestep_spacing"] = spacing if spacing in ("leading", "trailing") else "leading"
+    options["steps_offset"] = config.get("steps_offset", 0) if options["timestep_spacing"] == "leading" else 0
+    pipe.scheduler = scheduler_class(**options, clip_sample=False)
     try:
         yield
     finally:

@@ -13,6 +13,9 @@ import numpy.typing as npt
 Size: TypeAlias = tuple[int, int]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
+MAX_DRAWN_COORDINATE = 32767
+"""OpenCV draws in 16.16 fixed point, so a coordinate beyond this cannot be drawn."""
+
 # Far larger than any picture, and small enough for every computation.
 _MAX_LENGTH = 2**20
 _CSV_HEADER = "name:keypoints_y:keypoints_x"

@@ -254,7 +254,7 @@ def choose_frame(
     scale = max((bottom - top) / shape_height, (right - left) / shape_width)
     window_height, window_width = max(1, round(scale * shape_height)), max(1, round(scale * shape_width))
     missing = window_height - (bottom - top)
-    below = min(missing / 2, height - bottom) if is_known else missing / 2
+    below = min(max(missing / 2, missing - top), height - bottom) if is_known else missing / 2
     return PhotoFrame(
         left=round((left + right - window_width) / 2),
         top=round(bottom + below) - window_height,
@@ -292,7 +292,7 @@ def fit_photo(
         TypeError: `image` is not a PIL image.
 
     Example:
-        >>> fitted = fit_photo(photo, estimator(photo)[0])  # doctest: +SKIP
+        >>> fitted = fit_photo(photo, estimate_pose(photo, estimator))  # doctest: +SKIP
         >>> pipe(image=fitted.image, pose=align_pose(pose, fitted.keypoints)).images[0]  # doctest: +SKIP
     """
     if not isinstance(image, PIL.Image.Image):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import torch
 from .file_writing import write_file
 from .keypoint_parsing import Size
 from .keypoints import Keypoints
+from .pose_estimation.base import read_poses
 
 if TYPE_CHECKING:
     from diffusers.image_processor import PipelineImageInput
@@ -62,13 +64,13 @@ def load_pose_sequence(
         files = sorted((item for item in file.iterdir() if item.suffix.lower() == ".json"), key=_natural_order)
         if not files:
             raise ValueError(f"{str(file)!r} has no .json files: it must hold OpenPose's output, a file per frame.")
-        frames = [(item.name, json_or_none(item.read_text(encoding="utf-8-sig"))) for item in files]
+        frames = [(item.name, _json_or_text(item.read_text(encoding="utf-8-sig"))) for item in files]
     elif not file.is_file():
         raise FileNotFoundError(f"There is no pose sequence at {str(file)!r}.")
     elif file.suffix.lower() == ".jsonl":
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         numbered = ((f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-        frames = [(name, json_or_none(line)) for name, line in numbered]
+        frames = [(name, _json_or_text(line)) for name, line in numbered]
     elif file.suffix.lower() == ".npy":
         try:
             with file.open("rb") as stream:
@@ -129,6 +131,9 @@ def render_sequence(
     """
     if len(poses) == 0:
         raise ValueError("`poses` is empty: pass at least one pose.")
+    foreign = sorted({"output_type", "return_dict", "num_images_per_prompt", "generator", "latents"} & kwargs.keys())
+    if foreign:
+        raise ValueError(f"`render_sequence` does not take {', '.join(foreign)}: leave it out.")
     if (image is None) == (appearance is None):
         raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
     if micro_batch_size < 1:
@@ -140,6 +145,7 @@ def render_sequence(
         raise ValueError(
             f"A sequence shows one person, got {len(source)} sources: average them with `Appearance.mean`."
         )
+    poses = list(read_poses(list(poses), pipe.pose_estimator))
     frames = Path(folder)
     options = {"seed": seed, "shared_noise": shared_noise, **kwargs}
     # Not the encoded source, which may differ by rounding from run to run.
@@ -174,10 +180,10 @@ def write_animation(
     Args:
         frames: Picture files of one size, in order.
         path: `.gif` (endless) or `.mp4` (MPEG-4 part 2; an odd row or column is repeated).
-        frames_per_second: Speed, at most 50 for `.gif`, in whole hundredths of a second per frame.
+        frames_per_second: Speed, 0.01 to 1000, at most 50 for `.gif`, there in whole hundredths of a second per frame.
 
     Raises:
-        ValueError: There is no frame, the ending is another, or the speed is out of range.
+        ValueError: There is no frame, the ending is another, the speed is out of range, or the frames differ in size.
         OSError: A frame cannot be read, or the file cannot be written.
     """
     output = Path(path)
@@ -187,8 +193,14 @@ def write_animation(
     if suffix not in _ANIMATIONS:
         raise ValueError(f"An animation must end in .gif or .mp4, got {str(output)!r}.")
     limit = 50 if suffix == ".gif" else 1000
-    if not 0 < frames_per_second <= limit:
-        raise ValueError(f"`frames_per_second` must be above 0 and at most {limit}, got {frames_per_second}.")
+    if not 0.01 <= frames_per_second <= limit:
+        raise ValueError(f"`frames_per_second` must be from 0.01 to {limit}, got {frames_per_second}.")
+    sizes = set()
+    for frame in frames:
+        with PIL.Image.open(frame) as picture:
+            sizes.add(picture.size)
+    if len(sizes) > 1:
+        raise ValueError(f"All frames must have one size (width, height), got {sorted(sizes)}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.part{suffix}")
     try:
@@ -198,15 +210,8 @@ def write_animation(
         partial.unlink(missing_ok=True)
 
 
-def json_or_none(text: str) -> Any:
-    """Parse JSON.
-
-    Args:
-        text: The JSON.
-
-    Returns:
-        What it holds; the text itself if it is none, for the reader to say so.
-    """
+def _json_or_text(text: str) -> Any:
+    """What a JSON text holds; the text itself if it is none, for the reader to say so."""
     try:
         return json.loads(text)
     except ValueError:
@@ -214,32 +219,40 @@ def json_or_none(text: str) -> Any:
 
 
 def _read_frame(value: Any, size: Size | None, person: int | None) -> Keypoints | None:
-    """A frame's pose, or None if there is nobody."""
-    if value is None or (isinstance(value, dict) and value.get("people") == []):
+    """A frame's pose, or None if there is nobody, or not this person."""
+    if value is None:
         return None
-    if isinstance(value, np.ndarray) and (~np.isfinite(value[:, :2]) | (value[:, :2] == -1)).any(axis=1).all():
-        return None
-    if isinstance(value, dict) and "people" in value:
+    if isinstance(value, dict) and isinstance(value.get("people"), list):
+        people = value["people"]
+        if len(people) <= (person or 0):
+            return None
+        chosen = people[person or 0]
+        numbers = chosen.get("pose_keypoints_2d") if isinstance(chosen, dict) else None
+        if (person is not None or len(people) == 1) and isinstance(numbers, list) and not any(numbers[2::3]):
+            return None
         return Keypoints.from_openpose(value, size, person)
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] in (2, 3):
+        missing = (~np.isfinite(value[:, :2]) | (value[:, :2] == -1)).any(axis=1)
+        if missing.all() or not value.any() or (value.shape[1] == 3 and not (value[:, 2] > 0).any()):
+            return None
     return Keypoints.from_any(value, size)
 
 
 def _fill_gaps(poses: Sequence[Keypoints | None], name: str) -> list[Keypoints]:
-    known = [number for number, pose in enumerate(poses) if pose is not None]
+    known = {number: pose for number, pose in enumerate(poses) if pose is not None}
     if not known:
         raise ValueError(f"{name!r} has nobody in any of its {len(poses)} frames.")
     if len(known) < len(poses):
         logger.warning("%s: %d of %d frames have nobody and are filled in.", name, len(poses) - len(known), len(poses))
+    numbers = sorted(known)
     filled = []
-    for number, pose in enumerate(poses):
-        before = [other for other in known if other <= number]
-        after = [other for other in known if other >= number]
-        first, last = (before or after)[-1 if before else 0], (after or before)[0 if after else -1]
-        start, end = poses[first], poses[last]
-        if pose is None and first != last and start is not None and end is not None:
-            pose = start.lerp(end, (number - first) / (last - first))
-        filled.append(pose or start)
-    return [pose for pose in filled if pose is not None]
+    for number in range(len(poses)):
+        place = bisect.bisect_left(numbers, number)
+        after = numbers[min(place, len(numbers) - 1)]
+        before = after if number >= after else numbers[max(place - 1, 0)]
+        part = (number - before) / (after - before) if before < number < after else 0.0
+        filled.append(known[before].lerp(known[after], part) if part else known[before])
+    return filled
 
 
 def _natural_order(path: Path) -> list[Any]:
@@ -274,16 +287,31 @@ def _tensors(source: Appearance) -> list[torch.Tensor]:
 def _digest(pipe: CFLDPipeline, inputs: Sequence[torch.Tensor], poses: Sequence[Any], options: dict[str, Any]) -> str:
     """What the frames depend on: source, poses, weights, noise schedule and settings."""
     digest = hashlib.sha256()
-    for tensor in (*inputs, *list(pipe.unet.parameters())[:2]):
+    for tensor in inputs:
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    for part, component in pipe.components.items():
+        for name, weight in component.named_parameters() if isinstance(component, torch.nn.Module) else ():
+            digest.update(f"{part}.{name}{tuple(weight.shape)}".encode())
+            if not weight.is_meta:  # as under sequential offloading, where the shapes have to do
+                digest.update(weight.detach().flatten()[::997].float().cpu().numpy().tobytes())
     for pose in poses:
         if isinstance(pose, Keypoints):
             digest.update(repr(pose.size).encode() + pose.to_array().tobytes())
         else:
             digest.update(np.asarray(pose).tobytes() if _is_array(pose) else repr(pose).encode())
     scheduler = {**dict(pipe.scheduler.config), "class": type(pipe.scheduler).__name__}
-    digest.update(repr(sorted(scheduler.items(), key=repr)).encode() + repr(sorted(options.items())).encode())
+    # Of anything but plain values the text may differ from run to run.
+    plain = {key: value if _is_plain(value) else type(value).__name__ for key, value in options.items()}
+    digest.update(repr(sorted(scheduler.items(), key=repr)).encode() + repr(sorted(plain.items())).encode())
     return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _is_array(value: Any) -> bool:

@@ -9,13 +9,11 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from .keypoint_parsing import FloatArray, Size, check_size
+from .keypoint_parsing import MAX_DRAWN_COORDINATE, FloatArray, Size, check_size
 from .keypoints import JOINT_COLORS, LIMBS, Keypoints
 
 __all__ = ["draw_skeleton", "read_skeleton"]
 
-# OpenCV draws in 16.16 fixed point, so a coordinate beyond this cannot be drawn.
-_MAX_COORDINATE = 32767.0
 _SHIFT = 4
 
 # Half the distance of neighbouring joint colours, 85; bones are at least 102 from any.
@@ -56,7 +54,7 @@ def draw_skeleton(
     unit = thickness * max(height, width)
     # Pixel centres are at whole numbers: +0.5 before and -0.5 after scaling keeps the drawing on the photo.
     joints = keypoints.rescale((height, width)).xy + 0.5 * np.array([width, height]) / keypoints.size[::-1] - 0.5
-    joints = joints.clip(-_MAX_COORDINATE, _MAX_COORDINATE)
+    joints = joints.clip(-MAX_DRAWN_COORDINATE, MAX_DRAWN_COORDINATE)
     for index, (start, end) in enumerate(LIMBS):
         if keypoints.visible[start] and keypoints.visible[end]:
             outline = np.rint(_capsule(joints[start], joints[end], 0.0075 * unit) * 2**_SHIFT).astype(np.int32)

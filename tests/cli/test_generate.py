@@ -53,6 +53,7 @@ def test_one_picture_equals_the_pipelines(folder, tmp_path, capsys):
         pose=Keypoints.load(folder / "a.json"),
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(3),
+        output_size=(128, 88),  # of 256:176, where the model makes 128x128
     ).images[0]
     assert np.array_equal(pixels(tmp_path / "new" / "out.png"), np.asarray(expected))
     captured = capsys.readouterr()
@@ -107,6 +108,8 @@ def test_sizes(folder, tmp_path):
     size = ["--height", "64", "--width", "96", "--output-size", "50", "60"]
     assert generate(folder, *size, output=tmp_path / "out.png") == 0
     assert PIL.Image.open(tmp_path / "out.png").size == (60, 50)
+    assert generate(folder, *size[:4], output=tmp_path / "out.png") == 0
+    assert PIL.Image.open(tmp_path / "out.png").size == (96, 64)
 
 
 def test_pose_frame_scales_poses_that_have_none(folder, tmp_path):

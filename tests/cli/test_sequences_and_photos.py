@@ -67,7 +67,7 @@ def pixels(path):
 
 
 def expected(pipe, image, pose, seed=3):
-    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(seed)}
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(seed), "output_size": (128, 88)}
     return np.asarray(pipe(image=image, pose=pose, **options).images[0])
 
 
@@ -135,6 +135,8 @@ def test_a_box_and_a_background(folder, pipe, tmp_path, capsys):
         (["--pose", "pose.json", "--source-pose", "body.json", "--source-box", 0, 0, 9, 9], "leave one out"),
         (["--pose", "pose.json", "--source-pose", "body.json", "body.json"], "a file for each --image, got 2 for 1"),
         (["--pose", "pose.json", "--source-pose", "nowhere.json"], "nowhere.json"),
+        (["--pose", "pose.json", "--source-pose", "pose.json"], "a picture of 256x176 (height x width), which is not"),
+        (["--pose", "pose.json", "--align", "--source-box", 0, 0, 9, 9], "and no --source-box"),
         (["--pose", "pose.json", "--source-box", 500, 0, 600, 10], "must lie on the photo of 90x150"),
         (["--pose", "pose.json", "--background", "nothing"], "must be a colour"),
     ],
@@ -244,6 +246,7 @@ def test_interpolate_goes_from_the_one_to_the_other(folder, pipe, tmp_path):
         (["--frames", 1], "--frames must be at least 2"),
         (["--output", "out.txt"], "must end like a picture"),
         (["--pose", "b.png"], "--pose-estimator and --pose-weights"),
+        (["--pose", "pose.json", "--pose-row", "first"], "chooses a line of a .csv"),
     ],
     ids=str,
 )
@@ -257,4 +260,4 @@ def test_interpolate_names_what_is_wrong(folder, tmp_path, capsys, monkeypatch, 
 def test_without_a_model_it_is_the_small_one(folder, tmp_path):
     command = ["generate", "--image", str(folder / "a.png"), "--pose", str(folder / "pose.json"), "--steps", "1"]
     assert main([*command, "--device", "cpu", "--output", str(tmp_path / "out.png")]) == 0
-    assert PIL.Image.open(tmp_path / "out.png").size == (96, 128)
+    assert PIL.Image.open(tmp_path / "out.png").size == (88, 128)

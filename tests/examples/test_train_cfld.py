@@ -141,6 +141,9 @@ def test_two_pairs_end_to_end(script, start, data, tmp_path):
     assert "library_name: diffusers" in card
 
     before, after = CFLDPipeline.from_pretrained(start), CFLDPipeline.from_pretrained(output)
+    # What the pictures of the training were like, which the pipeline then pads others to.
+    with Image.open(data / "train_highres" / NAMES[0]) as picture:
+        assert (after.config.frame_width, after.config.frame_height) == picture.size
     raw = trained_weights(output / "checkpoint-3")
     averages = load_file(output / "checkpoint-3" / "ema.safetensors")
     assert raw.keys() == averages.keys()

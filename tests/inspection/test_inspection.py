@@ -4,7 +4,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from testing_utils import load_reference, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld.inspection import (
@@ -14,6 +20,7 @@ from diffusers_cfld.inspection import (
     prompt_attention_maps,
     record_attention,
 )
+from diffusers_cfld.inspection.attention_maps import _attention_probabilities
 from diffusers_cfld.inversion import invert, reconstruct
 from diffusers_cfld.small_model import example_sources, load_small_model
 
@@ -130,7 +137,34 @@ def stop_after_one(pipe, step, timestep, tensors):
     return {}
 
 
+def test_pictures_of_several_calls_and_micro_batches_stand_side_by_side(pipe):
+    generators = lambda: [torch.Generator().manual_seed(seed) for seed in (0, 1)]  # noqa: E731
+    for steps in (1, 3):
+        options = {"pose": tiny_pose(0, 2), "num_inference_steps": steps}
+        with record_attention(pipe) as together:
+            call(pipe, **options, generator=generators())
+        with record_attention(pipe) as apart:
+            call(pipe, **options, generator=generators(), micro_batch_size=1)
+        torch.testing.assert_close(apart.mean_maps(), together.mean_maps(), rtol=1e-3, atol=1e-5)
+        with record_attention(pipe) as both:
+            call(pipe, **options, generator=generators())
+            call(pipe, num_inference_steps=steps)
+        assert len(both.mean_maps()) == 3
+        torch.testing.assert_close(both.mean_maps()[:2], together.mean_maps())
+
+
+def test_an_ip_adapters_tokens_are_left_out(pipe):
+    name = pipe.appearance_encoder.layer_names[0]
+    attn = pipe.unet.get_submodule(name)
+    hidden_states, prompt = torch.randn(1, 4, attn.query_dim), torch.randn(1, 3, attn.cross_attention_dim)
+    plain = _attention_probabilities(attn, (hidden_states,), {"encoder_hidden_states": prompt})
+    adapted = (prompt, [torch.randn(1, 1, 4, attn.cross_attention_dim)])
+    assert torch.equal(_attention_probabilities(attn, (hidden_states,), {"encoder_hidden_states": adapted}), plain)
+
+
 def test_what_cannot_be_recorded_is_named(pipe):
+    with pytest.raises(TypeError, match="must be the photo itself"):
+        prompt_attention_maps(pipe, pipe.encode_appearance(tiny_image()))
     with (
         pytest.raises(ValueError, match="must be attention layers of the U-Net, got 'nothing'"),
         record_attention(pipe, ["nothing"]),
@@ -183,6 +217,7 @@ def test_guidance_pictures_have_the_asked_size_and_default_steps(pipe):
     [
         ({"steps": [2]}, r"`steps` must be from 0 to 1, got \[2\]"),
         ({"steps": []}, "`steps` must be"),
+        ({"guidance_rescale": 0.5}, "does not take guidance_rescale"),
         ({"guidance_scale": 1.0}, "All three branches"),
         ({"appearance_guidance_scale": 0.0}, "All three branches"),
         ({"pose": tiny_pose(0, 2)}, "one picture at a time, got 2"),
@@ -285,6 +320,22 @@ def test_more_steps_invert_better(small):
         options = {"image": picture, "num_inference_steps": steps, "output_type": "latent"}
         quality.append(psnr(pipe, encoded, reconstruct(pipe, latents, pose, **options).images))
     assert quality[1] > quality[0] + 3
+
+
+@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_inversion_does_not_depend_on_how_the_scheduler_was_made(scheduler):
+    """A scheduler of its own defaults has other spacings, and says nothing of what only DDIM knows."""
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    known = {name: pipe.scheduler.config[name] for name in ("beta_start", "beta_end", "beta_schedule")}
+    pipe.scheduler = scheduler(**known)
+    picture = PIL.Image.new("RGB", (176, 256), "red")
+    latents = invert(pipe, picture, tiny_pose(), num_inference_steps=3)
+    back = reconstruct(
+        pipe, 3 * latents, tiny_pose(), image=picture, num_inference_steps=3, output_type="latent"
+    ).images
+    assert back.abs().max() > 1.5  # nothing is clipped
+    assert type(pipe.scheduler) is scheduler
 
 
 def test_inversion_leaves_the_pipeline_as_it_was(pipe):

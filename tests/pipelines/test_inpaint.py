@@ -11,6 +11,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
+    KDPM2DiscreteScheduler,
 )
 from testing_utils import tiny_image, tiny_pipeline, tiny_pose
 
@@ -129,6 +131,19 @@ def test_several_regions_take_several_sources(pipe, reference):
     assert np.abs(np.asarray(tiled, dtype=int) - np.asarray(whole, dtype=int)).max() <= 1
 
 
+def test_regions_that_overlap_share_and_show_nothing_of_the_reference(pipe):
+    black, white = PIL.Image.new("RGB", SIZE[::-1]), PIL.Image.new("L", SIZE[::-1], 255)
+    twice = edit(pipe, image=black, mask_image=[white, white], source_image=[tiny_image()] * 2, output_type="np")[0]
+    options = {"generator": [torch.Generator().manual_seed(0)]}
+    once = edit(pipe, image=black, mask_image=white, output_type="np", **options)[0]
+    assert abs(twice.mean() - once.mean()) < 0.1 * once.mean()
+    ramp = np.linspace(0, 1, SIZE[1], dtype=np.float32)[None].repeat(SIZE[0], axis=0)
+    both = edit(
+        pipe, image=black, mask_image=[ramp, 1 - ramp], source_image=[tiny_image()] * 2, output_type="np", feather=0
+    )[0]
+    assert abs(both[:, 80:100].mean() - once[:, 80:100].mean()) < 0.1 * once.mean()
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_several_results(pipe, reference, eta):
     generators = lambda *seeds: [torch.Generator().manual_seed(seed) for seed in seeds]  # noqa: E731
@@ -229,8 +244,68 @@ def test_the_references_pose_is_found(pipe, reference):
     assert np.array_equal(found, edit(pipe, image=reference, pose=example_poses()[0])[0])
     assert seen == [reference.size]
     finder.pose_estimator = lambda image: []
-    with pytest.raises(ValueError, match="Nobody was found in the reference"):
+    with pytest.raises(ValueError, match="Nobody was found in the picture"):
         edit(finder, image=reference, pose=None)
+
+
+def test_a_picture_as_pose_stays_where_it_is(pipe, reference):
+    """The reference itself as the pose: the person is not brought into the frame, which would move them."""
+    finder = CFLDInpaintPipeline.from_pipe(pipe)
+    finder.set_progress_bar_config(disable=True)
+    finder.pose_estimator = lambda image: [example_poses()[0]]
+    expected = edit(pipe, image=reference, pose=example_poses()[0])[0]
+    assert np.array_equal(edit(finder, image=reference, pose=reference)[0], expected)
+
+
+def test_a_reference_of_the_pose_maps_own_size_is_squashed_as_its_pose_is(pipe):
+    config = pipe.pose_processor.config
+    reference = picture(config["height"], config["width"])
+    frame = pipe.pose_processor.choose_frame((config["height"], config["width"]))
+    assert frame.is_whole_photo
+    white = PIL.Image.new("L", reference.size, 255)
+    (result,) = edit(pipe, image=reference, mask_image=white)
+    plain = CFLDPipeline.from_pipe(pipe)
+    plain.set_progress_bar_config(disable=True)
+    made = plain(image=tiny_image(), pose=tiny_pose(), num_inference_steps=3, generator=torch.manual_seed(0)).images[0]
+    expected = np.asarray(made.resize(reference.size, PIL.Image.Resampling.BICUBIC), dtype=int)
+    assert np.abs(np.asarray(result, dtype=int) - expected).max() <= 1
+
+
+def test_from_pipe_keeps_what_belongs_to_the_pipeline():
+    plain = tiny_pipeline().to(torch.bfloat16)
+    plain.pose_estimator = lambda image: []
+    pipe = CFLDInpaintPipeline.from_pipe(plain)
+    assert plain.dtype == pipe.dtype == torch.bfloat16
+    assert pipe.pose_estimator is plain.pose_estimator
+    assert CFLDInpaintPipeline.from_pipe(plain, dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("scheduler", [KDPM2DiscreteScheduler, HeunDiscreteScheduler])
+def test_second_order_schedulers_see_the_right_noise_outside_of_the_mask(reference, scheduler):
+    pipe = CFLDInpaintPipeline.from_pipe(tiny_pipeline())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append((args[0][:, :, :2].std(), args[1])))
+    edit(pipe, image=reference, num_inference_steps=6, mask_image=rectangle(box=(40, 200, 120, 240)))
+    hook.remove()
+    alphas = pipe.scheduler.alphas_cumprod
+    latents = pipe._encode_reference(reference, choose_frame(SIZE), pipe.target_size)[:, :, :2]
+    for deviation, timestep in seen[::2]:
+        alpha = alphas[round(float(timestep))]
+        assert deviation == pytest.approx((alpha * latents.var() + 1 - alpha).sqrt().item(), rel=0.2)
+
+
+def test_offloaded_one_after_another(reference):
+    from accelerate import cpu_offload
+
+    expected = np.asarray(edit(CFLDInpaintPipeline.from_pipe(tiny_pipeline()), image=reference)[0], dtype=int)
+    pipe = CFLDInpaintPipeline.from_pipe(tiny_pipeline())
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, torch.device("cpu"), offload_buffers=True)
+    result = np.asarray(edit(pipe, image=reference)[0], dtype=int)
+    assert np.abs(result - expected).max() <= 1
 
 
 def test_callbacks_and_a_pipeline_that_is_used_again(pipe, reference):
@@ -291,6 +366,7 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
         ({"image": np.zeros((5, 5))}, r"must have shape \(H, W, 3\)"),
         ({"image": np.full((256, 176, 3), 3.0)}, r"must hold values in \[0, 1\]"),
         ({"height": 100}, "positive multiples of"),
+        ({"output_type": "tensor"}, "`output_type` must be 'pil', 'np', 'pt' or 'latent', got 'tensor'"),
         (
             {
                 "mask_image": [rectangle()] * 2,
@@ -304,6 +380,26 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
 def test_what_cannot_be_edited_is_named(pipe, reference, options, message):
     with pytest.raises(ValueError, match=message):
         edit(pipe, **{"image": reference, **options})
+
+
+def test_masks_of_other_modes(pipe, reference):
+    expected = np.asarray(edit(pipe, image=reference)[0])
+    array = np.asarray(rectangle())
+    deep = PIL.Image.fromarray(array.astype(np.uint16) * 257)
+    floating = PIL.Image.fromarray((array / 255).astype(np.float32))
+    transparent = PIL.Image.merge("RGBA", [PIL.Image.new("L", rectangle().size, 255)] * 3 + [rectangle()])
+    for mask in (deep, floating, transparent):
+        assert np.array_equal(edit(pipe, image=reference, mask_image=mask)[0], expected)
+    faint = PIL.Image.fromarray((array > 0).astype(np.uint16) * 100)
+    with pytest.raises(ValueError, match="selects nothing"):
+        edit(pipe, image=reference, mask_image=faint)
+
+
+def test_a_scheduler_that_adds_no_noise_is_named(reference):
+    pipe = CFLDInpaintPipeline.from_pipe(tiny_pipeline())
+    pipe.scheduler = IPNDMScheduler()
+    with pytest.raises(ValueError, match="must have `add_noise`, which IPNDMScheduler has not"):
+        edit(pipe, image=reference)
 
 
 def test_wrong_types_are_named(pipe, reference):

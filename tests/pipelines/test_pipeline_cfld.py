@@ -448,6 +448,8 @@ class TestSaving:
             "_class_name": "CFLDPipeline",
             "appearance_encoder": ["diffusers_cfld", "AppearanceEncoder"],
             "feature_extractor": [None, None],
+            "frame_height": 256,
+            "frame_width": 176,
             "image_encoder": [None, None],
             "pose_adapter": ["diffusers_cfld", "PoseAdapter"],
             "prompt_decoder": ["diffusers_cfld", "PerceptionRefinedDecoder"],
@@ -456,6 +458,18 @@ class TestSaving:
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         }
+
+    @pytest.mark.parametrize("frame", [(128, 64), (None, None)])
+    def test_the_photos_shape_is_saved(self, tmp_path, frame):
+        pipe = CFLDPipeline(**tiny_components(), frame_height=frame[0], frame_width=frame[1])
+        pipe.save_pretrained(tmp_path)
+        for loader in (CFLDPipeline, DiffusionPipeline):
+            loaded = loader.from_pretrained(tmp_path)
+            assert (loaded.config.frame_height, loaded.config.frame_width) == frame
+            expected = None if frame[0] is None else frame
+            assert loaded.source_image_processor.config.frame == expected
+            assert loaded.pose_processor.config.frame == expected
+        assert CFLDPipeline.from_pipe(loaded).pose_processor.config.frame == expected
 
     def test_diffusion_pipeline_finds_the_class(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path)

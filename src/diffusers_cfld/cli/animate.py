@@ -13,6 +13,7 @@ from .running import (
     check_seed,
     load_pipeline,
     open_image,
+    output_size,
     sampling_arguments,
 )
 
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     elif not has_shape(poses[0].size, FIELD_FRAME):
         poses = fit_keypoints(poses)
     pipe = load_pipeline(args)
+    sampling["output_size"] = output_size(pipe, args)
     pipe.set_progress_bar_config(disable=True)
     frames = render_sequence(
         pipe,

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from .pose_options import add_pose_options, fit_sources, load_estimator, read_target
+from .pose_options import add_pose_options, add_target_options, fit_sources, load_estimator, read_target
 from .running import (
     add_model_options,
     add_sampling_options,
@@ -14,6 +14,7 @@ from .running import (
     check_seed,
     load_pipeline,
     open_image,
+    output_size,
     sampling_arguments,
     save_image,
     seeded_generators,
@@ -43,16 +44,7 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
         help="target pose(s): OpenPose JSON (18 or 25 joints), a CSV row of the field, an array in .npy, or with "
         "--pose-estimator pictures of people in that pose",
     )
-    parser.add_argument(
-        "--pose-frame",
-        nargs=2,
-        type=int,
-        metavar=("HEIGHT", "WIDTH"),
-        help="size in pixels of the picture that the keypoints were measured on, if not what the file says; "
-        "files that say nothing are read as 256x176",
-    )
-    parser.add_argument("--pose-row", metavar="NAME", help="which row of a CSV file with several")
-    parser.add_argument("--pose-person", type=int, metavar="N", help="which person of an OpenPose file, from 0")
+    add_target_options(parser)
     parser.add_argument(
         "--output",
         default="output.png",
@@ -111,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         targets = poses * (num_pairs if len(poses) == 1 else 1)
         poses = [align_pose(target, body) for target, body in zip(targets, bodies, strict=True)]
     pipe = load_pipeline(args)
+    sampling["output_size"] = output_size(pipe, args)
     # One source for all poses, or one pose for all sources, is encoded once.
     appearance = pipe.encode_appearance(images[0]) if len(images) == 1 else None
     pose_features = pipe.encode_pose(poses[0]) if len(poses) == 1 else None

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .pose_options import add_pose_options, fit_sources, load_estimator, read_target
+from .pose_options import add_pose_options, add_target_options, fit_sources, load_estimator, read_target
 from .running import (
     add_model_options,
     add_sampling_options,
@@ -15,6 +15,7 @@ from .running import (
     check_seed,
     load_pipeline,
     open_image,
+    output_size,
     sampling_arguments,
     save_image,
 )
@@ -36,6 +37,7 @@ def add_interpolate_parser(subparsers: argparse._SubParsersAction[argparse.Argum
     )
     parser.add_argument("--image", required=True, nargs=2, metavar=("F", "G"), help="the two source photos")
     parser.add_argument("--pose", required=True, metavar="F", help="target pose, as of generate")
+    add_target_options(parser)
     parser.add_argument("--frames", type=int, default=7, metavar="N", help="pictures between (default %(default)s)")
     parser.add_argument(
         "--only",
@@ -83,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}.")
     photos = [open_image(path) for path in args.image]
     estimator = load_estimator(args)
-    pose = read_target(args.pose, estimator)
+    frame = tuple(args.pose_frame) if args.pose_frame else None
+    pose = read_target(args.pose, estimator, frame, args.pose_row, args.pose_person)
     (first, first_pose), (second, _) = fit_sources(args, photos, estimator)
     if args.align and first_pose is not None:
         pose = align_pose(pose, first_pose)
@@ -104,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
             for weight in weights
         ]
     )
-    if sampling["output_size"] is None:
-        sampling["output_size"] = (256, 176)
+    sampling["output_size"] = output_size(pipe, args)
     pictures: Any = pipe(
         appearance=between,
         pose=pipe.encode_pose(pose),

@@ -59,6 +59,24 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how files of target poses are read.
+
+    Args:
+        parser: Of a command with `--pose`.
+    """
+    parser.add_argument(
+        "--pose-frame",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size in pixels of the picture that the keypoints were measured on, if not what the file says; "
+        "files that say nothing are read as 256x176",
+    )
+    parser.add_argument("--pose-row", metavar="NAME", help="which row of a CSV file with several")
+    parser.add_argument("--pose-person", type=int, metavar="N", help="which person of an OpenPose file, from 0")
+
+
 def load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
     """Load the estimator that the options name.
 
@@ -163,8 +181,10 @@ def fit_sources(
         )
     if args.source_box and len(images) != 1:
         raise ValueError(f"--source-box is for a single --image, got {len(images)}.")
-    if args.align and not args.source_pose and estimator is None:
-        raise ValueError("--align needs the source's pose: give --source-pose, or --pose-estimator to find it.")
+    if args.align and not args.source_pose and (estimator is None or args.source_box):
+        raise ValueError(
+            "--align needs the source's pose: give --source-pose, or --pose-estimator to find it, and no --source-box."
+        )
     fitted = []
     for number, (path, image) in enumerate(zip(args.image, images, strict=True)):
         image = PIL.ImageOps.exif_transpose(image)
@@ -172,6 +192,12 @@ def fit_sources(
         keypoints = None
         if args.source_pose:
             keypoints = Keypoints.load(args.source_pose[number], size=_frame_of(args.source_pose[number], size))
+            if not has_shape(keypoints.size, size):
+                raise ValueError(
+                    f"--source-pose {args.source_pose[number]!r} was measured on a picture of {keypoints.size[0]}x"
+                    f"{keypoints.size[1]} (height x width), which is not the shape of {path!r}, {size[0]}x{size[1]} "
+                    "when upright."
+                )
             keypoints = keypoints.rescale(size)
         elif estimator is not None and not args.source_box and (args.align or not has_shape(size, FIELD_FRAME)):
             try:

@@ -53,7 +53,12 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, steps: int = 50) ->
     group.add_argument("--height", type=int, metavar="H", help="height in pixels, a multiple of 8")
     group.add_argument("--width", type=int, metavar="W", help="width in pixels, a multiple of 8")
     group.add_argument(
-        "--output-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="final resize; the field's is 256 176"
+        "--output-size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="final resize, e.g. 256 176 (default: the generated height in the shape of the training photos, so that "
+        "nobody is stretched; none if --height or --width is given)",
     )
 
 
@@ -78,8 +83,28 @@ def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "guidance_scale": args.guidance_scale,
         "pose_guidance_scale": args.pose_guidance_scale,
         "appearance_guidance_scale": args.appearance_guidance_scale,
-        "output_size": tuple(args.output_size) if args.output_size else None,
+        "output_size": None,
     }
+
+
+def output_size(pipe: CFLDPipeline, args: argparse.Namespace) -> tuple[int, int] | None:
+    """Choose the size of the pictures.
+
+    Args:
+        pipe: The pipeline.
+        args: Parsed options of [`add_sampling_options`].
+
+    Returns:
+        (height, width): as asked for; else the generated height at the shape of the photos of the training, which the
+        pipeline squashes; None where a generated size is asked for.
+    """
+    if args.output_size:
+        return tuple(args.output_size)
+    frame = pipe.pose_processor.config["frame"]
+    if args.height or args.width or frame is None:
+        return None
+    height, _ = pipe.target_size
+    return height, round(height * frame[1] / frame[0])
 
 
 def best_device() -> str:

@@ -6,6 +6,7 @@ nothing of them is changed, and what runs is what runs without.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from diffusers.models.attention_processor import Attention
 from ..guidance import GuidanceBranch, guidance_weights
 from ..models.attention_processor import HybridGranularityAttnProcessor
 from ..models.fitting import halve_size
+from ..pipelines.pipeline_output import Appearance
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline
@@ -39,9 +41,11 @@ def prompt_attention_maps(pipe: CFLDPipeline, image: PipelineImageInput) -> torc
         the photo as the pipeline squashes or pads it.
 
     Raises:
-        TypeError: As the pipeline.
+        TypeError: `image` is an [`Appearance`], or as the pipeline.
         ValueError: As the pipeline.
     """
+    if isinstance(image, Appearance):
+        raise TypeError("`image` must be the photo itself: an `Appearance` no longer has the source's cells.")
     maps: list[torch.Tensor] = []
 
     def watch(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -68,8 +72,11 @@ class AttentionRecorder:
         self.layer_names = layer_names
         self._pipe = pipe
         self._latent_size = (0, 0)
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._num_evaluations = 0
+        self._timestep = math.inf
+        # By layer, one tensor per run of the pipeline; with micro-batches a call is several.
+        self._sums: dict[str, list[torch.Tensor]] = {name: [] for name in layer_names}
+        self._counts: dict[str, list[int]] = {name: [] for name in layer_names}
 
     def maps(self, layer_name: str) -> torch.Tensor:
         """A layer's attention to each token of the prompt, averaged over heads and over the steps so far.
@@ -78,16 +85,18 @@ class AttentionRecorder:
             layer_name: One of `layer_names`.
 
         Returns:
-            (B, Q, h, w), float32, on the CPU, of the fully conditioned branch; the Q values of a cell sum to 1.
+            (B, Q, h, w), float32, on the CPU, of the fully conditioned branch; the Q values of a cell sum to 1. B are
+            all pictures that were made in the block at the last one's size, in their order.
 
         Raises:
             ValueError: There is no such layer, or nothing has run yet, or with an appearance guidance of 0.
         """
         if layer_name not in self.layer_names:
             raise ValueError(f"`layer_name` must be one of {self.layer_names}, got {layer_name!r}.")
-        if layer_name not in self._sums:
+        runs = [total / count for total, count in zip(self._sums[layer_name], self._counts[layer_name], strict=True)]
+        if not runs:
             raise ValueError("Nothing is recorded: call the pipeline first, with an appearance guidance above 0.")
-        return self._sums[layer_name] / self._counts[layer_name]
+        return torch.cat([run for run in runs if run.shape[1:] == runs[-1].shape[1:]])
 
     def mean_maps(self, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The mean over all layers.
@@ -110,7 +119,12 @@ class AttentionRecorder:
 
     def _watch_unet(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else kwargs["sample"]
+        timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
         self._latent_size = tuple(sample.shape[2:])
+        # Timesteps go down within a run.
+        self._is_new_run = timestep > self._timestep or self._num_evaluations in (0, self._pipe.num_timesteps)
+        self._num_evaluations = 1 if self._is_new_run else self._num_evaluations + 1
+        self._timestep = timestep
 
     def _watch_layer(self, attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str) -> None:
         branches = list(guidance_weights(self._pipe.pose_guidance_scale, self._pipe.appearance_guidance_scale))
@@ -120,10 +134,12 @@ class AttentionRecorder:
             probabilities = _attention_probabilities(attn, args, kwargs).chunk(len(branches))[-1]  # (B, L, Q)
         maps = probabilities.float().cpu().transpose(1, 2).contiguous()
         maps = maps.view(*maps.shape[:2], *self._layer_size(maps.shape[-1]))
-        if name in self._sums and self._sums[name].shape != maps.shape:
-            del self._sums[name]  # of an earlier call
-        self._counts[name] = self._counts.get(name, 0) + 1 if name in self._sums else 1
-        self._sums[name] = self._sums[name] + maps if name in self._sums else maps
+        sums, counts = self._sums[name], self._counts[name]
+        if self._is_new_run or not sums:
+            sums.append(torch.zeros_like(maps))
+            counts.append(0)
+        sums[-1] += maps
+        counts[-1] += 1
 
     def _layer_size(self, num_tokens: int) -> tuple[int, int]:
         for times in range(16):
@@ -178,6 +194,8 @@ def _attention_probabilities(attn: Attention, args: tuple[Any, ...], kwargs: dic
     """
     hidden_states = args[0] if args else kwargs["hidden_states"]
     encoder_hidden_states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    if isinstance(encoder_hidden_states, tuple):
+        encoder_hidden_states = encoder_hidden_states[0]  # before those of an IP-Adapter
     query = attn.to_q(hidden_states)
     if isinstance(attn.processor, HybridGranularityAttnProcessor) and attn.processor.query_bias is not None:
         query = query + attn.processor.query_bias.to(query.dtype)

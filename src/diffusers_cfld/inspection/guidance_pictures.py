@@ -73,9 +73,12 @@ def guidance_pictures(
 
     Raises:
         TypeError: As the pipeline.
-        ValueError: A step is not among the steps, a guidance scale leaves a branch out (0, or 1 for the pose), the
-            call makes more than one picture, or as the pipeline.
+        ValueError: An argument does not apply, a step is not among the steps, a guidance scale leaves a branch out (0,
+            or 1 for the pose), the call makes more than one picture, or as the pipeline.
     """
+    foreign = sorted({"guidance_rescale", "timesteps", "sigmas", "output_type", "return_dict"} & kwargs.keys())
+    if foreign:
+        raise ValueError(f"`guidance_pictures` does not take {', '.join(foreign)}: leave it out.")
     chosen = [0, num_inference_steps // 2, num_inference_steps - 1] if steps is None else list(steps)
     chosen = sorted(set(chosen))
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < num_inference_steps:

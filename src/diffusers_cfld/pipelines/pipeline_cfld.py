@@ -71,6 +71,9 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         pose_adapter: P, the residuals of the target pose.
         feature_extractor: Only for an IP-Adapter: preprocessing of its image.
         image_encoder: Only for an IP-Adapter: its CLIP vision model.
+        frame_height: With `frame_width` the shape that the photos of the training had, at any size; photos and poses
+            of another shape are padded to it. None: everything is squashed. Saved in `model_index.json`.
+        frame_width: See `frame_height`.
 
     Attributes:
         pose_estimator: Finds the poses of pictures that are passed as `pose`; see
@@ -101,6 +104,8 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         pose_adapter: PoseAdapter,
         feature_extractor: CLIPImageProcessor | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
+        frame_height: int | None = FIELD_FRAME[0],
+        frame_width: int | None = FIELD_FRAME[1],
     ) -> None:
         super().__init__()
         check_components(vae, unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
@@ -115,13 +120,36 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
+        # Two numbers, since diffusers takes a list in `model_index.json` for a component.
+        self.register_to_config(frame_height=frame_height, frame_width=frame_width)
+        frame = None if frame_height is None or frame_width is None else (frame_height, frame_width)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         height, width = source_encoder.image_size if source_encoder is not None else (256, 256)
-        self.source_image_processor = SourceImageProcessor(height=height, width=width, frame=FIELD_FRAME)
+        self.source_image_processor = SourceImageProcessor(height=height, width=width, frame=frame)
         height, width = self._trained_pose_size()
-        self.pose_processor = PoseProcessor(height=height, width=width, frame=FIELD_FRAME)
+        self.pose_processor = PoseProcessor(height=height, width=width, frame=frame)
         self.pose_estimator: PoseEstimator | None = None
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """Make a pipeline of this class from another one's components, which both then share.
+
+        Args:
+            pipeline: The other pipeline. Its `pose_estimator` goes along.
+            **kwargs: As `DiffusionPipeline.from_pipe`; `dtype` is the other pipeline's if not given.
+
+        Returns:
+            The new pipeline.
+
+        Raises:
+            ValueError: A component is missing.
+        """
+        if kwargs.get("torch_dtype") is None:
+            kwargs.setdefault("dtype", pipeline.dtype)
+        made = super().from_pipe(pipeline, **kwargs)
+        made.pose_estimator = getattr(pipeline, "pose_estimator", None)
+        return made
 
     def _trained_pose_size(self) -> tuple[int, int]:
         """Pose pixels of the map whose residuals need no resizing at the U-Net's own sample size."""
@@ -437,8 +465,11 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         image = self.vae.decode(latents, return_dict=False, generator=generator)[0]
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_size is not None and tuple(image.shape[2:]) != tuple(output_size):
-            image = F.interpolate(image, size=tuple(output_size), mode="bicubic", antialias=True, align_corners=False)
-            image = image.clamp(0, 1)
+            # In float32, since the kernel is not there for all half precisions on all devices.
+            resized = F.interpolate(
+                image.float(), size=tuple(output_size), mode="bicubic", antialias=True, align_corners=False
+            )
+            image = resized.clamp(0, 1).to(image.dtype)
         return image
 
     @torch.no_grad()

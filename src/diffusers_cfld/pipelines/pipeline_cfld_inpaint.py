@@ -13,13 +13,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
-from ..photo_fitting import FIELD_FRAME, PhotoFrame, choose_frame
+from ..photo_fitting import PhotoFrame
+from ..picture_modes import to_rgb
+from ..pose_estimation.base import read_poses
 from ..processors.image_processor import split_images
 from .pipeline_cfld import CFLDPipeline
 from .pipeline_output import Appearance, CFLDPipelineOutput
@@ -56,6 +57,8 @@ class CFLDInpaintPipeline(CFLDPipeline):
         pose_adapter: As of [`CFLDPipeline`].
         feature_extractor: As of [`CFLDPipeline`].
         image_encoder: As of [`CFLDPipeline`].
+        frame_height: As of [`CFLDPipeline`].
+        frame_width: As of [`CFLDPipeline`].
 
     Raises:
         ValueError: Components do not fit together.
@@ -151,26 +154,29 @@ class CFLDInpaintPipeline(CFLDPipeline):
             raise ValueError(f"`strength` must be a number above 0 and at most 1, got {strength!r}.")
         if not isinstance(feather, (int, float)) or not 0 <= feather < float("inf"):
             raise ValueError(f"`feather` must be a number of pixels >= 0, got {feather!r}.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if self.vae is None:
             raise ValueError("The pipeline has no vae, which the reference has to pass; load one.")
+        if not hasattr(self.scheduler, "add_noise"):
+            raise ValueError(
+                f"`scheduler` must have `add_noise`, which {type(self.scheduler).__name__} has not: the reference has "
+                "to be noised."
+            )
         reference = self.source_image_processor.to_rgb(_single_picture(image))
         masks = _read_masks(mask_image, (reference.height, reference.width))
+        if pose is None and self.pose_estimator is None:
+            raise ValueError("`pose` is missing: pass the reference's own pose, or set `pipe.pose_estimator`.")
+        pose = read_poses(reference if pose is None else pose, self.pose_estimator, fit=False)
         sources = appearance if appearance is not None else self.encode_appearance(split_images(source_image))
         if len(sources) != len(masks):
             raise ValueError(
                 f"There must be as many sources as masks, one for each region, got {len(sources)} and {len(masks)}."
             )
-        if pose is None:
-            if self.pose_estimator is None:
-                raise ValueError("`pose` is missing: pass the reference's own pose, or set `pipe.pose_estimator`.")
-            pose = self.pose_estimator(reference)[:1]
-            if not pose:
-                raise ValueError("Nobody was found in the reference: pass its own pose as `pose`.")
         default_height, default_width = self.target_size
         size = (default_height if height is None else height, default_width if width is None else width)
 
-        frame = choose_frame((reference.height, reference.width), shape=FIELD_FRAME)
-        # As in sampling, the reference takes the place of the last step's result, which is one picture for all.
+        frame = self.pose_processor.choose_frame((reference.height, reference.width))
         self._edit = _Edit(
             reference_latents=self._encode_reference(reference, frame, size),
             masks=_shrink_masks(masks, frame, (size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor)),
@@ -202,7 +208,9 @@ class CFLDInpaintPipeline(CFLDPipeline):
             self._edit = None
         images: Any = output[0][:num_images_per_prompt]  # all regions' copies are equal by now
         if output_type != "latent":
-            images = self._paste(images, reference, frame, _feather(masks.max(axis=0), feather), output_type)
+            images = self._paste(
+                images, reference, frame, _feather(masks.sum(axis=0).clip(max=1), feather), output_type
+            )
         self.maybe_free_model_hooks()
         return CFLDPipelineOutput(images=images) if return_dict else (images,)
 
@@ -263,8 +271,11 @@ class CFLDInpaintPipeline(CFLDPipeline):
         edit = self._edit
         if edit is None or edit.noise is None:
             return latents
+        is_last = step + 1 == len(timesteps)
+        if not is_last and (step + 1) % self.scheduler.order:
+            return latents  # between the evaluations of one step, at a noise level of the scheduler's own
         reference = edit.reference_latents.expand_as(edit.noise)
-        if step + 1 < len(timesteps):
+        if not is_last:
             next_timestep = timesteps[step + 1 : step + 2].repeat(len(edit.noise))
             reference = self.scheduler.add_noise(reference, edit.noise, next_timestep)
         masks = edit.masks.to(latents)[:, None]  # (R, 1, 1, h, w)
@@ -339,8 +350,7 @@ def _read_mask(mask: Any, size: tuple[int, int], index: int) -> npt.NDArray[np.f
     name = f"Mask {index}"
     values: Any
     if isinstance(mask, PIL.Image.Image):
-        mask = PIL.ImageOps.exif_transpose(mask)
-        values = np.asarray(mask.convert("L"), dtype=np.float32) / 255
+        values = np.asarray(to_rgb(mask, background=(0, 0, 0)).convert("L"), dtype=np.float32) / 255
     elif isinstance(mask, (np.ndarray, torch.Tensor)):
         array = mask.detach().float().cpu().numpy() if isinstance(mask, torch.Tensor) else mask
         array = array[0] if array.ndim == 3 and len(array) == 1 else array

@@ -13,6 +13,7 @@ import PIL.ImageOps
 
 from ..keypoints import Keypoints
 from ..photo_fitting import fit_keypoints
+from ..picture_modes import to_rgb
 
 __all__ = ["PoseEstimator", "estimate_pose", "is_picture", "open_picture", "read_poses", "sort_people"]
 
@@ -33,10 +34,11 @@ class PoseEstimator(Protocol):
         """Estimate the pose of everyone in a picture.
 
         Args:
-            image: Upright, RGB.
+            image: The picture; its EXIF rotation is applied.
 
         Returns:
-            One pose per person, in pixels of the picture, the most prominent person first; empty if there is nobody.
+            One pose per person, in pixels of the upright picture, the most prominent person first; empty if there is
+            nobody.
         """
         ...
 
@@ -58,7 +60,7 @@ def estimate_pose(image: PIL.Image.Image, estimator: PoseEstimator, person: int 
     """
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
-    people = estimator(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+    people = estimator(to_rgb(image))
     if not people:
         raise ValueError("Nobody was found in the picture: is the person large and whole enough?")
     if not 0 <= person < len(people):
@@ -102,12 +104,14 @@ def open_picture(picture: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image
     return PIL.ImageOps.exif_transpose(picture)
 
 
-def read_poses(pose: Any, estimator: PoseEstimator | None) -> Any:
-    """Replace pictures and paths among poses by keypoints; a person found in a picture is brought into the frame.
+def read_poses(pose: Any, estimator: PoseEstimator | None, *, fit: bool = True) -> Any:
+    """Replace pictures and paths among poses by keypoints.
 
     Args:
         pose: A pose in any form, or a list of poses.
         estimator: For pictures.
+        fit: Whether the person found in a picture is brought into the model's frame, or stays where it is in the
+            picture.
 
     Returns:
         The same with [`Keypoints`] in place of pictures and paths; everything else as it is.
@@ -117,7 +121,7 @@ def read_poses(pose: Any, estimator: PoseEstimator | None) -> Any:
         OSError: A file cannot be read.
     """
     if isinstance(pose, (list, tuple)) and any(_is_file(item) for item in pose):
-        return [read_poses(item, estimator) if _is_file(item) else item for item in pose]
+        return [read_poses(item, estimator, fit=fit) if _is_file(item) else item for item in pose]
     if not _is_file(pose):
         return pose
     if not isinstance(pose, PIL.Image.Image) and not is_picture(pose):
@@ -126,7 +130,8 @@ def read_poses(pose: Any, estimator: PoseEstimator | None) -> Any:
         raise ValueError(_NO_ESTIMATOR)
     picture = open_picture(pose)
     try:
-        return fit_keypoints(estimate_pose(picture, estimator))[0]
+        found = estimate_pose(picture, estimator)
+        return fit_keypoints(found)[0] if fit else found
     except ValueError as error:
         name = "`pose`" if isinstance(pose, PIL.Image.Image) else repr(os.fspath(pose))
         raise ValueError(f"No pose can be taken from {name}: {error}") from error

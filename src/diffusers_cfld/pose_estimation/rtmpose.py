@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from ..keypoints import Keypoints
+from ..picture_modes import to_rgb
 from .base import people_from_coco
 
 __all__ = ["RTMPoseEstimator"]
@@ -63,16 +64,17 @@ class RTMPoseEstimator:
         """Estimate the pose of everyone in a picture.
 
         Args:
-            image: Upright; converted to RGB.
+            image: The picture, of any mode; its EXIF rotation is applied.
 
         Returns:
-            One pose per person, in pixels of the picture, most prominent first; the neck is the middle of the
+            One pose per person, in pixels of the upright picture, most prominent first; the neck is the middle of the
             shoulders.
 
         Raises:
             ValueError: The model does not give COCO's 17 joints.
         """
-        pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])  # rtmlib reads BGR
+        image = to_rgb(image)
+        pixels = np.ascontiguousarray(np.asarray(image)[..., ::-1])  # rtmlib reads BGR
         boxes = np.array([[0, 0, image.width, image.height]]) if self.detector is None else self.detector(pixels)
         if not len(boxes):
             return []

@@ -11,6 +11,7 @@ import torch
 from transformers.utils import is_scipy_available
 
 from ..keypoints import Keypoints
+from ..picture_modes import to_rgb
 from .base import people_from_coco
 
 __all__ = ["ViTPoseEstimator"]
@@ -107,13 +108,13 @@ class ViTPoseEstimator:
         """Estimate the pose of everyone in a picture.
 
         Args:
-            image: Upright; converted to RGB.
+            image: The picture, of any mode; its EXIF rotation is applied.
 
         Returns:
-            One pose per person, in pixels of the picture, most prominent first; the neck is the middle of the
+            One pose per person, in pixels of the upright picture, most prominent first; the neck is the middle of the
             shoulders.
         """
-        image = image.convert("RGB")
+        image = to_rgb(image)
         boxes = self._find_people(image)
         if not len(boxes):
             return []

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
+from ..keypoint_parsing import MAX_DRAWN_COORDINATE
 from ..keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
-from ..photo_fitting import choose_frame
+from ..photo_fitting import PhotoFrame, choose_frame
 
 __all__ = ["PoseProcessor", "render_pose_map", "split_poses"]
 
@@ -31,8 +32,6 @@ _STAMP_RADIUS = 9 * _SIGMA
 _PROFILE = np.exp(-(np.arange(-_STAMP_RADIUS, _STAMP_RADIUS + 1) ** 2) / (2 * _SIGMA**2))
 _STAMP = np.outer(_PROFILE, _PROFILE).astype(np.float32)
 
-# OpenCV draws in 16.16 fixed point, so a coordinate beyond this cannot be drawn.
-_MAX_COORDINATE = 32767
 # How far a given pose map may leave [0, 1], for instance by bicubic resizing in half precision.
 _RANGE_TOLERANCE = 1e-3
 
@@ -62,7 +61,7 @@ def render_pose_map(keypoints: Keypoints, size: Size = (256, 256)) -> npt.NDArra
         )
     scaled = keypoints.rescale(size)
     height, width = scaled.size
-    centers = np.trunc(scaled.xy.clip(-_MAX_COORDINATE, _MAX_COORDINATE)).astype(int).tolist()
+    centers = np.trunc(scaled.xy.clip(-MAX_DRAWN_COORDINATE, MAX_DRAWN_COORDINATE)).astype(int).tolist()
     pose_map = np.zeros((_NUM_CHANNELS, height, width), dtype=np.float32)
     skeleton = _draw_skeleton(centers, keypoints.visible.tolist(), scaled.size)
     np.divide(skeleton, np.float32(255), out=pose_map[:3])
@@ -97,6 +96,19 @@ class PoseProcessor(ConfigMixin):
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 raise ValueError(f"`{name}` must be a positive whole number of pixels, got {length!r}.")
         super().__init__()
+
+    def choose_frame(self, size: Size) -> PhotoFrame:
+        """Choose the part of a picture that the maps show.
+
+        Args:
+            size: (height, width) of the picture that keypoints were measured on, pixels.
+
+        Returns:
+            The whole picture, or a frame of the configured shape around it.
+        """
+        if self.config["frame"] is None or tuple(size) == (self.config["height"], self.config["width"]):
+            return PhotoFrame(0, 0, *size, photo_size=size)
+        return choose_frame(size, shape=self.config["frame"])
 
     def preprocess(self, pose: object, size: Size | None = None) -> torch.Tensor:
         """Make a batch of pose maps.
@@ -144,9 +156,7 @@ class PoseProcessor(ConfigMixin):
         rendered = []
         for index, item in enumerate(items):
             keypoints = _read_pose(item, size, index, len(items))
-            if self.config["frame"] is not None and keypoints.size != map_size:
-                keypoints = choose_frame(keypoints.size, shape=self.config["frame"]).move(keypoints)
-            rendered.append(render_pose_map(keypoints, map_size))
+            rendered.append(render_pose_map(self.choose_frame(keypoints.size).move(keypoints), map_size))
         return torch.from_numpy(rendered[0][None] if len(rendered) == 1 else np.stack(rendered))
 
 
