@@ -647,3 +647,12 @@ class TestErrors:
     def test_a_folder_that_is_no_pipeline_is_named(self, tmp_path):
         with pytest.raises(OSError, match=r"model_index\.json"):
             CFLDPipeline.from_pretrained(tmp_path)
+
+
+def test_a_missing_variant_is_named(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "fp16", variant="fp16")
+    with pytest.raises(OSError, match=r"has its weights in a variant only: pass `variant='fp16'`"):
+        CFLDPipeline.from_pretrained(tmp_path / "fp16")
+    (tmp_path / "fp16" / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(OSError, match="unet"):
+        CFLDPipeline.from_pretrained(tmp_path / "fp16", variant="fp16")

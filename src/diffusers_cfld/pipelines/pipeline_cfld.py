@@ -4,6 +4,7 @@ Paper: arXiv:2402.18078, Fig. 2 and Eq. 7. Official code: `pose_transfer_test.py
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,8 @@ from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
 from ..photo_fitting import FIELD_FRAME
 from ..pose_estimation.base import PoseEstimator, read_poses
-from ..processors.image_processor import SourceImageProcessor, split_images
-from ..processors.pose_processor import PoseProcessor, split_poses
+from ..processors.image_processor import SourceImageProcessor
+from ..processors.pose_processor import PoseProcessor
 from ..sizes import as_pair
 from .branch_batching import (
     batch_image_embeds,
@@ -49,7 +50,9 @@ from .branch_batching import (
     repeat_to,
 )
 from .component_checks import check_components
+from .loading import explain_missing_variant
 from .lora import UNetLoraLoaderMixin
+from .micro_batches import call_in_micro_batches
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
 
 
@@ -130,6 +133,27 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         height, width = self._trained_pose_size()
         self.pose_processor = PoseProcessor(height=height, width=width, frame=frame)
         self.pose_estimator: PoseEstimator | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load a pipeline from a folder or from the Hub, as `DiffusionPipeline.from_pretrained` does.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            **kwargs: As there, e.g. `dtype`, `variant`, `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            OSError: Something is not there; where a folder has variants only, the message names them.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            if kwargs.get("variant") is None:
+                explain_missing_variant(pretrained_model_name_or_path, error)
+            raise
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
@@ -569,7 +593,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         # 0. Defaults
         if micro_batch_size is not None:
             arguments = {name: value for name, value in locals().items() if name not in ("self", "micro_batch_size")}
-            return self._call_in_micro_batches(micro_batch_size, **arguments)
+            return call_in_micro_batches(self, micro_batch_size, **arguments)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         default_height, default_width = self.target_size
@@ -713,60 +737,6 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         if not return_dict:
             return (images,)
         return CFLDPipelineOutput(images=images)
-
-    def _call_in_micro_batches(
-        self,
-        size: int,
-        image: Any,
-        pose: Any,
-        appearance: Appearance | None,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        num_images_per_prompt: int,
-        output_type: str,
-        return_dict: bool,
-        **arguments: Any,
-    ) -> Any:
-        """The call for a few pairs of source and pose at a time."""
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"`micro_batch_size` must be a whole number of at least 1, got {size!r}.")
-        if arguments["ip_adapter_image_embeds"] is not None:
-            raise ValueError("`micro_batch_size` cannot be combined with `ip_adapter_image_embeds`.")
-        if (image is None) == (appearance is None):
-            raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
-        images = split_images(image) if appearance is None else [None] * len(appearance)
-        poses = pose if isinstance(pose, PoseFeatures) else split_poses(read_poses(pose, self.pose_estimator))
-        num_pairs = broadcast_batch(len(images), len(poses))
-        num_images = num_pairs * num_images_per_prompt
-        for name, items in (("generator", generator), ("latents", latents)):
-            if isinstance(items, (list, tuple, torch.Tensor)) and len(items) != num_images:
-                raise ValueError(f"`{name}` must be of length {num_images}, the number of images, got {len(items)}.")
-        if len(images) == 1 and appearance is None:
-            appearance = self.encode_appearance(images[0])
-        outputs: list[Any] = []
-        for first in range(0, num_pairs, size):
-            pairs = slice(first, min(first + size, num_pairs))
-            rows = slice(pairs.start * num_images_per_prompt, pairs.stop * num_images_per_prompt)
-            few_images = images[pairs] if appearance is None else None
-            few_appearances = appearance if appearance is None or len(appearance) == 1 else appearance[pairs]
-            made = self(
-                image=few_images,
-                pose=poses if len(poses) == 1 else poses[pairs],
-                appearance=few_appearances,
-                generator=list(generator)[rows] if isinstance(generator, (list, tuple)) else generator,
-                latents=None if latents is None else latents[rows],
-                num_images_per_prompt=num_images_per_prompt,
-                output_type=output_type,
-                return_dict=False,
-                **arguments,
-            )[0]
-            outputs.append(made)
-        joined: Any
-        if isinstance(outputs[0], list):
-            joined = [made for some in outputs for made in some]
-        else:
-            joined = np.concatenate(outputs) if isinstance(outputs[0], np.ndarray) else torch.cat(outputs)
-        return CFLDPipelineOutput(images=joined) if return_dict else (joined,)
 
     def _prepare_image_embeds(
         self, image: Any, image_embeds: list[torch.Tensor] | None, batch_size: int
