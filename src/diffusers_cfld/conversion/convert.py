@@ -25,6 +25,7 @@ from ..models.appearance_encoder import AppearanceEncoder
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
+from ..photo_fitting import FIELD_FRAME
 from ..sizes import as_pair
 from .files import (
     describe_file,
@@ -435,6 +436,8 @@ def _write_index(folder: Path) -> None:
         "_class_name": "CFLDPipeline",
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
+        "frame_height": FIELD_FRAME[0],
+        "frame_width": FIELD_FRAME[1],
         "image_encoder": [None, None],
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
