@@ -82,10 +82,8 @@ def invert(
     default_height, default_width = pipe.target_size
     height, width = height or default_height, width or default_width
     photo = pipe.source_image_processor.to_rgb(image)
-    photo = pipe.pose_processor.choose_frame((photo.height, photo.width)).crop(photo)
-    pixels = pipe.image_processor.preprocess(photo, height=height, width=width)
-    pixels = pixels.to(pipe._execution_device, pipe.vae.dtype)
-    latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    frame = pipe.pose_processor.choose_frame((photo.height, photo.width))
+    latents = pipe._encode_reference(photo, frame, (height, width))
     with _scheduler(pipe, DDIMInverseScheduler):
         inverted: Any = pipe(
             appearance=appearance,

@@ -20,7 +20,16 @@ from .keypoint_parsing import FloatArray, Size, check_size
 from .keypoints import JOINT_NAMES, Keypoints
 from .picture_modes import has_transparency, to_rgb
 
-__all__ = ["FIELD_FRAME", "FittedPhoto", "PhotoFrame", "choose_frame", "fit_keypoints", "fit_photo", "has_shape"]
+__all__ = [
+    "FIELD_FRAME",
+    "FittedPhoto",
+    "PhotoFrame",
+    "choose_frame",
+    "fit_keypoints",
+    "fit_photo",
+    "has_shape",
+    "padding_frame",
+]
 
 FIELD_FRAME: Size = (256, 176)
 """(height, width) of the frame whose shape the field's photos have."""
@@ -262,6 +271,23 @@ def choose_frame(
         width=window_width,
         photo_size=(height, width),
     )
+
+
+def padding_frame(size: Size, shape: Size | None, own_size: Size) -> PhotoFrame:
+    """Choose what the model is shown of a picture about which nothing else is known.
+
+    Args:
+        size: (height, width) of the picture.
+        shape: (height, width) whose aspect ratio is wanted; None: any will do.
+        own_size: (height, width) of the model's own input; a picture of this size is taken to be squashed already.
+
+    Returns:
+        The whole picture, or a window of the shape that holds all of it.
+    """
+    height, width = size
+    if shape is None or (height, width) == tuple(own_size):
+        return PhotoFrame(0, 0, height, width, (height, width))
+    return choose_frame((height, width), shape=shape)
 
 
 def fit_photo(

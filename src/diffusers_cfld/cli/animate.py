@@ -10,6 +10,7 @@ from .pose_options import add_pose_options, fit_sources, load_estimator
 from .running import (
     add_model_options,
     add_sampling_options,
+    check_at_least,
     check_seed,
     load_pipeline,
     open_image,
@@ -96,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
     is_animation = output.suffix.lower() in (".gif", ".mp4")
     if output.suffix and not is_animation:
         raise ValueError(f"--output must end in .gif or .mp4, or be a folder for frames, got {args.output!r}.")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}.")
+    check_at_least(args, batch_size=1)
     if not 0 < args.fps <= 50:
         raise ValueError(f"--fps must be above 0 and at most 50, got {args.fps:g}.")
     frames_dir = Path(args.frames) if args.frames else output.with_name(f"{output.stem}-frames")
@@ -107,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
     photo = open_image(args.image)
     poses = load_pose_sequence(args.poses, tuple(args.pose_frame) if args.pose_frame else None, args.pose_person)
     estimator = load_estimator(args)
-    args.image = [args.image]
-    ((image, source_pose),) = fit_sources(args, [photo], estimator)
+    ((image, source_pose),) = fit_sources(args, [args.image], [photo], estimator)
     if source_pose is not None and args.align:
         poses = align_pose(poses, source_pose)
     elif not has_shape(poses[0].size, FIELD_FRAME):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .running import best_device, check_picture_name, check_seed, save_image, seeded_generators
+from .running import best_device, check_at_least, check_picture_name, check_seed, save_image, seeded_generators
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -52,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..small_model import example_poses, example_sources, load_small_model
 
-    if args.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {args.steps}.")
+    check_at_least(args, steps=1)
     check_seed(args.seed)
     check_picture_name(args.output)
     output = Path(args.output)

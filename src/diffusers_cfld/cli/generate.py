@@ -10,6 +10,7 @@ from .pose_options import add_pose_options, add_target_options, fit_sources, loa
 from .running import (
     add_model_options,
     add_sampling_options,
+    check_at_least,
     check_picture_name,
     check_seed,
     load_pipeline,
@@ -80,10 +81,9 @@ def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
     sampling = sampling_arguments(args)
     # Cheap to read and likely to be wrong: before the model is loaded.
-    frame = tuple(args.pose_frame) if args.pose_frame else None
     photos = [open_image(path) for path in args.image]
     estimator = load_estimator(args)
-    poses = [read_target(path, estimator, frame, args.pose_row, args.pose_person) for path in args.pose]
+    poses = [read_target(args, path, estimator) for path in args.pose]
     num_pairs = max(len(photos), len(poses))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
     batches = []
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("Nothing to do: every picture is there.")
         return 0
 
-    fitted = fit_sources(args, photos, estimator)
+    fitted = fit_sources(args, args.image, photos, estimator)
     images = [image for image, _ in fitted]
     if args.align:
         bodies = [body for _, body in fitted if body is not None] * (num_pairs if len(fitted) == 1 else 1)
@@ -129,9 +129,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             "--image and --pose must name as many files as each other, or one of them a single file, got "
             f"{len(args.image)} and {len(args.pose)}."
         )
-    for name in ("num_images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    check_at_least(args, num_images=1, batch_size=1)
     check_seed(args.seed)
     check_picture_name(args.output)
 

@@ -11,6 +11,7 @@ from .pose_options import add_pose_options, add_target_options, fit_sources, loa
 from .running import (
     add_model_options,
     add_sampling_options,
+    check_at_least,
     check_picture_name,
     check_seed,
     load_pipeline,
@@ -80,14 +81,11 @@ def run(args: argparse.Namespace) -> int:
     sampling = sampling_arguments(args)
     check_seed(args.seed)
     check_picture_name(args.output)
-    for name, least in (("frames", 2), ("batch_size", 1)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}.")
+    check_at_least(args, frames=2, batch_size=1)
     photos = [open_image(path) for path in args.image]
     estimator = load_estimator(args)
-    frame = tuple(args.pose_frame) if args.pose_frame else None
-    pose = read_target(args.pose, estimator, frame, args.pose_row, args.pose_person)
-    (first, first_pose), (second, _) = fit_sources(args, photos, estimator)
+    pose = read_target(args, args.pose, estimator)
+    (first, first_pose), (second, _) = fit_sources(args, args.image, photos, estimator)
     if args.align and first_pose is not None:
         pose = align_pose(pose, first_pose)
     output = Path(args.output)

@@ -111,21 +111,13 @@ def load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
         raise OSError(f"--pose-weights {args.pose_weights!r} cannot be loaded: {error}") from error
 
 
-def read_target(
-    path: str,
-    estimator: PoseEstimator | None,
-    frame: tuple[int, int] | None = None,
-    row: str | None = None,
-    person: int | None = None,
-) -> Keypoints:
+def read_target(args: argparse.Namespace, path: str, estimator: PoseEstimator | None) -> Keypoints:
     """Read a target pose from a keypoint file or from a picture.
 
     Args:
+        args: Parsed options of [`add_target_options`].
         path: The file.
         estimator: For pictures.
-        frame: (height, width) that keypoints were measured in, if the file does not say.
-        row: Which row of a CSV file.
-        person: Which person, from 0.
 
     Returns:
         The pose; that of a picture in the model's frame.
@@ -139,25 +131,27 @@ def read_target(
     from ..pose_estimation.base import estimate_pose, is_picture
 
     if not is_picture(Path(path)):
-        return Keypoints.load(path, size=frame, person=person, row=row)
+        frame = tuple(args.pose_frame) if args.pose_frame else None
+        return Keypoints.load(path, size=frame, person=args.pose_person, row=args.pose_row)
     if estimator is None:
         raise ValueError(
             f"--pose names the picture {path!r}: --pose-estimator and --pose-weights must say how its pose is found."
         )
     try:
-        return fit_keypoints(estimate_pose(open_image(path, "--pose"), estimator, person or 0))[0]
+        return fit_keypoints(estimate_pose(open_image(path, "--pose"), estimator, args.pose_person or 0))[0]
     except ValueError as error:
         raise ValueError(f"--pose names {path!r}: {error}") from error
 
 
 def fit_sources(
-    args: argparse.Namespace, images: list[PIL.Image.Image], estimator: PoseEstimator | None
+    args: argparse.Namespace, paths: list[str], images: list[PIL.Image.Image], estimator: PoseEstimator | None
 ) -> list[tuple[PIL.Image.Image, Keypoints | None]]:
     """Bring the source photos into the model's frame, as the options say.
 
     Args:
-        args: Parsed options of [`add_pose_options`], with `image`, the photos' paths.
-        images: The photos.
+        args: Parsed options of [`add_pose_options`].
+        paths: The photos' files, for messages.
+        images: The photos, upright.
         estimator: Finds the person where no option says where they are, if the photo's shape or `--align` asks for it.
 
     Returns:
@@ -167,8 +161,6 @@ def fit_sources(
         OSError: A pose file is not there.
         ValueError: The options do not go together, or nobody is in a photo.
     """
-    import PIL.ImageOps
-
     from ..keypoints import Keypoints
     from ..photo_fitting import FIELD_FRAME, fit_photo, has_shape
     from ..pose_estimation.base import estimate_pose
@@ -186,8 +178,7 @@ def fit_sources(
             "--align needs the source's pose: give --source-pose, or --pose-estimator to find it, and no --source-box."
         )
     fitted = []
-    for number, (path, image) in enumerate(zip(args.image, images, strict=True)):
-        image = PIL.ImageOps.exif_transpose(image)
+    for number, (path, image) in enumerate(zip(paths, images, strict=True)):
         size = (image.height, image.width)
         keypoints = None
         if args.source_pose:

@@ -74,8 +74,7 @@ def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: A number is out of range.
     """
-    if args.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {args.steps}.")
+    check_at_least(args, steps=1)
     return {
         "height": args.height,
         "width": args.width,
@@ -179,6 +178,21 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
     return pipe
 
 
+def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
+    """Check whole numbers before any work is done.
+
+    Args:
+        args: Parsed.
+        **bounds: The least that an option may be, by its name.
+
+    Raises:
+        ValueError: One is less.
+    """
+    for name, bound in bounds.items():
+        if getattr(args, name) < bound:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}, got {getattr(args, name)}.")
+
+
 def check_seed(seed: int | None) -> None:
     """Check a seed before any work is done.
 
@@ -218,35 +232,19 @@ def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
         option: For the error.
 
     Returns:
-        The picture, loaded.
+        The picture, loaded and upright.
 
     Raises:
         OSError: It does not exist or is no picture.
     """
-    import PIL.Image
+    from ..pose_estimation.base import open_picture
 
     try:
-        image = PIL.Image.open(path)
-        image.load()
+        return open_picture(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{option} names {path!r}, which does not exist.") from None
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise OSError(f"{option} names {path!r}, which cannot be read as a picture: {error}") from error
-    return image
-
-
-def is_picture_name(path: str) -> bool:
-    """Tell a picture's file by its ending.
-
-    Args:
-        path: The file's name.
-
-    Returns:
-        Whether a picture of this ending can be written.
-    """
-    import PIL.Image
-
-    return PIL.Image.registered_extensions().get(Path(path).suffix.lower()) in PIL.Image.SAVE
+    except OSError as error:
+        raise OSError(f"{option} names {path!r}, which cannot be read as a picture: {error.__cause__}") from error
 
 
 def check_picture_name(path: str) -> None:
@@ -258,7 +256,9 @@ def check_picture_name(path: str) -> None:
     Raises:
         ValueError: No format has this suffix.
     """
-    if not is_picture_name(path):
+    import PIL.Image
+
+    if PIL.Image.registered_extensions().get(Path(path).suffix.lower()) not in PIL.Image.SAVE:
         raise ValueError(f"--output must end like a picture, e.g. .png or .jpg, got {path!r}.")
 
 

@@ -36,7 +36,7 @@ from ..models.fitting import fit_pose_residuals, fit_query_biases
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
-from ..photo_fitting import FIELD_FRAME
+from ..photo_fitting import FIELD_FRAME, PhotoFrame
 from ..pose_estimation.base import PoseEstimator, read_poses
 from ..processors.image_processor import SourceImageProcessor
 from ..processors.pose_processor import PoseProcessor
@@ -468,6 +468,13 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
     def _constrain_latents(self, latents: torch.Tensor, timesteps: torch.Tensor, step: int) -> torch.Tensor:
         """The latents after a step; for pipelines that hold a part of them."""
         return latents
+
+    def _encode_reference(self, reference: PIL.Image.Image, frame: PhotoFrame, size: tuple[int, int]) -> torch.Tensor:
+        """The mode of the reference's latents, (1, C, h, w), squashed to the generated size as its pose is."""
+        pixels = self.image_processor.preprocess(frame.crop(reference), height=size[0], width=size[1])
+        pixels = pixels.to(self._execution_device, self.vae.dtype)
+        latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
+        return latents.to(self.unet.dtype)
 
     def decode_latents(
         self,

@@ -36,6 +36,7 @@ class _Edit:
     reference_latents: torch.Tensor  # (1, C, h, w)
     masks: torch.Tensor  # (R, 1, h, w), of the regions; their sum is at most 1
     strength: float
+    first_step: int = 0
     noise: torch.Tensor | None = None  # (N, C, h, w), of unit variance
 
 
@@ -250,21 +251,21 @@ class CFLDInpaintPipeline(CFLDPipeline):
         noise = self._edit.noise.repeat(len(self._edit.masks), 1, 1, 1)
         if self._edit.strength == 1:
             return noise * self.scheduler.init_noise_sigma
-        first = self.scheduler.timesteps[self._first_step : self._first_step + 1].repeat(batch_size)
+        first = self.scheduler.timesteps[self._edit.first_step].repeat(batch_size)
         return self.scheduler.add_noise(self._edit.reference_latents.expand_as(noise), noise, first)
 
     def _prepare_timesteps(
         self, num_inference_steps: int, device: torch.device, timesteps: list[int] | None, sigmas: list[float] | None
     ) -> tuple[torch.Tensor, int]:
         all_timesteps, num_inference_steps = super()._prepare_timesteps(num_inference_steps, device, timesteps, sigmas)
-        self._first_step = 0
+        first_step = 0
         if self._edit is not None and self._edit.strength < 1:
             kept = max(1, min(int(num_inference_steps * self._edit.strength), num_inference_steps))
-            self._first_step = (num_inference_steps - kept) * self.scheduler.order
+            first_step = self._edit.first_step = (num_inference_steps - kept) * self.scheduler.order
             if hasattr(self.scheduler, "set_begin_index"):
-                self.scheduler.set_begin_index(self._first_step)
+                self.scheduler.set_begin_index(first_step)
             num_inference_steps = kept
-        return all_timesteps[self._first_step :], num_inference_steps
+        return all_timesteps[first_step:], num_inference_steps
 
     def _constrain_latents(self, latents: torch.Tensor, timesteps: torch.Tensor, step: int) -> torch.Tensor:
         """Sec. 4.6: the regions' own latents in their masks, the reference's with this step's noise elsewhere."""
@@ -282,13 +283,6 @@ class CFLDInpaintPipeline(CFLDPipeline):
         regions = latents.reshape(len(masks), -1, *latents.shape[1:])  # (R, N, C, h, w)
         blended = (masks * regions).sum(dim=0) + (1 - masks.sum(dim=0)) * reference
         return blended.to(latents.dtype).repeat(len(masks), 1, 1, 1)
-
-    def _encode_reference(self, reference: PIL.Image.Image, frame: PhotoFrame, size: tuple[int, int]) -> torch.Tensor:
-        """The mode of the reference's latents, (1, C, h, w), squashed to the generated size as its pose is."""
-        pixels = self.image_processor.preprocess(frame.crop(reference), height=size[0], width=size[1])
-        pixels = pixels.to(self._execution_device, self.vae.dtype)
-        latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
-        return latents.to(self.unet.dtype)
 
     def _paste(
         self,

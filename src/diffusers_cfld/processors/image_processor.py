@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
-from ..photo_fitting import PhotoFrame, choose_frame, edge_strips
+from ..photo_fitting import PhotoFrame, edge_strips, padding_frame
 from ..picture_modes import to_rgb
 
 
@@ -137,9 +137,7 @@ class SourceImageProcessor(ConfigMixin):
 
     def _choose_frame(self, size: tuple[int, int]) -> PhotoFrame | None:
         """The frame that a picture of (height, width) has to be padded to, if it has to."""
-        if self.config.frame is None or size == (self.config.height, self.config.width):
-            return None
-        frame = choose_frame(size, shape=self.config.frame)
+        frame = padding_frame(size, self.config.frame, (self.config.height, self.config.width))
         return None if frame.is_whole_photo else frame
 
     def to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:

@@ -16,7 +16,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from ..keypoint_parsing import MAX_DRAWN_COORDINATE
 from ..keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
-from ..photo_fitting import PhotoFrame, choose_frame
+from ..photo_fitting import PhotoFrame, padding_frame
 
 __all__ = ["PoseProcessor", "render_pose_map", "split_poses"]
 
@@ -106,9 +106,7 @@ class PoseProcessor(ConfigMixin):
         Returns:
             The whole picture, or a frame of the configured shape around it.
         """
-        if self.config["frame"] is None or tuple(size) == (self.config["height"], self.config["width"]):
-            return PhotoFrame(0, 0, *size, photo_size=size)
-        return choose_frame(size, shape=self.config["frame"])
+        return padding_frame(size, self.config["frame"], (self.config["height"], self.config["width"]))
 
     def preprocess(self, pose: object, size: Size | None = None) -> torch.Tensor:
         """Make a batch of pose maps.
