@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Put together the untrained pipeline from which the small model that ships with the package was trained.
 
-Everything but the autoencoder starts from random weights; `train_autoencoder.py` makes the autoencoder.
+Everything but the autoencoder starts from random weights, or all but S and D with `--source_encoder_from`;
+`train_autoencoder.py` makes the autoencoder.
 """
 
 import argparse
@@ -25,6 +26,11 @@ WIDTHS, DIM, LAYERS_PER_BLOCK = (64, 96, 128), 128, 1
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", default=None, help="Folder of the autoencoder; the shipped model's if not given.")
+    parser.add_argument(
+        "--source_encoder_from",
+        default=None,
+        help="Folder of a pipeline to take S and D from (pretrain_source_encoder.py writes one); random if not given.",
+    )
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--height", type=int, default=128, help="Of sources, pose maps and results, pixels.")
     parser.add_argument("--width", type=int, default=96)
@@ -110,6 +116,11 @@ def main(args: argparse.Namespace) -> None:
         appearance_encoder=appearance_encoder,
         pose_adapter=PoseAdapter(block_out_channels=WIDTHS, unshuffle_factor=factor, norm_num_groups=8),
     )
+    if args.source_encoder_from:
+        taught = CFLDPipeline.from_pretrained(args.source_encoder_from)
+        pipeline.source_encoder.load_state_dict(taught.source_encoder.state_dict())
+        if not args.without_refinement:
+            pipeline.prompt_decoder.load_state_dict(taught.prompt_decoder.state_dict())
     pipeline.save_pretrained(args.output_dir)
     for name, component in pipeline.components.items():
         if isinstance(component, nn.Module):

@@ -67,6 +67,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train_data_dir", required=True, help="Folder of pictures, searched recursively.")
     parser.add_argument("--output_dir", required=True, help="Where checkpoints and the autoencoder go.")
+    parser.add_argument("--pretrained_vae", default=None, help="Folder of an autoencoder to go on from.")
     parser.add_argument("--height", type=int, default=128, help="Pictures are squeezed into this height, pixels.")
     parser.add_argument("--width", type=int, default=96, help="And into this width, pixels.")
     parser.add_argument("--crop", type=int, default=64, help="Side of the crop that a step sees; 0 sees all, slower.")
@@ -113,6 +114,24 @@ def initialize(vae: AutoencoderKL, initial_logvar: float) -> None:
         vae.quant_conv.bias[channels:] = initial_logvar
 
 
+def create_autoencoder(args: argparse.Namespace) -> AutoencoderKL:
+    """Build the autoencoder that starts from random weights."""
+    vae = AutoencoderKL(
+        block_out_channels=tuple(args.block_out_channels),
+        down_block_types=("DownEncoderBlock2D",) * len(args.block_out_channels),
+        up_block_types=("UpDecoderBlock2D",) * len(args.block_out_channels),
+        layers_per_block=args.layers_per_block,
+        latent_channels=args.latent_channels,
+        # Attention over all cells would see other sizes than in training on crops.
+        mid_block_add_attention=False,
+        # More groups leave so few channels in each that the norms take the colours away.
+        norm_num_groups=args.norm_num_groups,
+        sample_size=max(args.height, args.width),
+    )
+    initialize(vae, args.initial_logvar)
+    return vae
+
+
 def measure_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[float, float]:
     """Standard deviation of the latents, and the PSNR of the reconstruction in dB (pixels in [0, 1])."""
     with torch.no_grad():
@@ -128,19 +147,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.num_processes > 1:
         raise SystemExit("This script trains in one process: start it without `accelerate launch`.")
     set_seed(args.seed)
-    vae = AutoencoderKL(
-        block_out_channels=tuple(args.block_out_channels),
-        down_block_types=("DownEncoderBlock2D",) * len(args.block_out_channels),
-        up_block_types=("UpDecoderBlock2D",) * len(args.block_out_channels),
-        layers_per_block=args.layers_per_block,
-        latent_channels=args.latent_channels,
-        # Attention over all cells would see other sizes than in training on crops.
-        mid_block_add_attention=False,
-        # More groups leave so few channels in each that the norms take the colours away.
-        norm_num_groups=args.norm_num_groups,
-        sample_size=max(args.height, args.width),
-    )
-    initialize(vae, args.initial_logvar)
+    vae = AutoencoderKL.from_pretrained(args.pretrained_vae) if args.pretrained_vae else create_autoencoder(args)
     dataset = PictureFolder(args.train_data_dir, (args.height, args.width), args.max_train_samples)
     loader = DataLoader(
         dataset,

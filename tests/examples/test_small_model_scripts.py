@@ -29,7 +29,11 @@ def test_the_autoencoder_starts_by_passing_colours_through(drawn, tmp_path):
     options += ["--train_batch_size", "4", "--checkpointing_steps", "1", "--resume_from_checkpoint", "latest"]
     script.main(script.parse_args([*options, "--max_train_steps", "1"]))
     assert json.loads((tmp_path / "checkpoint" / "step.json").read_text()) == {"step": 1}
-    script.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    vae = script.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    again = ["--pretrained_vae", str(tmp_path / "vae"), "--learning_rate", "0", "--max_train_steps", "1"]
+    script.main(script.parse_args([*options, *again, "--output_dir", str(tmp_path / "again")]))
+    continued = script.AutoencoderKL.from_pretrained(tmp_path / "again" / "vae")
+    assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), continued.parameters(), strict=True))
 
 
 def test_the_untrained_model_and_its_ablations(start, tmp_path):
@@ -37,9 +41,12 @@ def test_the_untrained_model_and_its_ablations(start, tmp_path):
     whole = CFLDPipeline.from_pretrained(start)
     assert whole.target_size == (128, 96)
     assert any(encoder.proj_out.weight.any() for encoder in whole.appearance_encoder.encoders)
-    options = ["--without_query_biases", "--without_refinement"]
+    options = ["--without_query_biases", "--without_refinement", "--source_encoder_from", str(start), "--seed", "1"]
     script.main(script.parse_args(["--output_dir", str(tmp_path), *options]))
     ablated = CFLDPipeline.from_pretrained(tmp_path)
+    pairs = zip(whole.source_encoder.parameters(), ablated.source_encoder.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(whole.unet.conv_in.weight, ablated.unet.conv_in.weight)
     assert not any(encoder.proj_out.weight.any() for encoder in ablated.appearance_encoder.encoders)
     assert len(ablated.prompt_decoder.blocks) == 0
 
