@@ -117,6 +117,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--max_train_samples", type=int, default=None, help="Train on this many pairs only.")
     group.add_argument("--validation_data_dir", default=None, help="Folder of held-out pairs for the grids.")
     group.add_argument(
+        "--validation_split",
+        default=None,
+        help="Part of --validation_data_dir: train or test of DeepFashion and Market-1501, by default test; of a "
+        "folder with a pairs.jsonl its subfolder, by default none.",
+    )
+    group.add_argument(
         "--photo_shape",
         type=int,
         nargs=2,
@@ -695,7 +701,7 @@ def main(args: argparse.Namespace) -> None:
         num_pairs = len(pairs)
     pipeline = make_pipeline(args, components, validation_pairs)
     if args.validation_data_dir:
-        validation_pairs = load_pairs(args.validation_data_dir)
+        validation_pairs = load_pairs(args.validation_data_dir, split=args.validation_split, default_split="test")
     if args.validation_steps:
         validation_pairs = choose_validation_pairs(validation_pairs, args.num_validation_pairs)
     loader = make_loader(args, accelerator, dataset)
@@ -878,7 +884,12 @@ def save_pipeline(
     if args.unet_lora_rank:
         from peft.utils import get_peft_model_state_dict
 
-        CFLDPipeline.save_lora_weights(output, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+        CFLDPipeline.save_lora_weights(
+            output,
+            unet_lora_layers=get_peft_model_state_dict(pipeline.unet),
+            # Without its configuration a LoRA is loaded as if alpha were the rank.
+            unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
+        )
         pipeline.unload_lora_weights()
     pipeline.save_pretrained(output)
     make_model_card(args, repo_id, num_pairs, total_batch_size, num_steps).save(output / "README.md")

@@ -44,7 +44,7 @@ def test_deepfashion_in_both_spellings(tmp_path, prefix, split, images):
     assert pairs[0].source == str(tmp_path / images / NAMES[0])
     assert pairs[1].target_keypoints == Keypoints.from_field(*columns(2))
     assert pairs[1].target_keypoints.size == (256, 176)
-    assert load_pairs(tmp_path, split=split) == pairs
+    assert load_pairs(tmp_path, split=split) == load_pairs(tmp_path, default_split=split) == pairs
 
 
 def test_a_missing_joint_stays_missing_and_a_picture_has_one_pose(deepfashion):

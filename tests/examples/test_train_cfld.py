@@ -250,7 +250,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(script, steady_start
 
 def test_lora_instead_of_keys_and_values(script, start, data, tmp_path):
     output = tmp_path / "out"
-    train(script, start, data, output, "--unet_lora_rank=2", "--learning_rate=0.1", steps=2)
+    train(script, start, data, output, "--unet_lora_rank=2", "--unet_lora_alpha=6", "--learning_rate=0.1", steps=2)
     weights = trained_weights(output / "checkpoint-2")
     lora = {name for name in weights if "lora" in name}
     assert len(lora) == 9 * 2 * 2
@@ -265,6 +265,10 @@ def test_lora_instead_of_keys_and_values(script, start, data, tmp_path):
     assert len(loaded) == len(lora)
     for name, weight in loaded.items():
         assert torch.equal(weight, weights[f"unet.{name.replace('default_0', 'default')}"])
+    scalings = {
+        scaling for layer in pipe.unet.modules() if hasattr(layer, "lora_A") for scaling in layer.scaling.values()
+    }
+    assert scalings == {3.0}
     assert not torch.equal(sample(pipe), without)
 
 
@@ -362,9 +366,10 @@ def test_broken_pictures_are_named_and_survive_a_resume(script, start, more_data
 def test_broken_pictures_are_left_out_of_the_validation(script, start, data, tmp_path, caplog):
     validation = tmp_path / "data"
     write_lists(validation)
+    write_lists(validation, split="test")
     for seed, name in enumerate(NAMES[:-1]):
-        save_picture(validation / "train_highres" / name, seed)
-    (validation / "train_highres" / NAMES[-1]).write_bytes(b"no picture")
+        save_picture(validation / "test_highres" / name, seed)
+    (validation / "test_highres" / NAMES[-1]).write_bytes(b"no picture")
     options = ["--validation_steps=1", "--num_validation_pairs=100", "--validation_inference_steps=1"]
     train(script, start, data, tmp_path / "out", f"--validation_data_dir={validation}", *options)
     assert "Not among the validation pairs" in caplog.text
@@ -372,7 +377,7 @@ def test_broken_pictures_are_left_out_of_the_validation(script, start, data, tmp
         height = grid.height
     assert 0 < height < 6 * 128
 
-    for path in (validation / "train_highres").iterdir():
+    for path in (validation / "test_highres").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(SystemExit, match="No validation pair can be read: give others by --validation_data_dir"):
         train(script, start, data, tmp_path / "out", f"--validation_data_dir={validation}", *options)

@@ -135,6 +135,7 @@ def load_pairs(
     format: str = "auto",
     split: str | None = None,
     *,
+    default_split: str = "train",
     report: SkipReport | None = None,
 ) -> list[PosePair]:
     """Read the pairs of a folder of any known kind.
@@ -142,8 +143,9 @@ def load_pairs(
     Args:
         root: The folder.
         format: "deepfashion", "market1501", "folder" (with a `pairs.jsonl`), or "auto" to tell by the files in it.
-        split: "train" or "test" of the first two kinds, by default "train". Of a folder with a `pairs.jsonl`, the
-            subfolder of that name; by default there is none.
+        split: "train" or "test" of the first two kinds, by default `default_split`. Of a folder with a `pairs.jsonl`,
+            the subfolder of that name; by default there is none.
+        default_split: See `split`.
         report: Takes in what is left out; None to log a summary.
 
     Returns:
@@ -155,8 +157,8 @@ def load_pairs(
     """
     folder = _check_root(root)
     readers: dict[str, Callable[[], list[PosePair]]] = {
-        "deepfashion": lambda: load_deepfashion_pairs(folder, split or "train", report=report),
-        "market1501": lambda: load_market1501_pairs(folder, split or "train", report=report),
+        "deepfashion": lambda: load_deepfashion_pairs(folder, split or default_split, report=report),
+        "market1501": lambda: load_market1501_pairs(folder, split or default_split, report=report),
         "folder": lambda: load_folder_pairs(folder / split if split else folder, report=report),
     }
     if format == "auto":
