@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from testing_utils import tiny_image, tiny_pipeline, tiny_pose
+from testing_utils import image_embeds, load_ip_adapter, lora_state_dict, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import Keypoints
 from diffusers_cfld.sequences import load_pose_sequence, render_sequence, write_animation
@@ -86,6 +86,15 @@ def test_frames_in_which_no_joint_was_found_have_nobody(poses, tmp_path):
     two = {**zeros, "people": [*zeros["people"], *last.to_openpose()["people"]]}
     (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, [two, first.to_openpose()])))
     assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", person=1), [last, last])
+
+
+def test_every_form_of_nobody(poses, tmp_path):
+    first, last = poses[0].to_openpose(), poses[4].to_openpose()
+    y, x = [-1] * 18, [-1] * 18
+    for nobody in ([], [{**first, "people": []}], [[-1, -1]] * 18, {"keypoints_y": y, "keypoints_x": x}):
+        (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, [first, nobody, [last]])))
+        read = load_pose_sequence(tmp_path / "poses.jsonl")
+        assert_poses(read, [poses[0], poses[0].lerp(poses[4], 0.5), poses[4]])
 
 
 def test_one_of_several_people(poses, tmp_path):
@@ -193,6 +202,29 @@ def test_frames_of_another_model_are_not_taken(poses, tmp_path, part):
                 weight.mul_(1.01)
     with pytest.raises(ValueError, match="another sequence, source, model"):
         render(pipe, poses[:1], tmp_path / "frames")
+
+
+def test_frames_of_another_adapter_are_not_taken(poses, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    load_ip_adapter(pipe)
+    options = {"ip_adapter_image_embeds": image_embeds()}
+    pipe.load_lora_weights(lora_state_dict(0), adapter_name="one")
+    render(pipe, poses[:1], tmp_path / "frames", **options)
+    render(pipe, poses[:1], tmp_path / "frames", **options)
+    message = "another sequence, source, model or setting"
+    with pytest.raises(ValueError, match=message):
+        render(pipe, poses[:1], tmp_path / "frames", ip_adapter_image_embeds=[-image_embeds()[0]])
+    for change in (
+        lambda: pipe.set_adapters("one", 0.2),
+        pipe.disable_lora,
+        lambda: pipe.set_ip_adapter_scale(0.2),
+    ):
+        change()
+        with pytest.raises(ValueError, match=message):
+            render(pipe, poses[:1], tmp_path / "frames", **options)
+        pipe.enable_lora()
+        pipe.set_adapters("one", 1.0)
 
 
 def test_pictures_as_poses_are_resumed(pipe, poses, tmp_path):

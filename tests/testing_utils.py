@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
@@ -135,3 +137,44 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest absolute difference over the largest expected magnitude."""
     assert actual.shape == expected.shape
     return ((actual.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+
+# Adapters of others
+
+
+def lora_state_dict(seed: int) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 4 on all attention projections, large enough to see."""
+    unet = tiny_pipeline().unet
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets, init_lora_weights=False))
+    state = get_peft_model_state_dict(unet)
+    generator = torch.Generator().manual_seed(seed)
+    state = {key: 0.3 * torch.randn(value.shape, generator=generator) for key, value in state.items()}
+    return {f"unet.{key}": value for key, value in state.items()}
+
+
+def ip_adapter(unet: nn.Module, seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    attention, key = {}, 1
+    for name in unet.attn_processors:
+        if ".attn2." in name:
+            width = unet.get_submodule(name.removesuffix(".processor")).inner_dim
+            for part in "kv":
+                attention[f"{key}.to_{part}_ip.weight"] = torch.randn(width, 48, generator=generator) / 5
+            key += 2
+    projection = {
+        "proj.weight": torch.randn(4 * 48, 16, generator=generator),
+        "proj.bias": torch.randn(4 * 48, generator=generator),
+        "norm.weight": torch.ones(48),
+        "norm.bias": torch.zeros(48),
+    }
+    return {"image_proj": projection, "ip_adapter": attention}
+
+
+def image_embeds(halves: int = 2) -> list[torch.Tensor]:
+    """Embeddings as Stable Diffusion takes them: with guidance the negative half first."""
+    return [torch.randn(halves, 1, 16, generator=torch.Generator().manual_seed(5))]
+
+
+def load_ip_adapter(pipe: CFLDPipeline) -> None:
+    pipe.load_ip_adapter(ip_adapter(pipe.unet), subfolder="", weight_name="", image_encoder_folder=None)

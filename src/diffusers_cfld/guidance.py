@@ -6,6 +6,7 @@ Paper: arXiv:2402.18078, Eq. 7. Official code: the `uc_down_full` branch of `pos
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from enum import Enum
 
@@ -41,7 +42,7 @@ def check_guidance_scale(name: str, scale: float) -> None:
         TypeError: It is not a number.
         ValueError: It is negative or not finite.
     """
-    if not isinstance(scale, (int, float)):
+    if not isinstance(scale, numbers.Real):
         raise TypeError(f"`{name}` must be a number >= 0, got {scale!r}.")
     if not math.isfinite(scale) or scale < 0:
         raise ValueError(f"`{name}` must be a finite number >= 0, got {scale}.")
@@ -67,10 +68,11 @@ def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: floa
     """
     check_guidance_scale("pose_guidance_scale", pose_guidance_scale)
     check_guidance_scale("appearance_guidance_scale", appearance_guidance_scale)
+    pose_weight, appearance_weight = float(pose_guidance_scale), float(appearance_guidance_scale)
     weights = {
-        GuidanceBranch.NULL: 1.0 - pose_guidance_scale,
-        GuidanceBranch.POSE: pose_guidance_scale - appearance_guidance_scale,
-        GuidanceBranch.FULL: float(appearance_guidance_scale),
+        GuidanceBranch.NULL: 1.0 - pose_weight,
+        GuidanceBranch.POSE: pose_weight - appearance_weight,
+        GuidanceBranch.FULL: appearance_weight,
     }
     return {branch: weight for branch, weight in weights.items() if weight != 0}
 

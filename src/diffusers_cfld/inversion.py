@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from diffusers.image_processor import PipelineImageInput
 
-from .pose_estimation.base import read_poses
+from .pipelines.plain_call import plain_call
 
 # What of a scheduler's configuration says how noise is added and what the U-Net predicts.
 _SCHEDULE = (
@@ -59,7 +59,7 @@ def invert(
         pipe: The pipeline; its scheduler's noise schedule and prediction type are used. Not modified.
         image: The picture of the person; squashed to the generated size, and padded before if it has another shape
             than 256:176, as its pose is.
-        pose: The pose in the picture, as of the pipeline.
+        pose: The pose in the picture, as of the pipeline, measured on it.
         source_image: The appearance to invert under; None: the picture's own.
         appearance: From `encode_appearance`, instead.
         height: Height of the generated size in pixels, a multiple of 8; default the U-Net's.
@@ -84,10 +84,12 @@ def invert(
     photo = pipe.source_image_processor.to_rgb(image)
     frame = pipe.pose_processor.choose_frame((photo.height, photo.width))
     latents = pipe._encode_reference(photo, frame, (height, width))
+    pose = pipe._read_reference_pose(pose, (photo.height, photo.width))
     with _scheduler(pipe, DDIMInverseScheduler):
-        inverted: Any = pipe(
+        inverted: Any = plain_call(
+            pipe,
             appearance=appearance,
-            pose=read_poses(pose, pipe.pose_estimator, fit=False),
+            pose=pose,
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
@@ -132,9 +134,13 @@ def reconstruct(
         TypeError: As the pipeline.
         ValueError: As the pipeline.
     """
+    if not isinstance(latents, torch.Tensor) or latents.ndim != 4:
+        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` must be a tensor (B, C, h, w) as `invert` gives it, got {got}.")
     height, width = (side * pipe.vae_scale_factor for side in latents.shape[2:])
     with _scheduler(pipe, DDIMScheduler):
-        return pipe(
+        return plain_call(
+            pipe,
             image=image,
             appearance=appearance,
             pose=pose,

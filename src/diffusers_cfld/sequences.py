@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 import torch
 
 from .file_writing import write_file
 from .keypoint_parsing import Size
 from .keypoints import Keypoints
+from .models.attention_processor import uncompiled
+from .pipelines.plain_call import plain_call
 from .pose_estimation.base import read_poses
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 _RECORD = "sequence.json"
 _ANIMATIONS = (".gif", ".mp4")
+# Attributes of peft's layers and of diffusers' IP-Adapter processors.
+_ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "scale")
 
 
 def load_pose_sequence(
@@ -145,7 +150,7 @@ def render_sequence(
         raise ValueError(
             f"A sequence shows one person, got {len(source)} sources: average them with `Appearance.mean`."
         )
-    poses = list(read_poses(list(poses), pipe.pose_estimator))
+    poses = list(read_poses(list(poses), pipe.pose_estimator, shape=pipe.photo_shape))
     frames = Path(folder)
     options = {"seed": seed, "shared_noise": shared_noise, **kwargs}
     # Not the encoded source, which may differ by rounding from run to run.
@@ -158,7 +163,8 @@ def render_sequence(
         missing = [number for number in batch if not paths[number].is_file()]
         if missing:
             seeds = [seed if shared_noise else seed + number for number in missing]
-            made: Any = pipe(
+            made: Any = plain_call(
+                pipe,
                 appearance=source,
                 pose=[poses[number] for number in missing],
                 generator=[torch.Generator().manual_seed(one) for one in seeds],
@@ -190,11 +196,7 @@ def write_animation(
     suffix = output.suffix.lower()
     if not frames:
         raise ValueError("`frames` is empty: an animation needs at least one.")
-    if suffix not in _ANIMATIONS:
-        raise ValueError(f"An animation must end in .gif or .mp4, got {str(output)!r}.")
-    limit = 50 if suffix == ".gif" else 1000
-    if not 0.01 <= frames_per_second <= limit:
-        raise ValueError(f"`frames_per_second` must be from 0.01 to {limit}, got {frames_per_second}.")
+    check_animation(output, frames_per_second)
     sizes = set()
     for frame in frames:
         with PIL.Image.open(frame) as picture:
@@ -210,6 +212,24 @@ def write_animation(
         partial.unlink(missing_ok=True)
 
 
+def check_animation(path: Path, frames_per_second: float) -> None:
+    """Check what [`write_animation`] is going to write, before there are frames.
+
+    Args:
+        path: As there.
+        frames_per_second: As there.
+
+    Raises:
+        ValueError: The ending is another, or the speed is out of range.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _ANIMATIONS:
+        raise ValueError(f"An animation must end in .gif or .mp4, got {str(path)!r}.")
+    limit = 50 if suffix == ".gif" else 1000
+    if not 0.01 <= frames_per_second <= limit:
+        raise ValueError(f"`frames_per_second` must be from 0.01 to {limit}, got {frames_per_second}.")
+
+
 def _json_or_text(text: str) -> Any:
     """What a JSON text holds; the text itself if it is none, for the reader to say so."""
     try:
@@ -220,7 +240,9 @@ def _json_or_text(text: str) -> Any:
 
 def _read_frame(value: Any, size: Size | None, person: int | None) -> Keypoints | None:
     """A frame's pose, or None if there is nobody, or not this person."""
-    if value is None:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0]  # as ComfyUI's pose nodes write it
+    if value is None or (isinstance(value, list) and not value):
         return None
     if isinstance(value, dict) and isinstance(value.get("people"), list):
         people = value["people"]
@@ -231,11 +253,25 @@ def _read_frame(value: Any, size: Size | None, person: int | None) -> Keypoints 
         if (person is not None or len(people) == 1) and isinstance(numbers, list) and not any(numbers[2::3]):
             return None
         return Keypoints.from_openpose(value, size, person)
-    if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] in (2, 3):
-        missing = (~np.isfinite(value[:, :2]) | (value[:, :2] == -1)).any(axis=1)
-        if missing.all() or not value.any() or (value.shape[1] == 3 and not (value[:, 2] > 0).any()):
+    rows = _rows(value)
+    if rows is not None:
+        missing = (~np.isfinite(rows[:, :2]) | (rows[:, :2] == -1)).any(axis=1)
+        if missing.all() or not rows.any() or (rows.shape[1] == 3 and not (rows[:, 2] > 0).any()):
             return None
     return Keypoints.from_any(value, size)
+
+
+def _rows(value: Any) -> npt.NDArray[Any] | None:
+    """Joints (n, 2 or 3) of an array, of nested lists, or of the field's two columns; None of anything else."""
+    if isinstance(value, dict) and "keypoints_x" in value and "keypoints_y" in value:
+        value = list(zip(value["keypoints_x"], value["keypoints_y"], strict=False))
+    if not isinstance(value, (np.ndarray, list)):
+        return None
+    try:
+        rows = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return rows if rows.ndim == 2 and rows.shape[1] in (2, 3) else None
 
 
 def _fill_gaps(poses: Sequence[Keypoints | None], name: str) -> list[Keypoints]:
@@ -300,18 +336,29 @@ def _digest(pipe: CFLDPipeline, inputs: Sequence[torch.Tensor], poses: Sequence[
         else:
             digest.update(np.asarray(pose).tobytes() if _is_array(pose) else repr(pose).encode())
     scheduler = {**dict(pipe.scheduler.config), "class": type(pipe.scheduler).__name__}
-    # Of anything but plain values the text may differ from run to run.
-    plain = {key: value if _is_plain(value) else type(value).__name__ for key, value in options.items()}
-    digest.update(repr(sorted(scheduler.items(), key=repr)).encode() + repr(sorted(plain.items())).encode())
+    for name, module in uncompiled(pipe.unet).named_modules():
+        # How strongly LoRAs and IP-Adapters act, and which of them, is no weight.
+        state = {key: getattr(module, key, None) for key in _ADAPTER_STATE}
+        if any(value is not None for value in state.values()):
+            digest.update(f"{name}{_describe(state)}".encode())
+    digest.update(repr(sorted(scheduler.items(), key=repr)).encode() + _describe(options).encode())
     return digest.hexdigest()
 
 
-def _is_plain(value: Any) -> bool:
+def _describe(value: Any) -> str:
+    """A text that is the same for the same value in every run."""
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
+        return f"[{', '.join(map(_describe, value))}]"
     if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    return value is None or isinstance(value, (bool, int, float, str))
+        return f"{{{', '.join(f'{key}: {_describe(value[key])}' for key in sorted(value, key=str))}}}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, PIL.Image.Image):
+        value = np.asarray(value)
+    if _is_array(value):
+        content = value.detach().float().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        return f"{content.shape} {hashlib.sha256(np.ascontiguousarray(content).tobytes()).hexdigest()}"
+    return type(value).__name__  # whose text may differ from run to run
 
 
 def _is_array(value: Any) -> bool:

@@ -108,6 +108,48 @@ def test_the_sources_pose_crops_it_and_aligns_the_target(folder, pipe, tmp_path,
     assert np.array_equal(pixels(tmp_path / "aligned.png"), expected(pipe, source.image, aligned))
 
 
+def test_a_pose_on_a_wide_picture_is_brought_into_the_frame(folder, pipe, tmp_path):
+    photo, body = PIL.Image.open(folder / "a.png"), Keypoints.load(folder / "body.json")
+    options = ["--image", "a.png", "--seed", 3, "--output", tmp_path / "out.png"]
+    assert run(folder, "generate", *options, "--pose", "body.json") == 0
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, photo, fit_keypoints(body)[0]))
+
+
+def test_one_of_several_people_in_the_sources_pose(folder, pipe, tmp_path, capsys):
+    body = Keypoints.load(folder / "body.json")
+    other = Keypoints(body.xy * 0.5, body.visible, None, (90, 150)).to_openpose()
+    both = {**other, "people": [*other["people"], *body.to_openpose()["people"]]}
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    options = ["--image", "wide.png", "--pose", "pose.json", "--seed", 3, "--output", tmp_path / "out.png"]
+    options += ["--source-pose", tmp_path / "both.json"]
+    assert run(folder, "generate", *options) == 1
+    assert "choose one with --source-person 0 to 1" in errors(capsys)[0]
+    assert run(folder, "generate", *options, "--source-person", 1) == 0
+    source = fit_photo(PIL.Image.open(folder / "wide.png"), body)
+    pose = Keypoints.load(folder / "pose.json")
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, source.image, pose))
+
+
+@pytest.mark.parametrize("frame", [(128, 64), (None, None)], ids=str)
+def test_a_model_of_another_frame(folder, pipe, tmp_path, frame):
+    """What has the shape of its training photos, or of any if it has none, is not padded to the field's."""
+    from diffusers_cfld import CFLDPipeline
+
+    own = CFLDPipeline.from_pipe(pipe, frame_height=frame[0], frame_width=frame[1])
+    own.set_progress_bar_config(disable=True)
+    own.save_pretrained(tmp_path / "own")
+    photo = PIL.Image.open(folder / "b.png").resize((64, 128))
+    photo.save(tmp_path / "photo.png")
+    pose = Keypoints.load(folder / "pose.json").rescale((128, 64))
+    (tmp_path / "pose.json").write_text(json.dumps(pose.to_openpose()))
+    options = ["--image", tmp_path / "photo.png", "--pose", tmp_path / "pose.json", "--seed", 3]
+    options += ["--output", tmp_path / "out.png", "--model", tmp_path / "own", "--output-size", 128, 88]
+    assert run(folder, "generate", *options) == 0
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(own, photo, pose))
+    own.pose_estimator = lambda image: [pose]
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(own, photo, photo if frame[0] is None else pose))
+
+
 def test_a_box_and_a_background(folder, pipe, tmp_path, capsys):
     options = ["--image", "wide.png", "--pose", "pose.json", "--seed", 3, "--output", tmp_path / "out.png"]
     assert run(folder, "generate", *options, "--source-box", 100, 5, 149, 80, "--background", "red") == 0
@@ -139,6 +181,7 @@ def test_a_box_and_a_background(folder, pipe, tmp_path, capsys):
         (["--pose", "pose.json", "--align", "--source-box", 0, 0, 9, 9], "and no --source-box"),
         (["--pose", "pose.json", "--source-box", 500, 0, 600, 10], "must lie on the photo of 90x150"),
         (["--pose", "pose.json", "--background", "nothing"], "must be a colour"),
+        (["--pose", "pose.json", "--source-person", 1], "--source-person needs --source-pose"),
     ],
     ids=str,
 )
@@ -201,7 +244,7 @@ def test_animate_brings_a_wide_sequence_into_one_window(folder, pipe, tmp_path):
     [
         (["--poses", "nowhere.jsonl"], "There is no pose sequence"),
         (["--poses", "walk.jsonl", "--output", "out.avi"], "--output must end in .gif or .mp4"),
-        (["--poses", "walk.jsonl", "--fps", 0], "--fps must be above 0"),
+        (["--poses", "walk.jsonl", "--fps", 0], "--fps must be from 0.01 to 50"),
         (["--poses", "walk.jsonl", "--batch-size", 0], "--batch-size must be at least 1"),
         (["--poses", "walk.jsonl", "--steps", 0], "--steps must be at least 1"),
         (["--poses", "walk.jsonl", "--seed", -1], "--seed must be at least 0"),

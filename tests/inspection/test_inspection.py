@@ -13,6 +13,7 @@ from diffusers import (
 )
 from testing_utils import load_reference, tiny_image, tiny_pipeline, tiny_pose
 
+from diffusers_cfld import CFLDPipeline
 from diffusers_cfld.inspection import (
     contact_sheet,
     draw_heat_map,
@@ -130,6 +131,35 @@ def test_maps_are_the_mean_over_the_steps_and_of_the_last_size(pipe):
     with record_attention(pipe, [name]) as recorder:
         call(pipe, latents=latents, guidance_scale=1.0, num_inference_steps=2, callback_on_step_end=stop_after_one)
     assert not torch.allclose(recorder.maps(name), two_steps)
+
+
+def test_an_inversion_is_one_run(pipe):
+    picture = PIL.Image.new("RGB", (88, 128), "red")
+    with record_attention(pipe) as recorder:
+        invert(pipe, picture, tiny_pose(), num_inference_steps=3)
+        assert len(recorder.mean_maps()) == 1
+        invert(pipe, picture, tiny_pose(), num_inference_steps=3)
+    assert len(recorder.mean_maps()) == 2
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["torch.compile", "unet.compile"])
+def test_a_compiled_unet_is_watched_and_shared(in_place):
+    torch._dynamo.reset()
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with record_attention(pipe) as recorder:
+        call(pipe)
+    expected = recorder.mean_maps()
+    if in_place:
+        pipe.unet.compile(backend="eager")
+    else:
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    shared = CFLDPipeline.from_pipe(pipe)
+    assert shared.unet is pipe.unet
+    with record_attention(pipe) as recorder:
+        call(pipe)
+    torch.testing.assert_close(recorder.mean_maps(), expected)
+    torch._dynamo.reset()
 
 
 def stop_after_one(pipe, step, timestep, tensors):

@@ -15,10 +15,18 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.models.attention_processor import AttnProcessor, IPAdapterAttnProcessor2_0, SlicedAttnProcessor
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.import_utils import is_torchsde_available
-from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from testing_utils import relative_error, scheduler_config, tiny_components, tiny_image, tiny_pose
+from testing_utils import (
+    image_embeds,
+    load_ip_adapter,
+    lora_state_dict,
+    relative_error,
+    scheduler_config,
+    tiny_components,
+    tiny_image,
+    tiny_pose,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusers_cfld import Appearance, CFLDPipeline
@@ -113,17 +121,6 @@ def plain():
 
 
 # LoRA
-
-
-def lora_state_dict(seed):
-    """A LoRA of rank 4 on all attention projections, large enough to see."""
-    unet = fresh_pipeline().unet
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets, init_lora_weights=False))
-    state = get_peft_model_state_dict(unet)
-    generator = torch.Generator().manual_seed(seed)
-    state = {key: 0.3 * torch.randn(value.shape, generator=generator) for key, value in state.items()}
-    return {f"unet.{key}": value for key, value in state.items()}
 
 
 @pytest.fixture(scope="module")
@@ -236,33 +233,6 @@ def test_lora_save_and_load_again(pipe, plain, loras, tmp_path):
 
 
 # IP-Adapter
-
-
-def ip_adapter(unet, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    attention, key = {}, 1
-    for name in unet.attn_processors:
-        if ".attn2." in name:
-            width = unet.get_submodule(name.removesuffix(".processor")).inner_dim
-            for part in "kv":
-                attention[f"{key}.to_{part}_ip.weight"] = torch.randn(width, 48, generator=generator) / 5
-            key += 2
-    projection = {
-        "proj.weight": torch.randn(4 * 48, 16, generator=generator),
-        "proj.bias": torch.randn(4 * 48, generator=generator),
-        "norm.weight": torch.ones(48),
-        "norm.bias": torch.zeros(48),
-    }
-    return {"image_proj": projection, "ip_adapter": attention}
-
-
-def image_embeds(halves=2):
-    """Embeddings as Stable Diffusion takes them: with guidance the negative half first."""
-    return [torch.randn(halves, 1, 16, generator=torch.Generator().manual_seed(5))]
-
-
-def load_ip_adapter(pipe):
-    pipe.load_ip_adapter(ip_adapter(pipe.unet), subfolder="", weight_name="", image_encoder_folder=None)
 
 
 @pytest.mark.parametrize("branches", [1, pytest.param(2, marks=pytest.mark.slow), 3])

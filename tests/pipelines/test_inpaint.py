@@ -14,10 +14,12 @@ from diffusers import (
     IPNDMScheduler,
     KDPM2DiscreteScheduler,
 )
-from testing_utils import tiny_image, tiny_pipeline, tiny_pose
+from testing_utils import image_embeds, load_ip_adapter, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline
+from diffusers_cfld.inversion import invert, reconstruct
 from diffusers_cfld.photo_fitting import choose_frame
+from diffusers_cfld.sequences import render_sequence
 from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
 
 SIZE = (256, 176)
@@ -203,6 +205,9 @@ def test_all_forms_of_masks_and_references(pipe, reference):
     array = np.asarray(mask)
     forms = [mask.convert("RGB"), mask.convert("1"), array, array > 0, array / 255.0, torch.from_numpy(array / 255.0)]
     forms += [[mask], array[None], (torch.tensor(array) > 0)[None], array[..., None]]
+    labels = (array > 0).astype(np.uint8)
+    forms += [labels, PIL.Image.fromarray(labels), torch.tensor(labels, dtype=torch.int64), torch.tensor(array)]
+    forms += [torch.tensor(array)[None, None]]
     for form in forms:
         assert np.array_equal(edit(pipe, image=reference, mask_image=form)[0], expected)
     pixels = np.asarray(reference)
@@ -278,6 +283,15 @@ def test_from_pipe_keeps_what_belongs_to_the_pipeline():
     assert plain.dtype == pipe.dtype == torch.bfloat16
     assert pipe.pose_estimator is plain.pose_estimator
     assert CFLDInpaintPipeline.from_pipe(plain, dtype=torch.float32).dtype == torch.float32
+
+
+def test_from_pipe_leaves_every_components_precision():
+    plain = tiny_pipeline()
+    plain.unet.to(torch.bfloat16)
+    pipe = CFLDInpaintPipeline.from_pipe(plain)
+    assert pipe.unet is plain.unet
+    assert (plain.unet.dtype, plain.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert pipe.to(torch.float64).vae.dtype == torch.float64
 
 
 @pytest.mark.parametrize("scheduler", [KDPM2DiscreteScheduler, HeunDiscreteScheduler])
@@ -363,7 +377,12 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
         ({"mask_image": np.zeros((*SIZE, 3))}, r"must have shape \(H, W\)"),
         ({"mask_image": [rectangle()] * 2}, "as many sources as masks, one for each region, got 1 and 2"),
         ({"image": [picture(*SIZE)] * 2}, "must be one reference, got 2"),
-        ({"image": np.zeros((5, 5))}, r"must have shape \(H, W, 3\)"),
+        ({"image": np.zeros((5, 5, 2))}, r"must have shape \(H, W, C\)"),
+        ({"pose": [tiny_pose()] * 2}, "must be the one pose of the person in the picture, got 2"),
+        (
+            {"pose": example_poses()[0].rescale((300, 400))},
+            "measured on a picture of 300x400 .* but the person's picture is",
+        ),
         ({"image": np.full((256, 176, 3), 3.0)}, r"must hold values in \[0, 1\]"),
         ({"height": 100}, "positive multiples of"),
         ({"output_type": "tensor"}, "`output_type` must be 'pil', 'np', 'pt' or 'latent', got 'tensor'"),
@@ -380,6 +399,51 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
 def test_what_cannot_be_edited_is_named(pipe, reference, options, message):
     with pytest.raises(ValueError, match=message):
         edit(pipe, **{"image": reference, **options})
+
+
+def test_references_without_three_channels(pipe, reference):
+    grey = np.asarray(reference.convert("L"))
+    expected = edit(pipe, image=reference.convert("L"))[0]
+    for form in (grey, grey[..., None], grey / 255.0, torch.from_numpy(grey / 255.0)[None]):
+        assert edit(pipe, image=form)[0] == expected
+    alpha = np.dstack([np.asarray(reference), np.asarray(rectangle())])
+    assert edit(pipe, image=alpha)[0] == edit(pipe, image=PIL.Image.fromarray(alpha))[0]
+
+
+def test_given_noise_is_that_of_all_regions(pipe, reference):
+    options = {"image": reference, "mask_image": [rectangle(), rectangle(box=(0, 150, 80, 250))], "generator": None}
+    options |= {"source_image": [tiny_image(), tiny_image(1)]}
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    pictures = []
+    for latents in (noise, noise, -noise):
+        pictures += edit(pipe, **{**options, "generator": torch.manual_seed(0)}, latents=latents)
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_an_ip_adapter_acts_in_the_regions(reference):
+    plain = tiny_pipeline()
+    load_ip_adapter(plain)
+    pipe = CFLDInpaintPipeline.from_pipe(plain)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = [edit(pipe, image=reference, ip_adapter_image_embeds=[sign * image_embeds()[0]])[0] for sign in (1, -1)]
+    assert pictures[0] != pictures[1]
+    for one, options in ((pipe, {}), (plain, {"mask_image": None, "source_image": None})):
+        with pytest.raises(ValueError, match="An IP-Adapter is loaded: pass its `ip_adapter_image`"):
+            edit(one, image=reference, **options)
+
+
+def test_inversion_and_sequences_take_this_pipeline_too(pipe, reference, tmp_path):
+    plain = CFLDPipeline.from_pipe(pipe)
+    for one in (pipe, plain):
+        one.set_progress_bar_config(disable=True)
+    noise, expected = (invert(one, reference, tiny_pose(), num_inference_steps=2) for one in (pipe, plain))
+    assert torch.equal(noise, expected)
+    options = {"image": reference, "num_inference_steps": 2}
+    assert reconstruct(pipe, noise, tiny_pose(), **options).images[0].size == (128, 128)
+    with pytest.raises(ValueError, match=r"`latents` must be a tensor \(B, C, h, w\) as `invert` gives it"):
+        reconstruct(pipe, noise[0], tiny_pose(), **options)
+    (frame,) = render_sequence(pipe, [tiny_pose()], tmp_path, **options)
+    assert frame.is_file()
 
 
 def test_masks_of_other_modes(pipe, reference):

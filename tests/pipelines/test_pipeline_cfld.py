@@ -415,6 +415,31 @@ class TestCallbacks:
         with pytest.raises(ValueError, match=r"_guidance_scale = 1\.0"):
             run(pipe, callback_on_step_end=MultiPipelineCallbacks([callback]) if wrapped else callback)
 
+    def test_interrupt_stops_before_the_next_micro_batch(self, pipe):
+        steps = []
+
+        def stop(pipe, step, timestep, tensors):
+            steps.append(step)
+            pipe._interrupt = len(steps) == 3
+            return {}
+
+        options = {"num_inference_steps": 2, "callback_on_step_end": stop, "micro_batch_size": 1}
+        images = run(pipe, pose=[KEYPOINTS] * 3, generator=generators(0, 1, 2), **options)
+        assert steps == [0, 1, 0]
+        assert len(images) == 2
+
+    def test_numbers_of_numpy_are_numbers(self, pipe):
+        options = {"height": np.int64(64), "width": np.int32(96), "num_inference_steps": np.int64(2)}
+        made = run(pipe, **options, guidance_scale=np.float32(1.5), num_images_per_prompt=np.int64(1))
+        expected = run(pipe, height=64, width=96, num_inference_steps=2, guidance_scale=1.5)
+        assert_same(made, expected)
+
+    def test_encoded_poses_of_another_model_are_named(self, pipe):
+        features = pipe.encode_pose(KEYPOINTS)
+        other = PoseFeatures({name: residual[:, :-1] for name, residual in features.residuals.items()})
+        with pytest.raises(ValueError, match="The encoded poses are of another model: they have"):
+            run(pipe, pose=other)
+
     def test_interrupt_stops_early(self, pipe):
         steps = []
 

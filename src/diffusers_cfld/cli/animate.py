@@ -6,7 +6,14 @@ import argparse
 import logging
 from pathlib import Path
 
-from .pose_options import add_pose_options, fit_sources, load_estimator
+from .pose_options import (
+    add_pose_options,
+    bring_into_frame,
+    check_source_options,
+    fit_sources,
+    load_estimator,
+    naming_options,
+)
 from .running import (
     add_model_options,
     add_sampling_options,
@@ -46,7 +53,7 @@ def add_animate_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         type=int,
         metavar=("HEIGHT", "WIDTH"),
         help="size in pixels of the pictures that the keypoints were measured on, if the files do not say; poses on "
-        "another shape than 256:176 are brought into it together, around the person",
+        "another shape than the model's photos are brought into it together, around the person",
     )
     parser.add_argument("--pose-person", type=int, metavar="N", help="which person of OpenPose files, from 0")
     parser.add_argument(
@@ -87,9 +94,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from ..photo_fitting import FIELD_FRAME, fit_keypoints, has_shape
     from ..pose_alignment import align_pose
-    from ..sequences import load_pose_sequence, render_sequence, write_animation
+    from ..sequences import check_animation, load_pose_sequence, render_sequence, write_animation
 
     sampling = sampling_arguments(args)
     check_seed(args.seed)
@@ -98,21 +104,25 @@ def run(args: argparse.Namespace) -> int:
     if output.suffix and not is_animation:
         raise ValueError(f"--output must end in .gif or .mp4, or be a folder for frames, got {args.output!r}.")
     check_at_least(args, batch_size=1)
-    if not 0 < args.fps <= 50:
-        raise ValueError(f"--fps must be above 0 and at most 50, got {args.fps:g}.")
+    if is_animation:
+        try:
+            check_animation(output, args.fps)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`frames_per_second`", "--fps")) from error
     frames_dir = Path(args.frames) if args.frames else output.with_name(f"{output.stem}-frames")
     if not is_animation:
         frames_dir = output
 
     photo = open_image(args.image)
-    poses = load_pose_sequence(args.poses, tuple(args.pose_frame) if args.pose_frame else None, args.pose_person)
+    frame = tuple(args.pose_frame) if args.pose_frame else None
+    with naming_options():
+        poses = load_pose_sequence(args.poses, frame, args.pose_person)
     estimator = load_estimator(args)
-    ((image, source_pose),) = fit_sources(args, [args.image], [photo], estimator)
-    if source_pose is not None and args.align:
-        poses = align_pose(poses, source_pose)
-    elif not has_shape(poses[0].size, FIELD_FRAME):
-        poses = fit_keypoints(poses)
+    check_source_options(args, 1, estimator)
     pipe = load_pipeline(args)
+    ((image, source_pose),) = fit_sources(args, [args.image], [photo], estimator, pipe)
+    body = source_pose if args.align else None
+    poses = bring_into_frame(poses, pipe) if body is None else align_pose(poses, body)
     sampling["output_size"] = output_size(pipe, args)
     pipe.set_progress_bar_config(disable=True)
     frames = render_sequence(

@@ -6,7 +6,15 @@ import argparse
 import logging
 from pathlib import Path
 
-from .pose_options import add_pose_options, add_target_options, fit_sources, load_estimator, read_target
+from .pose_options import (
+    add_pose_options,
+    add_target_options,
+    bring_into_frame,
+    check_source_options,
+    fit_sources,
+    load_estimator,
+    read_target,
+)
 from .running import (
     add_model_options,
     add_sampling_options,
@@ -83,8 +91,9 @@ def run(args: argparse.Namespace) -> int:
     # Cheap to read and likely to be wrong: before the model is loaded.
     photos = [open_image(path) for path in args.image]
     estimator = load_estimator(args)
-    poses = [read_target(args, path, estimator) for path in args.pose]
-    num_pairs = max(len(photos), len(poses))
+    check_source_options(args, len(photos), estimator)
+    targets = [read_target(args, path, estimator) for path in args.pose]
+    num_pairs = max(len(photos), len(targets))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
     batches = []
     for start in range(0, num_pairs, args.batch_size):
@@ -96,13 +105,15 @@ def run(args: argparse.Namespace) -> int:
         logger.info("Nothing to do: every picture is there.")
         return 0
 
-    fitted = fit_sources(args, args.image, photos, estimator)
+    pipe = load_pipeline(args)
+    fitted = fit_sources(args, args.image, photos, estimator, pipe)
     images = [image for image, _ in fitted]
     if args.align:
         bodies = [body for _, body in fitted if body is not None] * (num_pairs if len(fitted) == 1 else 1)
-        targets = poses * (num_pairs if len(poses) == 1 else 1)
+        targets = targets * (num_pairs if len(targets) == 1 else 1)
         poses = [align_pose(target, body) for target, body in zip(targets, bodies, strict=True)]
-    pipe = load_pipeline(args)
+    else:
+        poses = [bring_into_frame([target], pipe, path)[0] for target, path in zip(targets, args.pose, strict=True)]
     sampling["output_size"] = output_size(pipe, args)
     # One source for all poses, or one pose for all sources, is encoded once.
     appearance = pipe.encode_appearance(images[0]) if len(images) == 1 else None

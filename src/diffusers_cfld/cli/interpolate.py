@@ -7,7 +7,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .pose_options import add_pose_options, add_target_options, fit_sources, load_estimator, read_target
+from .pose_options import (
+    add_pose_options,
+    add_target_options,
+    bring_into_frame,
+    check_source_options,
+    fit_sources,
+    load_estimator,
+    read_target,
+)
 from .running import (
     add_model_options,
     add_sampling_options,
@@ -84,14 +92,17 @@ def run(args: argparse.Namespace) -> int:
     check_at_least(args, frames=2, batch_size=1)
     photos = [open_image(path) for path in args.image]
     estimator = load_estimator(args)
+    check_source_options(args, len(photos), estimator)
     pose = read_target(args, args.pose, estimator)
-    (first, first_pose), (second, _) = fit_sources(args, args.image, photos, estimator)
-    if args.align and first_pose is not None:
-        pose = align_pose(pose, first_pose)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
 
     pipe = load_pipeline(args)
+    (first, first_pose), (second, _) = fit_sources(args, args.image, photos, estimator, pipe)
+    if args.align and first_pose is not None:
+        pose = align_pose(pose, first_pose)
+    else:
+        (pose,) = bring_into_frame([pose], pipe, args.pose)
     ends = pipe.encode_appearance(first), pipe.encode_appearance(second)
     weights = [number / (args.frames - 1) for number in range(args.frames)]
     between = Appearance.cat(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from ..keypoints import Keypoints
+    from ..pipelines.pipeline_cfld import CFLDPipeline
     from ..pose_estimation import PoseEstimator
 
 logger = logging.getLogger(__name__)
@@ -31,6 +35,8 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="the person's pose in each --image, on the photo's own pixels; crops the photo to the person",
     )
+    group.add_argument("--source-row", metavar="NAME", help="which row of a CSV file with several, as --source-pose")
+    group.add_argument("--source-person", type=int, metavar="N", help="which person of an OpenPose file, likewise")
     group.add_argument(
         "--source-box",
         nargs=4,
@@ -71,7 +77,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar=("HEIGHT", "WIDTH"),
         help="size in pixels of the picture that the keypoints were measured on, if not what the file says; "
-        "files that say nothing are read as 256x176",
+        "files that say nothing are read as 256x176; poses on another shape than the model's photos are brought into "
+        "it, around the person",
     )
     parser.add_argument("--pose-row", metavar="NAME", help="which row of a CSV file with several")
     parser.add_argument("--pose-person", type=int, metavar="N", help="which person of an OpenPose file, from 0")
@@ -120,31 +127,101 @@ def read_target(args: argparse.Namespace, path: str, estimator: PoseEstimator | 
         estimator: For pictures.
 
     Returns:
-        The pose; that of a picture in the model's frame.
+        The pose, as it was measured.
 
     Raises:
         OSError: The file is not there or is no picture.
         ValueError: It holds no pose, or is a picture without an estimator.
     """
     from ..keypoints import Keypoints
-    from ..photo_fitting import fit_keypoints
     from ..pose_estimation.base import estimate_pose, is_picture
 
     if not is_picture(Path(path)):
         frame = tuple(args.pose_frame) if args.pose_frame else None
-        return Keypoints.load(path, size=frame, person=args.pose_person, row=args.pose_row)
+        with naming_options():
+            return Keypoints.load(path, size=frame, person=args.pose_person, row=args.pose_row)
     if estimator is None:
         raise ValueError(
             f"--pose names the picture {path!r}: --pose-estimator and --pose-weights must say how its pose is found."
         )
     try:
-        return fit_keypoints(estimate_pose(open_image(path, "--pose"), estimator, args.pose_person or 0))[0]
+        return estimate_pose(open_image(path, "--pose"), estimator, args.pose_person or 0)
     except ValueError as error:
         raise ValueError(f"--pose names {path!r}: {error}") from error
 
 
+def bring_into_frame(poses: list[Keypoints], pipe: CFLDPipeline, path: str | None = None) -> list[Keypoints]:
+    """Bring target poses into the model's frame, around the person, where they were measured on another shape.
+
+    Args:
+        poses: Of one sequence, all measured on pictures of one size; they share a window.
+        pipe: The model.
+        path: The file that they come from; people found in pictures are brought into the frame in any case, as the
+            pipeline does.
+
+    Returns:
+        The poses in their window.
+    """
+    from ..photo_fitting import fit_keypoints
+    from ..pose_estimation.base import is_picture
+
+    is_framed = pipe.pose_processor.choose_frame(poses[0].size).is_whole_photo
+    if pipe.photo_shape is None or (is_framed and not (path is not None and is_picture(Path(path)))):
+        return poses
+    return fit_keypoints(poses, shape=pipe.photo_shape)
+
+
+@contextmanager
+def naming_options(prefix: str = "pose") -> Iterator[None]:
+    """Say the options' names in the place of Python's arguments, in errors about keypoint files.
+
+    Args:
+        prefix: Of the options.
+
+    Raises:
+        ValueError: As came.
+    """
+    try:
+        yield
+    except ValueError as error:
+        text = re.sub(r"`person=(\d+)`(?: to `(\d+)`)?", rf"--{prefix}-person \1 to \2", str(error))
+        text = text.replace("`row=` and its name", f"--{prefix}-row and its name")
+        text = text.replace("`size=(height, width)`", "--pose-frame HEIGHT WIDTH")
+        raise ValueError(text) from error
+
+
+def check_source_options(args: argparse.Namespace, num_images: int, estimator: PoseEstimator | None) -> None:
+    """Check the options about the source photos before the model is loaded.
+
+    Args:
+        args: Parsed options of [`add_pose_options`].
+        num_images: How many photos there are.
+        estimator: As of [`fit_sources`].
+
+    Raises:
+        ValueError: The options do not go together.
+    """
+    if args.source_pose and args.source_box:
+        raise ValueError("--source-pose and --source-box both say where the person is: leave one out.")
+    if args.source_pose and len(args.source_pose) != num_images:
+        raise ValueError(f"--source-pose needs a file for each --image, got {len(args.source_pose)} for {num_images}.")
+    if args.source_box and num_images != 1:
+        raise ValueError(f"--source-box is for a single --image, got {num_images}.")
+    if args.align and not args.source_pose and (estimator is None or args.source_box):
+        raise ValueError(
+            "--align needs the source's pose: give --source-pose, or --pose-estimator to find it, and no --source-box."
+        )
+    for name in ("source_row", "source_person"):
+        if getattr(args, name) is not None and not args.source_pose:
+            raise ValueError(f"--{name.replace('_', '-')} needs --source-pose.")
+
+
 def fit_sources(
-    args: argparse.Namespace, paths: list[str], images: list[PIL.Image.Image], estimator: PoseEstimator | None
+    args: argparse.Namespace,
+    paths: list[str],
+    images: list[PIL.Image.Image],
+    estimator: PoseEstimator | None,
+    pipe: CFLDPipeline,
 ) -> list[tuple[PIL.Image.Image, Keypoints | None]]:
     """Bring the source photos into the model's frame, as the options say.
 
@@ -153,36 +230,32 @@ def fit_sources(
         paths: The photos' files, for messages.
         images: The photos, upright.
         estimator: Finds the person where no option says where they are, if the photo's shape or `--align` asks for it.
+        pipe: The model, whose photos' shape it is.
 
     Returns:
-        For each photo the fitted one, and the person's pose in it if it is known.
+        For each photo the fitted one, and the person's pose in it if it is known. Where nothing says where the person
+        is, the photo itself, which the pipeline pads.
 
     Raises:
         OSError: A pose file is not there.
-        ValueError: The options do not go together, or nobody is in a photo.
+        ValueError: A pose was measured on another photo, or nobody is in a photo.
     """
     from ..keypoints import Keypoints
     from ..photo_fitting import FIELD_FRAME, fit_photo, has_shape
     from ..pose_estimation.base import estimate_pose
 
-    if args.source_pose and args.source_box:
-        raise ValueError("--source-pose and --source-box both say where the person is: leave one out.")
-    if args.source_pose and len(args.source_pose) != len(images):
-        raise ValueError(
-            f"--source-pose needs a file for each --image, got {len(args.source_pose)} for {len(images)}."
-        )
-    if args.source_box and len(images) != 1:
-        raise ValueError(f"--source-box is for a single --image, got {len(images)}.")
-    if args.align and not args.source_pose and (estimator is None or args.source_box):
-        raise ValueError(
-            "--align needs the source's pose: give --source-pose, or --pose-estimator to find it, and no --source-box."
-        )
-    fitted = []
+    shape = pipe.photo_shape or FIELD_FRAME
+    fitted: list[tuple[PIL.Image.Image, Keypoints | None]] = []
     for number, (path, image) in enumerate(zip(paths, images, strict=True)):
         size = (image.height, image.width)
         keypoints = None
+        has_frame = pipe.source_image_processor.is_framed(size)
         if args.source_pose:
-            keypoints = Keypoints.load(args.source_pose[number], size=_frame_of(args.source_pose[number], size))
+            file = args.source_pose[number]
+            with naming_options("source"):
+                keypoints = Keypoints.load(
+                    file, size=_frame_of(file, size), person=args.source_person, row=args.source_row
+                )
             if not has_shape(keypoints.size, size):
                 raise ValueError(
                     f"--source-pose {args.source_pose[number]!r} was measured on a picture of {keypoints.size[0]}x"
@@ -190,14 +263,19 @@ def fit_sources(
                     "when upright."
                 )
             keypoints = keypoints.rescale(size)
-        elif estimator is not None and not args.source_box and (args.align or not has_shape(size, FIELD_FRAME)):
+        elif estimator is not None and not args.source_box and (args.align or not has_frame):
             try:
                 keypoints = estimate_pose(image, estimator)
             except ValueError as error:
                 raise ValueError(f"--image names {path!r}: {error}") from error
-        if keypoints is None and args.source_box is None and not has_shape(size, FIELD_FRAME):
-            logger.info("%s is not of the shape 256:176 and is padded; --source-pose or --source-box crop it.", path)
-        photo = fit_photo(image, keypoints, args.source_box, background=args.background)
+        if keypoints is None and args.source_box is None:
+            if has_frame:
+                fitted.append((image, None))
+                continue
+            logger.info(
+                "%s is not of the shape %d:%d and is padded; --source-pose or --source-box crop it.", path, *shape
+            )
+        photo = fit_photo(image, keypoints, args.source_box, background=args.background, shape=shape)
         fitted.append((photo.image, photo.keypoints))
     return fitted
 

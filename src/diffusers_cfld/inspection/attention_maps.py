@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.models.attention_processor import Attention
 
 from ..guidance import GuidanceBranch, guidance_weights
-from ..models.attention_processor import HybridGranularityAttnProcessor
+from ..models.attention_processor import HybridGranularityAttnProcessor, uncompiled
 from ..models.fitting import halve_size
 from ..pipelines.pipeline_output import Appearance
 
@@ -121,8 +121,10 @@ class AttentionRecorder:
         sample = args[0] if args else kwargs["sample"]
         timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
         self._latent_size = tuple(sample.shape[2:])
-        # Timesteps go down within a run.
-        self._is_new_run = timestep > self._timestep or self._num_evaluations in (0, self._pipe.num_timesteps)
+        # Timesteps go down within a run, those of an inversion up.
+        timesteps = self._pipe.scheduler.timesteps
+        has_turned = timestep < self._timestep if timesteps[-1] > timesteps[0] else timestep > self._timestep
+        self._is_new_run = has_turned or self._num_evaluations in (0, self._pipe.num_timesteps)
         self._num_evaluations = 1 if self._is_new_run else self._num_evaluations + 1
         self._timestep = timestep
 
@@ -154,7 +156,7 @@ def record_attention(pipe: CFLDPipeline, layer_names: list[str] | None = None) -
     """Watch the U-Net's cross-attention to the prompt while the pipeline is called.
 
     Args:
-        pipe: The pipeline. Not modified.
+        pipe: The pipeline. Not modified; a compiled U-Net runs uncompiled meanwhile.
         layer_names: Attention layers of its U-Net; default those with query biases (the hybrid-granularity ones).
 
     Yields:
@@ -169,18 +171,22 @@ def record_attention(pipe: CFLDPipeline, layer_names: list[str] | None = None) -
         >>> maps = recorder.mean_maps()  # doctest: +SKIP
     """
     names = list(pipe.appearance_encoder.layer_names) if layer_names is None else list(layer_names)
-    modules = dict(pipe.unet.named_modules())
+    unet = uncompiled(pipe.unet)
+    modules = dict(unet.named_modules())
     recorder = AttentionRecorder(pipe, names)
     for name in names:
         if not isinstance(modules.get(name), Attention):
             raise ValueError(f"`layer_names` must be attention layers of the U-Net, got {name!r}.")
-    hooks = [pipe.unet.register_forward_pre_hook(recorder._watch_unet, with_kwargs=True)]
+    hooks = [unet.register_forward_pre_hook(recorder._watch_unet, with_kwargs=True)]
     hooks += [
         modules[name].register_forward_pre_hook(partial(recorder._watch_layer, name=name), with_kwargs=True)
         for name in names
     ]
     try:
-        yield recorder
+        # Compiled code would not run the hooks.
+        is_compiled = unet is not pipe.unet or any(module._compiled_call_impl for module in unet.modules())
+        with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+            yield recorder
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 
 from ..guidance import GuidanceBranch, combine_guidance, guidance_weights
+from ..pipelines.plain_call import plain_call
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline
@@ -116,7 +117,8 @@ def guidance_pictures(
 
     hook = pipe.unet.register_forward_hook(watch, with_kwargs=True)
     try:
-        pipe(
+        plain_call(
+            pipe,
             num_inference_steps=num_inference_steps,
             pose_guidance_scale=pose_scale,
             appearance_guidance_scale=appearance_scale,

@@ -127,6 +127,19 @@ _SHARED_BY_THREADS = (
 )
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Look inside what `torch.compile` returned, where layers have their own names.
+
+    Args:
+        module: Compiled or not.
+
+    Returns:
+        The module itself; its weights are those of the compiled one.
+    """
+    inner: nn.Module = module._orig_mod if is_compiled_module(module) else module  # type: ignore[assignment]
+    return inner
+
+
 @contextmanager
 def hybrid_granularity_attention(
     unet: nn.Module, query_biases: Mapping[str, torch.Tensor | None]
@@ -154,7 +167,7 @@ def hybrid_granularity_attention(
         >>> with hybrid_granularity_attention(unet, biases):  # doctest: +SKIP
         ...     noise_pred = unet(latents, timestep, prompt_embeds).sample
     """
-    module: Any = unet._orig_mod if is_compiled_module(unet) else unet
+    module: Any = uncompiled(unet)
     layers = {name: _get_attention(module, name) for name in query_biases}
     processors: dict[str, HybridGranularityAttnProcessor] = {}
     previous: dict[str, Any] = {}

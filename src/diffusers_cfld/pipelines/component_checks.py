@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..models.attention_processor import uncompiled
+from .pipeline_output import PoseFeatures
+
 
 def check_components(
     vae: Any, unet: Any, source_encoder: Any, prompt_decoder: Any, appearance_encoder: Any, pose_adapter: Any
@@ -48,7 +51,7 @@ def check_components(
         if value != expected:
             raise ValueError(f"The {name} must equal the unet's {counterpart}, got {value} and {expected}.")
     if unet is not None and appearance_encoder is not None:
-        layers = {name for name, _ in unet.named_modules()}
+        layers = {name for name, _ in uncompiled(unet).named_modules()}
         missing = [name for name in appearance_encoder.layer_names if name not in layers]
         if missing:
             raise ValueError(f"The appearance_encoder serves {missing[0]!r}, which is not a layer of the unet.")
@@ -66,3 +69,22 @@ def check_components(
                 "The prompt_decoder's feature_channels must equal the channels of the source_encoder's last stage, "
                 f"got {prompt_decoder.config.feature_channels} and {features}."
             )
+
+
+def check_pose_features(features: PoseFeatures, unet: Any) -> None:
+    """Check that encoded poses are of a pipeline with this U-Net's widths.
+
+    Args:
+        features: The encoded poses.
+        unet: U-Net.
+
+    Raises:
+        ValueError: They are not.
+    """
+    channels = tuple(residual.shape[1] for residual in features.residuals.values())
+    expected = tuple(unet.config.block_out_channels[: len(channels)])
+    if channels != expected:
+        raise ValueError(
+            f"The encoded poses are of another model: they have {channels} channels, the unet's blocks {expected}. "
+            "Encode them with this pipeline."
+        )

@@ -1,11 +1,57 @@
-"""What diffusers' loader does not say."""
+"""What diffusers' loading and sharing of components leaves to be wished for."""
 
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
-__all__ = ["explain_missing_variant"]
+from diffusers import DiffusionPipeline
+
+__all__ = ["ComponentSharingMixin", "explain_missing_variant"]
+
+_keeps_dtypes: ContextVar[bool] = ContextVar("keeps_dtypes", default=False)
+
+
+class ComponentSharingMixin(DiffusionPipeline):
+    """A pipeline made from another one's components leaves their dtypes as they are."""
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """Make a pipeline of this class from another one's components, which both then share.
+
+        Args:
+            pipeline: The other pipeline. Its `pose_estimator` goes along.
+            **kwargs: As `DiffusionPipeline.from_pipe`. Without `dtype` every component keeps its own.
+
+        Returns:
+            The new pipeline.
+
+        Raises:
+            ValueError: A component is missing.
+        """
+        keeps = kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None
+        token = _keeps_dtypes.set(keeps)
+        try:
+            made = super().from_pipe(pipeline, **kwargs)
+        finally:
+            _keeps_dtypes.reset(token)
+        made.pose_estimator = getattr(pipeline, "pose_estimator", None)
+        return made
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the components, as `DiffusionPipeline.to` does.
+
+        Args:
+            *args: As there.
+            **kwargs: As there.
+
+        Returns:
+            The pipeline itself.
+        """
+        # diffusers' `from_pipe` ends with a cast to float32, also of what the other pipeline goes on using.
+        return self if _keeps_dtypes.get() else super().to(*args, **kwargs)
 
 
 def explain_missing_variant(path: str | os.PathLike[str], error: OSError) -> None:

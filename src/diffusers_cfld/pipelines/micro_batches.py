@@ -59,7 +59,9 @@ def call_in_micro_batches(
     if (image is None) == (appearance is None):
         raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
     images = split_images(image) if appearance is None else [None] * len(appearance)
-    poses = pose if isinstance(pose, PoseFeatures) else split_poses(read_poses(pose, pipe.pose_estimator))
+    poses: Any = pose
+    if not isinstance(pose, PoseFeatures):
+        poses = split_poses(read_poses(pose, pipe.pose_estimator, shape=pipe.photo_shape))
     num_pairs = broadcast_batch(len(images), len(poses))
     num_images = num_pairs * num_images_per_prompt
     for name, items in (("generator", generator), ("latents", latents)):
@@ -85,6 +87,8 @@ def call_in_micro_batches(
             **arguments,
         )[0]
         outputs.append(made)
+        if pipe.interrupt:
+            break
     joined: Any
     if isinstance(outputs[0], list):
         joined = [made for some in outputs for made in some]

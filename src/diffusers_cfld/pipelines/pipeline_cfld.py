@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import IPAdapterMixin
@@ -30,16 +31,17 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .._registration import add_models_to_diffusers
 from ..guidance import GuidanceBranch, check_guidance_scale, combine_guidance, guidance_weights
+from ..keypoints import Keypoints
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import hybrid_granularity_attention
 from ..models.fitting import fit_pose_residuals, fit_query_biases
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
-from ..photo_fitting import FIELD_FRAME, PhotoFrame
+from ..photo_fitting import FIELD_FRAME, PhotoFrame, has_shape
 from ..pose_estimation.base import PoseEstimator, read_poses
 from ..processors.image_processor import SourceImageProcessor
-from ..processors.pose_processor import PoseProcessor
+from ..processors.pose_processor import PoseProcessor, is_pose_map, split_poses
 from ..sizes import as_pair
 from .branch_batching import (
     batch_image_embeds,
@@ -49,14 +51,14 @@ from .branch_batching import (
     broadcast_batch,
     repeat_to,
 )
-from .component_checks import check_components
-from .loading import explain_missing_variant
+from .component_checks import check_components, check_pose_features
+from .loading import ComponentSharingMixin, explain_missing_variant
 from .lora import UNetLoraLoaderMixin
 from .micro_batches import call_in_micro_batches
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
 
 
-class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin, IPAdapterMixin):
+class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMixin, IPAdapterMixin):
     """Put the person of a photo into another pose with CFLD (Coarse-to-Fine Latent Diffusion).
 
     Inherits from [`DiffusionPipeline`] saving, loading, offloading and device placement, from
@@ -155,26 +157,6 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
                 explain_missing_variant(pretrained_model_name_or_path, error)
             raise
 
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
-        """Make a pipeline of this class from another one's components, which both then share.
-
-        Args:
-            pipeline: The other pipeline. Its `pose_estimator` goes along.
-            **kwargs: As `DiffusionPipeline.from_pipe`; `dtype` is the other pipeline's if not given.
-
-        Returns:
-            The new pipeline.
-
-        Raises:
-            ValueError: A component is missing.
-        """
-        if kwargs.get("torch_dtype") is None:
-            kwargs.setdefault("dtype", pipeline.dtype)
-        made = super().from_pipe(pipeline, **kwargs)
-        made.pose_estimator = getattr(pipeline, "pose_estimator", None)
-        return made
-
     def _trained_pose_size(self) -> tuple[int, int]:
         """Pose pixels of the map whose residuals need no resizing at the U-Net's own sample size."""
         if self.unet is None or self.pose_adapter is None:
@@ -192,6 +174,12 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         """Height and width of pictures that are made without `height` and `width`: those of the training, pixels."""
         height, width = self._sample_size()
         return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @property
+    def photo_shape(self) -> tuple[int, int] | None:
+        """(height, width) whose aspect ratio the photos of the training had; None: any was squashed."""
+        shape: tuple[int, int] | None = self.pose_processor.config["frame"]
+        return shape
 
     @property
     def guidance_scale(self) -> float:
@@ -242,14 +230,14 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
 
             weights = Path(working_dir).glob("*/diffusion_pytorch_model.*.safetensors")
             variants = {path.name.split(".")[1].split("-")[0] for path in weights}
-            facts: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch.")}
+            # Whose weights these are cannot be told here: no base model, no licence, no numbers of the paper.
+            facts: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch."), "base_model": None}
+            facts["scheduler"] = type(self.scheduler).__name__
             facts["variant"] = min(variants, default=None)
             if self.source_encoder is not None:
                 facts["source_size"] = self.source_encoder.image_size
             if self.unet is not None:
                 facts["target_size"] = self.target_size
-                if self.unet.config.cross_attention_dim != 768:  # no Stable Diffusion 1.5
-                    facts["base_model"] = None
             if self.prompt_decoder is not None:
                 facts["num_queries"] = self.prompt_decoder.config.num_queries
             write_model_card(working_dir, location=repo_id, **facts)
@@ -297,10 +285,10 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             OSError: A file cannot be read.
         """
         if isinstance(pose, PoseFeatures):
+            check_pose_features(pose, self.unet)
             return pose
-        pose_map = self.pose_processor.preprocess(read_poses(pose, self.pose_estimator)).to(
-            self._execution_device, self.pose_adapter.dtype
-        )
+        poses = read_poses(pose, self.pose_estimator, shape=self.photo_shape)
+        pose_map = self.pose_processor.preprocess(poses).to(self._execution_device, self.pose_adapter.dtype)
         return PoseFeatures(self.pose_adapter(pose_map).residuals)
 
     def check_inputs(
@@ -365,7 +353,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         numbers = {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt}
         numbers["num_inference_steps"] = num_inference_steps
         for name, number in numbers.items():
-            if not isinstance(number, int):
+            if not isinstance(number, Integral):
                 raise TypeError(f"`{name}` must be a whole number, got {number!r}.")
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
@@ -381,7 +369,7 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if output_size is not None:
             sides = tuple(output_size) if isinstance(output_size, (tuple, list)) else ()
-            if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
                 raise ValueError(f"`output_size` must be (height, width) in whole pixels, got {output_size!r}.")
             if output_type == "latent":
                 raise ValueError("`output_size` cannot be combined with `output_type='latent'`.")
@@ -394,15 +382,22 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
         if any(isinstance(callback, SDCFGCutoffCallback) for callback in callbacks):
             raise ValueError(
                 "`SDCFGCutoffCallback` sets the guidance scale to 0, which here means no condition at all: set "
-                "`pipe._guidance_scale = 1.0` in a callback of your own to turn guidance off."
+                "`pipe._guidance_scale = 1.0` in a callback of your own to turn guidance off, and "
+                "`_pose_guidance_scale` and `_appearance_guidance_scale` to None if they were given."
             )
+        has_adapter = getattr(self.unet, "encoder_hid_proj", None) is not None
         if ip_adapter_image_embeds is not None and not isinstance(ip_adapter_image_embeds, list):
             raise TypeError(
                 "`ip_adapter_image_embeds` must be a list with one tensor per IP-Adapter, got "
                 f"{type(ip_adapter_image_embeds).__name__}."
             )
-        if ip_adapter_image_embeds is not None and getattr(self.unet, "encoder_hid_proj", None) is None:
+        if ip_adapter_image_embeds is not None and not has_adapter:
             raise ValueError("`ip_adapter_image_embeds` needs an IP-Adapter; call `load_ip_adapter` first.")
+        if has_adapter and ip_adapter_image is None and ip_adapter_image_embeds is None:
+            raise ValueError(
+                "An IP-Adapter is loaded: pass its `ip_adapter_image` or `ip_adapter_image_embeds`, or call "
+                "`unload_ip_adapter`."
+            )
         if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
             raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, and not both.")
         if ip_adapter_image is not None and self.image_encoder is None:
@@ -468,6 +463,27 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
     def _constrain_latents(self, latents: torch.Tensor, timesteps: torch.Tensor, step: int) -> torch.Tensor:
         """The latents after a step; for pipelines that hold a part of them."""
         return latents
+
+    def _read_reference_pose(self, pose: Any, size: tuple[int, int]) -> Any:
+        """The one pose of the person in a picture of (height, width), which has to be measured on that picture."""
+        if isinstance(pose, PoseFeatures):
+            count = len(pose)
+        else:
+            items = split_poses(read_poses(pose, self.pose_estimator, shape=None))
+            count, pose = len(items), items[0]
+        if count != 1:
+            raise ValueError(f"`pose` must be the one pose of the person in the picture, got {count}.")
+        if isinstance(pose, PoseFeatures) or is_pose_map(pose):
+            return pose
+        keypoints = Keypoints.from_any(pose)
+        is_whole = [self.pose_processor.choose_frame(side).is_whole_photo for side in (keypoints.size, size)]
+        if not all(is_whole) and not has_shape(keypoints.size, size):
+            raise ValueError(
+                f"`pose` was measured on a picture of {keypoints.size[0]}x{keypoints.size[1]} (height x width), but "
+                f"the person's picture is {size[0]}x{size[1]}: measure it there, or say so with "
+                f"`Keypoints.from_any(pose, size={size})`."
+            )
+        return keypoints
 
     def _encode_reference(self, reference: PIL.Image.Image, frame: PhotoFrame, size: tuple[int, int]) -> torch.Tensor:
         """The mode of the reference's latents, (1, C, h, w), squashed to the generated size as its pose is."""
@@ -575,7 +591,8 @@ class CFLDPipeline(DiffusionPipeline, StableDiffusionMixin, UNetLoraLoaderMixin,
             callback_on_step_end_tensor_inputs: Which tensors it gets, among `_callback_tensor_inputs`.
             micro_batch_size: Pairs of source and pose that are made at once, where memory does not hold all; a single
                 source is still encoded once, and callbacks run in each batch. With a list of generators the images
-                are those of one large batch, to rounding; one generator's numbers fall on other images.
+                are those of one large batch, to rounding; one generator's numbers fall on other images. A callback's
+                `_interrupt` ends the call after the batch in which it was set, with the images so far.
 
         Returns:
             The images, those of one pair next to each other, pairs in the order of the inputs.

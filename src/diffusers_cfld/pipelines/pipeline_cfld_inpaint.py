@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import cv2
@@ -20,7 +21,6 @@ from diffusers.image_processor import PipelineImageInput
 
 from ..photo_fitting import PhotoFrame
 from ..picture_modes import to_rgb
-from ..pose_estimation.base import read_poses
 from ..processors.image_processor import split_images
 from .pipeline_cfld import CFLDPipeline
 from .pipeline_output import Appearance, CFLDPipelineOutput
@@ -87,7 +87,10 @@ class CFLDInpaintPipeline(CFLDPipeline):
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
         appearance: Appearance | None = None,
+        ip_adapter_image: PipelineImageInput | None = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
@@ -103,11 +106,12 @@ class CFLDInpaintPipeline(CFLDPipeline):
         Args:
             image: The reference: a PIL image of any size, an array (H, W, 3) or a tensor (3, H, W) in [0, 1].
             mask_image: Where it is to change: white, or 1, in a picture of the reference's shape, greys in between are
-                soft; a PIL image, an array (H, W) or a tensor (H, W). For several regions a list of masks.
+                soft; a PIL image, an array (H, W) or a tensor (H, W), floats in [0, 1], booleans, or 8 bits (of 0 to
+                255, or labels of 0 and 1). For several regions a list of masks.
             source_image: As `image` of [`CFLDPipeline`]: the photo whose appearance the region takes, for several
                 regions a list with one each.
-            pose: The reference's own pose, in any form of [`CFLDPipeline`]; with `pipe.pose_estimator` it may be left
-                out, and is then found in the reference.
+            pose: The reference's own pose, measured on it, in any form of [`CFLDPipeline`]; with
+                `pipe.pose_estimator` it may be left out, and is then found in the reference.
             strength: In (0, 1]: how much of the denoising is done. 1 makes the region anew, less begins from the
                 reference's own pixels there with as much noise.
             feather: Pixels of the reference over which a region's edge blends, inwards from the mask's edge.
@@ -123,7 +127,10 @@ class CFLDInpaintPipeline(CFLDPipeline):
             num_images_per_prompt: Results.
             eta: DDIM's eta in [0, 1], ignored by other schedulers.
             generator: Source of randomness, one for all or a list with one per result.
+            latents: (num_images_per_prompt, 4, height / 8, width / 8) standard-normal noise to start from.
             appearance: From [`~CFLDPipeline.encode_appearance`], in place of `source_image`; one source per region.
+            ip_adapter_image: As in [`CFLDPipeline`].
+            ip_adapter_image_embeds: As in [`CFLDPipeline`].
             output_type: `"pil"`, `"np"`, `"pt"`, each of the reference's size, or `"latent"`.
             return_dict: Return a [`CFLDPipelineOutput`] instead of a tuple.
             cross_attention_kwargs: Arguments for the attention processors.
@@ -151,9 +158,9 @@ class CFLDInpaintPipeline(CFLDPipeline):
             raise ValueError("Pass the reference as `image` and the region to change as `mask_image`.")
         if (source_image is None) == (appearance is None):
             raise ValueError("Pass either `source_image` or `appearance` (from `encode_appearance`), and not both.")
-        if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+        if not isinstance(strength, Real) or not 0 < strength <= 1:
             raise ValueError(f"`strength` must be a number above 0 and at most 1, got {strength!r}.")
-        if not isinstance(feather, (int, float)) or not 0 <= feather < float("inf"):
+        if not isinstance(feather, Real) or not 0 <= feather < float("inf"):
             raise ValueError(f"`feather` must be a number of pixels >= 0, got {feather!r}.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
@@ -168,7 +175,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
         masks = _read_masks(mask_image, (reference.height, reference.width))
         if pose is None and self.pose_estimator is None:
             raise ValueError("`pose` is missing: pass the reference's own pose, or set `pipe.pose_estimator`.")
-        pose = read_poses(reference if pose is None else pose, self.pose_estimator, fit=False)
+        pose = self._read_reference_pose(reference if pose is None else pose, (reference.height, reference.width))
         sources = appearance if appearance is not None else self.encode_appearance(split_images(source_image))
         if len(sources) != len(masks):
             raise ValueError(
@@ -197,7 +204,10 @@ class CFLDInpaintPipeline(CFLDPipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 eta=eta,
                 generator=_share_noise(generator, len(masks), num_images_per_prompt),
+                latents=None if latents is None else latents.repeat(len(masks), 1, 1, 1),
                 appearance=sources,
+                ip_adapter_image=ip_adapter_image,
+                ip_adapter_image_embeds=ip_adapter_image_embeds,
                 output_type="latent",
                 return_dict=False,
                 cross_attention_kwargs=cross_attention_kwargs,
@@ -312,8 +322,12 @@ def _single_picture(image: Any) -> PIL.Image.Image:
     if isinstance(image, torch.Tensor):
         image = image.detach().float().cpu().movedim(0, -1).numpy()
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"`image` must have shape (H, W, 3), or (3, H, W) as a tensor, got {image.shape}.")
+        image = image[..., 0] if image.shape[2:] == (1,) else image
+        if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)) or 0 in image.shape:
+            raise ValueError(
+                "`image` must have shape (H, W, C), or (C, H, W) as a tensor, of 1, 3 or 4 channels, got "
+                f"{image.shape}."
+            )
         if image.dtype.kind == "f":
             if not (image.min() >= -1e-4 and image.max() <= 1 + 1e-4):
                 raise ValueError(f"`image` must hold values in [0, 1], got {image.min():.4g} to {image.max():.4g}.")
@@ -344,17 +358,21 @@ def _read_mask(mask: Any, size: tuple[int, int], index: int) -> npt.NDArray[np.f
     name = f"Mask {index}"
     values: Any
     if isinstance(mask, PIL.Image.Image):
-        values = np.asarray(to_rgb(mask, background=(0, 0, 0)).convert("L"), dtype=np.float32) / 255
+        values = _scale_mask(np.asarray(to_rgb(mask, background=(0, 0, 0)).convert("L")))
     elif isinstance(mask, (np.ndarray, torch.Tensor)):
-        array = mask.detach().float().cpu().numpy() if isinstance(mask, torch.Tensor) else mask
-        array = array[0] if array.ndim == 3 and len(array) == 1 else array
+        array: Any = mask
+        if isinstance(mask, torch.Tensor):
+            mask = mask.detach().cpu()
+            array = (mask.float() if mask.is_floating_point() else mask).numpy()
+        while array.ndim > 2 and len(array) == 1:
+            array = array[0]
         array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-        if array.ndim != 2 or array.dtype.kind not in "fub":
+        if array.ndim != 2 or array.dtype.kind not in "fuib":
             raise ValueError(
                 f"{name} must have shape (H, W) and hold booleans, uint8 or floats in [0, 1], got {array.shape} of "
                 f"{array.dtype}."
             )
-        values = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
+        values = _scale_mask(array)
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(f"{name} must hold values in [0, 1], got {values.min():.4g} to {values.max():.4g}.")
     else:
@@ -371,6 +389,13 @@ def _read_mask(mask: Any, size: tuple[int, int], index: int) -> npt.NDArray[np.f
         raise ValueError(f"{name} selects nothing: it must be white where the reference is to change.")
     result: npt.NDArray[np.float32] = values
     return result
+
+
+def _scale_mask(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Values in [0, 1], where they are in range; 8 bits of nothing but 0 and 1 are labels."""
+    is_scaled = values.dtype == np.uint8 and values.max(initial=0) > 1
+    scaled: npt.NDArray[np.float32] = (values / np.float32(255 if is_scaled else 1)).astype(np.float32)
+    return scaled
 
 
 def _shrink_masks(masks: npt.NDArray[np.float32], frame: PhotoFrame, latent_size: tuple[int, int]) -> torch.Tensor:

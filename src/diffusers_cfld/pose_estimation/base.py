@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from ..keypoints import Keypoints
-from ..photo_fitting import fit_keypoints
+from ..photo_fitting import FIELD_FRAME, fit_keypoints
 from ..picture_modes import to_rgb
 
 __all__ = ["PoseEstimator", "estimate_pose", "is_picture", "open_picture", "read_poses", "sort_people"]
@@ -104,14 +104,14 @@ def open_picture(picture: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image
     return PIL.ImageOps.exif_transpose(picture)
 
 
-def read_poses(pose: Any, estimator: PoseEstimator | None, *, fit: bool = True) -> Any:
+def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = FIELD_FRAME) -> Any:
     """Replace pictures and paths among poses by keypoints.
 
     Args:
         pose: A pose in any form, or a list of poses.
         estimator: For pictures.
-        fit: Whether the person found in a picture is brought into the model's frame, or stays where it is in the
-            picture.
+        shape: (height, width) of the frame that the person found in a picture is brought into; None: they stay where
+            they are in the picture.
 
     Returns:
         The same with [`Keypoints`] in place of pictures and paths; everything else as it is.
@@ -121,7 +121,7 @@ def read_poses(pose: Any, estimator: PoseEstimator | None, *, fit: bool = True) 
         OSError: A file cannot be read.
     """
     if isinstance(pose, (list, tuple)) and any(_is_file(item) for item in pose):
-        return [read_poses(item, estimator, fit=fit) if _is_file(item) else item for item in pose]
+        return [read_poses(item, estimator, shape=shape) if _is_file(item) else item for item in pose]
     if not _is_file(pose):
         return pose
     if not isinstance(pose, PIL.Image.Image) and not is_picture(pose):
@@ -131,7 +131,7 @@ def read_poses(pose: Any, estimator: PoseEstimator | None, *, fit: bool = True) 
     picture = open_picture(pose)
     try:
         found = estimate_pose(picture, estimator)
-        return fit_keypoints(found)[0] if fit else found
+        return found if shape is None else fit_keypoints(found, shape=shape)[0]
     except ValueError as error:
         name = "`pose`" if isinstance(pose, PIL.Image.Image) else repr(os.fspath(pose))
         raise ValueError(f"No pose can be taken from {name}: {error}") from error

@@ -135,6 +135,17 @@ class SourceImageProcessor(ConfigMixin):
             tensor = F.interpolate(tensor, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
         return tensor.clamp(0, 1)
 
+    def is_framed(self, size: tuple[int, int]) -> bool:
+        """Whether a picture is squashed as it is, and not padded before.
+
+        Args:
+            size: (height, width) of the picture, pixels.
+
+        Returns:
+            True for the shape of the training's photos, the encoder's own size, and without a frame any size.
+        """
+        return self._choose_frame(size) is None
+
     def _choose_frame(self, size: tuple[int, int]) -> PhotoFrame | None:
         """The frame that a picture of (height, width) has to be padded to, if it has to."""
         frame = padding_frame(size, self.config.frame, (self.config.height, self.config.width))

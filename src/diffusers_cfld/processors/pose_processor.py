@@ -135,7 +135,7 @@ class PoseProcessor(ConfigMixin):
             TypeError: A pose has none of the known forms.
         """
         items = _split_batch(pose)
-        are_maps = [_is_map(item) for item in items]
+        are_maps = [is_pose_map(item) for item in items]
         if not items:
             raise ValueError("`pose` is empty: pass at least one pose.")
         if all(are_maps):
@@ -199,7 +199,7 @@ def split_poses(pose: object) -> list[object]:
 def _split_batch(pose: object) -> list[object]:
     """Return the single poses, maps or stacks of maps that `pose` is made of."""
     if isinstance(pose, (np.ndarray, torch.Tensor)):
-        is_batch = pose.ndim == 3 and not _is_map(pose)
+        is_batch = pose.ndim == 3 and not is_pose_map(pose)
         return list(pose) if is_batch else [pose]
     if isinstance(pose, (list, tuple)) and not _is_one_pose(pose):
         return list(pose)
@@ -227,8 +227,15 @@ def _is_number_row(item: object) -> bool:
     return isinstance(item, (list, tuple)) and len(item) not in (54, 75) and all(map(_is_number, item))
 
 
-def _is_map(item: object) -> bool:
-    """Tell an array or tensor meant as pose maps from keypoints: it has three axes or more, but no (18, 2) rows."""
+def is_pose_map(item: object) -> bool:
+    """Tell an array or tensor meant as pose maps from keypoints: it has three axes or more, but no (18, 2) rows.
+
+    Args:
+        item: Anything.
+
+    Returns:
+        Whether it is one.
+    """
     return (
         isinstance(item, (np.ndarray, torch.Tensor))
         and item.ndim >= 3
