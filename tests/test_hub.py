@@ -318,6 +318,8 @@ def pushes_the_card_of_a_pipeline(s: Scenario) -> None:
         assert "library_name: diffusers" in front_matter, card
         assert "- diffusers-cfld" in front_matter, card
         assert "from diffusers_cfld import CFLDPipeline" in card, card
+        assert "DeepFashion" not in card, card
+        assert f"The scheduler is `{type(pipe.scheduler).__name__}`" in card, card
         assert f'CFLDPipeline.from_pretrained("{repo_id}"' in card, card
 
 

@@ -56,4 +56,6 @@ def test_a_model_of_another_geometry_claims_nothing_of_stable_diffusion_or_deepf
     for claim in ("Stable Diffusion", "DeepFashion", "FID"):
         assert claim not in card.text
     assert "Not written yet" in card.text
+    assert "The scheduler is" not in card.text
+    assert "`DDIMScheduler`" in write_model_card(tmp_path, base_model=None, scheduler="DDIMScheduler").read_text()
     assert "consent" in card.text

@@ -136,6 +136,7 @@ def convert_checkpoint(
             num_queries=geometry.prompt_decoder["num_queries"],
             dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
             variant=variant,
+            scheduler=type(scheduler).__name__,
         )
     return output
 

@@ -46,8 +46,7 @@ pipe = CFLDPipeline.from_pretrained("{location}"{load_options}, dtype=torch.floa
 image = pipe(image=photo, pose=keypoints, num_inference_steps=50, guidance_scale=2.0).images[0]
 ```
 
-`photo` is a PIL image, `keypoints` are those above. The scheduler is the published one, DDPM; any scheduler of
-diffusers can take its place.
+`photo` is a PIL image, `keypoints` are those above. {scheduler_line}any scheduler of diffusers can take its place.
 {provenance}
 {about_weights}
 ## Citation
@@ -122,12 +121,13 @@ def create_model_card(
     num_queries: int = 16,
     dtype: str | None = None,
     variant: str | None = None,
+    scheduler: str | None = None,
 ) -> ModelCard:
     """Compose the card.
 
     Args:
-        base_model: Hub id of the Stable Diffusion 1.5 whose VAE and U-Net architecture are used; None for a model of
-            another geometry, of whose weights, data and licences the card then claims nothing.
+        base_model: Hub id of the Stable Diffusion 1.5 whose VAE and U-Net architecture are used, by a converted
+            checkpoint; None for a model of whose weights, data and licences the card is to claim nothing.
         source_files: The published files that were converted; none for weights of one's own training.
         location: What to pass to `from_pretrained`: a Hub id or a folder.
         source_size: (height, width) in pixels at which the source image is read.
@@ -135,6 +135,7 @@ def create_model_card(
         num_queries: Tokens of the prompt.
         dtype: Number format of the weights, if worth saying.
         variant: Variant in the weights' file names.
+        scheduler: Class of the scheduler that is saved.
 
     Returns:
         The card with its YAML front matter.
@@ -164,6 +165,7 @@ def create_model_card(
         target_height=target_size[0],
         target_width=target_size[1],
         dtype_line=f"\n- **Weights:** {dtype}." if dtype else "",
+        scheduler_line=f"The scheduler is `{scheduler}`; " if scheduler else "",
         location=location,
         load_options=f', variant="{variant}"' if variant else "",
         provenance=_describe_source(source_files),
