@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["write_file"]
+__all__ = ["replacing", "write_file"]
+
+
+@contextmanager
+def replacing(path: Path, *, keep_suffix: bool = False) -> Iterator[Path]:
+    """Write a file beside its place and move it there, so that an interruption leaves no half of it.
+
+    Args:
+        path: The file; replaced if it exists.
+        keep_suffix: For writers that tell the format from the name. Otherwise nothing takes a file for whole that a
+            killed process left.
+
+    Yields:
+        Where to write it. If nothing is there at the end of the block, nothing is moved.
+
+    Raises:
+        OSError: It cannot be moved.
+    """
+    partial = path.with_name(f".{path.stem}.part{path.suffix}" if keep_suffix else f".{path.name}.part")
+    try:
+        yield partial
+        if partial.exists():
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that an interruption leaves no half of it.
+    """Write a file whole or not at all.
 
     Args:
         path: The file; replaced if it exists.
@@ -18,9 +44,5 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    partial = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from .keypoint_parsing import (
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["JOINT_COLORS", "JOINT_NAMES", "LIMBS", "Keypoints"]
+__all__ = ["BONE_COLORS", "JOINT_COLORS", "JOINT_NAMES", "LIMBS", "Keypoints"]
 
 JOINT_NAMES: tuple[str, ...] = (
     "nose",
@@ -73,7 +73,7 @@ LIMBS: tuple[tuple[int, int], ...] = (
     (0, 15),
     (15, 17),
 )
-"""The 17 bones as pairs of joint indices, in drawing order; bone i takes 60 % of `JOINT_COLORS[i]`."""
+"""The 17 bones as pairs of joint indices, in drawing order; bone i takes `BONE_COLORS[i]`."""
 
 JOINT_COLORS: tuple[tuple[int, int, int], ...] = (
     (255, 0, 0),
@@ -96,6 +96,11 @@ JOINT_COLORS: tuple[tuple[int, int, int], ...] = (
     (255, 0, 85),
 )
 """RGB of each joint, 0 to 255: an 18-step hue wheel."""
+
+BONE_COLORS: tuple[tuple[int, ...], ...] = tuple(
+    tuple(channel * 3 // 5 for channel in color) for color in JOINT_COLORS[: len(LIMBS)]
+)
+"""RGB of each bone, 0 to 255: 60 % of the joint's of the same number, as OpenPose draws them."""
 
 _NUM_JOINTS = len(JOINT_NAMES)
 _FIELD_SIZE = (256, 176)

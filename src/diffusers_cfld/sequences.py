@@ -18,7 +18,7 @@ import numpy.typing as npt
 import PIL.Image
 import torch
 
-from .file_writing import write_file
+from .file_writing import replacing, write_file
 from .keypoint_parsing import Size
 from .keypoints import Keypoints
 from .models.attention_processor import uncompiled
@@ -204,12 +204,8 @@ def write_animation(
     if len(sizes) > 1:
         raise ValueError(f"All frames must have one size (width, height), got {sorted(sizes)}.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.part{suffix}")
-    try:
+    with replacing(output, keep_suffix=True) as partial:
         (_write_gif if suffix == ".gif" else _write_mp4)(frames, partial, frames_per_second)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_animation(path: Path, frames_per_second: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 
 from .keypoint_parsing import MAX_DRAWN_COORDINATE, FloatArray, Size, check_size
-from .keypoints import JOINT_COLORS, LIMBS, Keypoints
+from .keypoints import BONE_COLORS, JOINT_COLORS, LIMBS, Keypoints
 
 __all__ = ["draw_skeleton", "read_skeleton"]
 
@@ -55,15 +55,14 @@ def draw_skeleton(
     # Pixel centres are at whole numbers: +0.5 before and -0.5 after scaling keeps the drawing on the photo.
     joints = keypoints.rescale((height, width)).xy + 0.5 * np.array([width, height]) / keypoints.size[::-1] - 0.5
     joints = joints.clip(-MAX_DRAWN_COORDINATE, MAX_DRAWN_COORDINATE)
-    for index, (start, end) in enumerate(LIMBS):
+    for (start, end), color in zip(LIMBS, BONE_COLORS, strict=True):
         if keypoints.visible[start] and keypoints.visible[end]:
             outline = np.rint(_capsule(joints[start], joints[end], 0.0075 * unit) * 2**_SHIFT).astype(np.int32)
-            color = tuple(channel * 3 // 5 for channel in JOINT_COLORS[index])
             cv2.fillConvexPoly(canvas, outline, color, cv2.LINE_AA, _SHIFT)
     colors = np.array(JOINT_COLORS)[keypoints.visible].tolist()
-    for joint, color in zip(joints[keypoints.visible], colors, strict=True):
+    for joint, joint_color in zip(joints[keypoints.visible], colors, strict=True):
         center = np.rint(joint * 2**_SHIFT).astype(int).tolist()
-        cv2.circle(canvas, center, round(0.014 * unit * 2**_SHIFT), color, -1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(canvas, center, round(0.014 * unit * 2**_SHIFT), joint_color, -1, cv2.LINE_AA, _SHIFT)
     return PIL.Image.fromarray(canvas)
 
 

@@ -6,10 +6,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .running import DTYPES
+
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = ("float32", "float16", "bfloat16")
 _SWIN_MODEL = "swin_base_patch4_window12_384"
 _SWIN_IMAGE_SIZE = 256
 _SWIN_WINDOW_SIZE = 16
@@ -57,7 +58,7 @@ def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--window-size", type=int, metavar="N", help=f"tokens of the window's side (default: {_SWIN_WINDOW_SIZE})"
     )
     parser.add_argument("--output", metavar="DIR", help="folder to make")
-    parser.add_argument("--dtype", choices=_DTYPES, help="of the written weights (default: as they are)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
     parser.add_argument("--variant", metavar="NAME", help="put into the weights' file names, e.g. fp16")
     parser.add_argument("--overwrite", action="store_true", help="replace a former result in the output folder")
     parser.add_argument("--token", help="Hub token for --base")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
-_DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="DIR_OR_ID", help="pipeline folder or Hub id (default: the small model of drawn figures)"
     )
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    group.add_argument("--dtype", choices=_DTYPES, help="default float16 on a GPU, float32 on a CPU")
+    group.add_argument("--dtype", choices=DTYPES, help="default float16 on a GPU, float32 on a CPU")
     group.add_argument("--variant", metavar="V", help="weights variant, e.g. fp16")
     group.add_argument("--revision", metavar="R", help="branch, tag or commit on the Hub")
     group.add_argument("--token", metavar="T", help="Hub token of a private model")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..file_writing import write_file
+from ..file_writing import replacing, write_file
 from ..keypoints import Keypoints
 from .pair_transform import PosePair, UnreadableImageError, decode_picture, read_bytes
 from .skip_report import MAX_TRIES, SkipReport, UnreadableDataError
@@ -136,25 +136,23 @@ def _write_shard(
     file: Path, numbered_pairs: Sequence[tuple[int, PosePair]], suffixes: dict[str, str], skipped: SkipReport
 ) -> int:
     """Write one shard unless all of its pairs are broken; returns how many it has."""
-    partial = file.with_name(f".{file.name}.part")
     count = 0
-    with tarfile.open(partial, "w") as archive:
-        for number, pair in numbered_pairs:
-            try:
-                source = _encoded(pair.source, pair.source_name, suffixes, skipped)
-                target = _encoded(pair.target, pair.target_name, suffixes, skipped)
-            except UnreadableImageError as error:
-                skipped.add(error.path, error.reason)
-                continue
-            key = f"{number:09d}"
-            for name, content in ((f"source.{source[1]}", source[0]), (f"target.{target[1]}", target[0])):
-                _add(archive, f"{key}.{name}", content)
-            _add(archive, f"{key}.json", json.dumps(_describe(number, pair)).encode())
-            count += 1
-    if count:
-        os.replace(partial, file)
-    else:
-        partial.unlink()
+    with replacing(file) as partial:
+        with tarfile.open(partial, "w") as archive:
+            for number, pair in numbered_pairs:
+                try:
+                    source = _encoded(pair.source, pair.source_name, suffixes, skipped)
+                    target = _encoded(pair.target, pair.target_name, suffixes, skipped)
+                except UnreadableImageError as error:
+                    skipped.add(error.path, error.reason)
+                    continue
+                key = f"{number:09d}"
+                for name, content in ((f"source.{source[1]}", source[0]), (f"target.{target[1]}", target[0])):
+                    _add(archive, f"{key}.{name}", content)
+                _add(archive, f"{key}.json", json.dumps(_describe(number, pair)).encode())
+                count += 1
+        if not count:
+            partial.unlink()
     return count
 
 

@@ -7,23 +7,19 @@ Reference implementation: the pose images of YanzuoLu/CFLD's data set code @ f2e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
-from ..keypoint_parsing import MAX_DRAWN_COORDINATE
-from ..keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
+from ..keypoint_parsing import MAX_DRAWN_COORDINATE, Size
+from ..keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
 from ..photo_fitting import PhotoFrame, padding_frame
 
 __all__ = ["PoseProcessor", "render_pose_map", "split_poses"]
 
-Size: TypeAlias = tuple[int, int]
-
 _NUM_CHANNELS = 3 + len(JOINT_NAMES)
-_LIMB_COLORS = tuple(tuple(channel * 3 // 5 for channel in color) for color in JOINT_COLORS)
 
 # The Gaussian of a joint at a whole pixel is the same everywhere, and a product of its two profiles: one stamp serves
 # all joints. Beyond 9 sigma it is below 3e-18 and left at zero.
@@ -163,7 +159,7 @@ def _draw_skeleton(centers: Sequence[Sequence[int]], visible: Sequence[bool], si
     import cv2
 
     canvas = np.zeros((*size, 3), dtype=np.uint8)
-    for (start, end), color in zip(LIMBS, _LIMB_COLORS, strict=False):
+    for (start, end), color in zip(LIMBS, BONE_COLORS, strict=True):
         if visible[start] and visible[end]:
             cv2.line(canvas, centers[start], centers[end], color, 2, cv2.LINE_AA)
     for center, color, seen in zip(centers, JOINT_COLORS, visible, strict=True):
