@@ -227,6 +227,23 @@ def test_frames_of_another_adapter_are_not_taken(poses, tmp_path):
         pipe.set_adapters("one", 1.0)
 
 
+def test_frames_of_a_model_compiled_since_are_taken(poses, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    (path,) = render(pipe, poses[:1], tmp_path / "frames")
+    before = path.stat().st_mtime_ns
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    assert render(pipe, poses[:1], tmp_path / "frames") == [path]
+    assert path.stat().st_mtime_ns == before
+
+
+def test_frames_of_other_numpy_settings_are_not_taken(pipe, poses, tmp_path):
+    render(pipe, poses[:1], tmp_path / "frames", guidance_scale=np.float32(2))
+    render(pipe, poses[:1], tmp_path / "frames", guidance_scale=2.0)
+    with pytest.raises(ValueError, match="another sequence, source, model or setting"):
+        render(pipe, poses[:1], tmp_path / "frames", guidance_scale=np.float32(3))
+
+
 def test_pictures_as_poses_are_resumed(pipe, poses, tmp_path):
     poses[0].draw().save(tmp_path / "pose.png")
     pipe.pose_estimator = lambda image: [Keypoints.from_skeleton(image)]

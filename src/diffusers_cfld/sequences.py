@@ -21,7 +21,7 @@ import torch
 from .file_writing import replacing, write_file
 from .keypoint_parsing import Size
 from .keypoints import Keypoints
-from .models.attention_processor import uncompiled
+from .models.compilation import uncompiled
 from .pipelines.plain_call import plain_call
 from .pose_estimation.base import read_poses
 
@@ -322,15 +322,15 @@ def _digest(pipe: CFLDPipeline, inputs: Sequence[torch.Tensor], poses: Sequence[
     for tensor in inputs:
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     for part, component in pipe.components.items():
-        for name, weight in component.named_parameters() if isinstance(component, torch.nn.Module) else ():
+        if not isinstance(component, torch.nn.Module):
+            continue
+        for name, weight in uncompiled(component).named_parameters():
             digest.update(f"{part}.{name}{tuple(weight.shape)}".encode())
             if not weight.is_meta:  # as under sequential offloading, where the shapes have to do
                 digest.update(weight.detach().flatten()[::997].float().cpu().numpy().tobytes())
     for pose in poses:
-        if isinstance(pose, Keypoints):
-            digest.update(repr(pose.size).encode() + pose.to_array().tobytes())
-        else:
-            digest.update(np.asarray(pose).tobytes() if _is_array(pose) else repr(pose).encode())
+        numbers = [pose.size, pose.to_array()] if isinstance(pose, Keypoints) else pose
+        digest.update(_describe(numbers).encode())
     scheduler = {**dict(pipe.scheduler.config), "class": type(pipe.scheduler).__name__}
     for name, module in uncompiled(pipe.unet).named_modules():
         # How strongly LoRAs and IP-Adapters act, and which of them, is no weight.
@@ -347,18 +347,16 @@ def _describe(value: Any) -> str:
         return f"[{', '.join(map(_describe, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_describe(value[key])}' for key in sorted(value, key=str))}}}"
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, PIL.Image.Image):
         value = np.asarray(value)
-    if _is_array(value):
+    if isinstance(value, (np.ndarray, torch.Tensor)):
         content = value.detach().float().cpu().numpy() if isinstance(value, torch.Tensor) else value
         return f"{content.shape} {hashlib.sha256(np.ascontiguousarray(content).tobytes()).hexdigest()}"
     return type(value).__name__  # whose text may differ from run to run
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, torch.Tensor))
 
 
 def _write_gif(frames: Sequence[str | os.PathLike[str]], path: Path, frames_per_second: float) -> None:

@@ -150,6 +150,8 @@ def test_a_compiled_unet_is_watched_and_shared(in_place):
     with record_attention(pipe) as recorder:
         call(pipe)
     expected = recorder.mean_maps()
+    options = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 2}
+    shown = guidance_pictures(pipe, **options, generator=torch.manual_seed(0))
     if in_place:
         pipe.unet.compile(backend="eager")
     else:
@@ -159,6 +161,11 @@ def test_a_compiled_unet_is_watched_and_shared(in_place):
     with record_attention(pipe) as recorder:
         call(pipe)
     torch.testing.assert_close(recorder.mean_maps(), expected)
+    again = guidance_pictures(pipe, **options, generator=torch.manual_seed(0))
+    assert [pictures.step for pictures in again] == [pictures.step for pictures in shown]
+    for before, after in zip(shown, again, strict=True):
+        difference = np.asarray(before.guided, dtype=int) - np.asarray(after.guided, dtype=int)
+        assert np.abs(difference).max() <= 1
     torch._dynamo.reset()
 
 
@@ -383,3 +390,5 @@ def test_inversion_leaves_the_pipeline_as_it_was(pipe):
     assert pipe.scheduler is scheduler
     with pytest.raises(TypeError, match="`image` must be a PIL image, got str"):
         invert(pipe, "photo.jpg", tiny_pose())
+    with pytest.raises(ValueError, match="must be the one pose of the person in the picture, got 0"):
+        invert(pipe, picture, [])

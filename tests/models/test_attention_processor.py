@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import (
     FusedAttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from testing_utils import UNET_CONFIG, fill, relative_error
+from testing_utils import UNET_CONFIG, fill, ip_adapter, relative_error
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from diffusers_cfld import HybridGranularityAttnProcessor, hybrid_granularity_attention, query_bias_to_tokens
@@ -678,22 +678,7 @@ def add_lora(unet):
 
 
 def add_ip_adapter(unet):
-    generator = torch.Generator().manual_seed(3)
-    attention, key = {}, 1
-    for name, processor in unet.attn_processors.items():
-        if ".attn2." in name:
-            assert isinstance(processor, AttnProcessor2_0)
-            width = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
-            for part in ("k", "v"):
-                attention[f"{key}.to_{part}_ip.weight"] = torch.randn(width, 48, generator=generator) / 4
-            key += 2
-    projection = {
-        "proj.weight": torch.randn(4 * 48, 16, generator=generator),
-        "proj.bias": torch.randn(4 * 48, generator=generator),
-        "norm.weight": torch.ones(48),
-        "norm.bias": torch.zeros(48),
-    }
-    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": attention}])
+    unet._load_ip_adapter_weights([ip_adapter(unet, seed=3)])
 
 
 @torch.no_grad()

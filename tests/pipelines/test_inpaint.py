@@ -418,6 +418,10 @@ def test_given_noise_is_that_of_all_regions(pipe, reference):
     for latents in (noise, noise, -noise):
         pictures += edit(pipe, **{**options, "generator": torch.manual_seed(0)}, latents=latents)
     assert pictures[0] == pictures[1] != pictures[2]
+    with pytest.raises(ValueError, match=r"`latents` must have shape \(1, 4, 16, 16\), got \(2, 4, 16, 16\)"):
+        edit(pipe, **options, latents=noise.repeat(2, 1, 1, 1))
+    with pytest.raises(TypeError, match="`latents` must be a tensor, got str"):
+        edit(pipe, **options, latents="noise")
 
 
 def test_an_ip_adapter_acts_in_the_regions(reference):

@@ -337,6 +337,8 @@ class TestBatches:
         assert torch.equal(run(pipe, image=None, appearance=appearance, pose=pose), run(pipe))
         assert pipe.encode_appearance(appearance) is appearance
         assert pipe.encode_pose(pose) is pose
+        encoder = CFLDPipeline(**{**pipe.components, "unet": None})
+        assert encoder.encode_pose(pose) is pose
 
     def test_encoded_conditions_are_not_modified(self, pipe):
         appearance, pose = pipe.encode_appearance(tiny_image()), pipe.encode_pose(tiny_pose())

@@ -184,7 +184,7 @@ def naming_options(prefix: str = "pose") -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        text = re.sub(r"`person=(\d+)`(?: to `(\d+)`)?", rf"--{prefix}-person \1 to \2", str(error))
+        text = re.sub(r"`person=(\d+)` to `(\d+)`", rf"--{prefix}-person \1 to \2", str(error))
         text = text.replace("`row=` and its name", f"--{prefix}-row and its name")
         text = text.replace("`size=(height, width)`", "--pose-frame HEIGHT WIDTH")
         raise ValueError(text) from error

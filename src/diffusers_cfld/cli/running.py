@@ -99,7 +99,7 @@ def output_size(pipe: CFLDPipeline, args: argparse.Namespace) -> tuple[int, int]
     """
     if args.output_size:
         return tuple(args.output_size)
-    frame = pipe.pose_processor.config["frame"]
+    frame = pipe.photo_shape
     if args.height or args.width or frame is None:
         return None
     height, _ = pipe.target_size

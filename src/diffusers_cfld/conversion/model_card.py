@@ -46,7 +46,7 @@ pipe = CFLDPipeline.from_pretrained("{location}"{load_options}, dtype=torch.floa
 image = pipe(image=photo, pose=keypoints, num_inference_steps=50, guidance_scale=2.0).images[0]
 ```
 
-`photo` is a PIL image, `keypoints` are those above. {scheduler_line}any scheduler of diffusers can take its place.
+`photo` is a PIL image, `keypoints` are those above. {scheduler_line}
 {provenance}
 {about_weights}
 ## Citation
@@ -165,7 +165,7 @@ def create_model_card(
         target_height=target_size[0],
         target_width=target_size[1],
         dtype_line=f"\n- **Weights:** {dtype}." if dtype else "",
-        scheduler_line=f"The scheduler is `{scheduler}`; " if scheduler else "",
+        scheduler_line=f"The scheduler is `{scheduler}`; any of diffusers can take its place." if scheduler else "",
         location=location,
         load_options=f', variant="{variant}"' if variant else "",
         provenance=_describe_source(source_files),

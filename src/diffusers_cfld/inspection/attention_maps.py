@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.models.attention_processor import Attention
 
 from ..guidance import GuidanceBranch, guidance_weights
-from ..models.attention_processor import HybridGranularityAttnProcessor, uncompiled
+from ..models.attention_processor import HybridGranularityAttnProcessor
+from ..models.compilation import running_uncompiled, uncompiled
 from ..models.fitting import halve_size
 from ..pipelines.pipeline_output import Appearance
 
@@ -183,9 +184,7 @@ def record_attention(pipe: CFLDPipeline, layer_names: list[str] | None = None) -
         for name in names
     ]
     try:
-        # Compiled code would not run the hooks.
-        is_compiled = unet is not pipe.unet or any(module._compiled_call_impl for module in unet.modules())
-        with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+        with running_uncompiled(pipe.unet):
             yield recorder
     finally:
         for hook in hooks:

@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 
 from ..guidance import GuidanceBranch, combine_guidance, guidance_weights
+from ..models.compilation import running_uncompiled
 from ..pipelines.plain_call import plain_call
 
 if TYPE_CHECKING:
@@ -115,18 +116,19 @@ def guidance_pictures(
         )
         pictures.append(GuidancePictures(step, float(timestep), *images))
 
-    hook = pipe.unet.register_forward_hook(watch, with_kwargs=True)
-    try:
-        plain_call(
-            pipe,
-            num_inference_steps=num_inference_steps,
-            pose_guidance_scale=pose_scale,
-            appearance_guidance_scale=appearance_scale,
-            output_type="latent",
-            **kwargs,
-        )
-    finally:
-        hook.remove()
+    with running_uncompiled(pipe.unet) as unet:
+        hook = unet.register_forward_hook(watch, with_kwargs=True)
+        try:
+            plain_call(
+                pipe,
+                num_inference_steps=num_inference_steps,
+                pose_guidance_scale=pose_scale,
+                appearance_guidance_scale=appearance_scale,
+                output_type="latent",
+                **kwargs,
+            )
+        finally:
+            hook.remove()
     return pictures
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
+
+from .compilation import uncompiled
 
 # Putting on and taking off is check-then-set on a U-Net that several pipelines may share.
 _installation_lock = threading.Lock()
@@ -125,19 +126,6 @@ _SHARED_BY_THREADS = (
     "This U-Net is in use by another thread whose query biases are on its layers: give each thread a U-Net of its "
     "own, or run the calls one after another."
 )
-
-
-def uncompiled(module: nn.Module) -> nn.Module:
-    """Look inside what `torch.compile` returned, where layers have their own names.
-
-    Args:
-        module: Compiled or not.
-
-    Returns:
-        The module itself; its weights are those of the compiled one.
-    """
-    inner: nn.Module = module._orig_mod if is_compiled_module(module) else module  # type: ignore[assignment]
-    return inner
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..models.attention_processor import uncompiled
+from ..models.compilation import uncompiled
 from .pipeline_output import PoseFeatures
 
 
@@ -76,11 +76,13 @@ def check_pose_features(features: PoseFeatures, unet: Any) -> None:
 
     Args:
         features: The encoded poses.
-        unet: U-Net.
+        unet: U-Net; without one nothing is checked.
 
     Raises:
         ValueError: They are not.
     """
+    if unet is None:
+        return
     channels = tuple(residual.shape[1] for residual in features.residuals.values())
     expected = tuple(unet.config.block_out_channels[: len(channels)])
     if channels != expected:

@@ -466,13 +466,12 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
 
     def _read_reference_pose(self, pose: Any, size: tuple[int, int]) -> Any:
         """The one pose of the person in a picture of (height, width), which has to be measured on that picture."""
-        if isinstance(pose, PoseFeatures):
-            count = len(pose)
-        else:
-            items = split_poses(read_poses(pose, self.pose_estimator, shape=None))
-            count, pose = len(items), items[0]
-        if count != 1:
-            raise ValueError(f"`pose` must be the one pose of the person in the picture, got {count}.")
+        poses: Any = pose
+        if not isinstance(pose, PoseFeatures):
+            poses = split_poses(read_poses(pose, self.pose_estimator, shape=None))
+        if len(poses) != 1:
+            raise ValueError(f"`pose` must be the one pose of the person in the picture, got {len(poses)}.")
+        (pose,) = [pose] if isinstance(pose, PoseFeatures) else poses
         if isinstance(pose, PoseFeatures) or is_pose_map(pose):
             return pose
         keypoints = Keypoints.from_any(pose)

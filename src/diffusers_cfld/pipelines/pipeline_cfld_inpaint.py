@@ -204,7 +204,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 eta=eta,
                 generator=_share_noise(generator, len(masks), num_images_per_prompt),
-                latents=None if latents is None else latents.repeat(len(masks), 1, 1, 1),
+                latents=latents,
                 appearance=sources,
                 ip_adapter_image=ip_adapter_image,
                 ip_adapter_image_embeds=ip_adapter_image_embeds,
@@ -244,7 +244,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
             dtype: Of the result.
             device: Of the result.
             generator: One for the batch, or a list with one per sample.
-            latents: (B, C, h, w) standard-normal noise to start from instead of drawing some.
+            latents: Standard-normal noise to start from instead of drawing some, (images, C, h, w) for all regions.
 
         Returns:
             (B, C, h, w) with h = height / `vae_scale_factor`.
@@ -252,12 +252,14 @@ class CFLDInpaintPipeline(CFLDPipeline):
         Raises:
             ValueError: As [`CFLDPipeline.prepare_latents`].
         """
-        noise = super().prepare_latents(batch_size, height, width, dtype, device, generator, latents)
         if self._edit is None:
-            return noise
-        noise = noise / self.scheduler.init_noise_sigma
+            return super().prepare_latents(batch_size, height, width, dtype, device, generator, latents)
         num_images = batch_size // len(self._edit.masks)
-        self._edit.noise = noise[:num_images]
+        if latents is None:
+            noise = super().prepare_latents(batch_size, height, width, dtype, device, generator)
+        else:
+            noise = super().prepare_latents(num_images, height, width, dtype, device, None, latents)
+        self._edit.noise = noise[:num_images] / self.scheduler.init_noise_sigma
         noise = self._edit.noise.repeat(len(self._edit.masks), 1, 1, 1)
         if self._edit.strength == 1:
             return noise * self.scheduler.init_noise_sigma
