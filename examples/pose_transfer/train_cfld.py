@@ -166,7 +166,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--snr_gamma", type=float, default=None, help="Min-SNR weighting of the loss; off if not given."
     )
-    group.add_argument("--reconstruction_loss_weight", type=float, default=1.0, help="0 trains the transfer only.")
+    group.add_argument(
+        "--reconstruction_loss_weight", type=float, default=1.0, help="0 trains the transfer only, in less time."
+    )
     group.add_argument("--transfer_loss_weight", type=float, default=1.0)
 
     group = parser.add_argument_group("optimisation")
@@ -236,6 +238,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.unet_lora_rank is not None and args.train_unet == "all":
         parser.error("--unet_lora_rank trains a LoRA instead of weights of the U-Net: leave out --train_unet all.")
+    if not args.reconstruction_loss_weight and not args.transfer_loss_weight:
+        parser.error("--reconstruction_loss_weight and --transfer_loss_weight are both 0: nothing would be learned.")
     if args.push_to_hub and args.report_to == "wandb" and args.hub_token:
         parser.error("--hub_token would be logged by wandb: log in with `hf auth login` instead.")
     is_index = Path(args.train_data_dir, SHARD_INDEX).is_file()
@@ -410,9 +414,15 @@ def training_loss(
         timesteps = uniform_timesteps(random.timestep_uniform, num_timesteps)
     noisy_latents = noise_scheduler.add_noise(doubled.latents, random.noise, timesteps)
     drop_mask = random.drop_uniform < args.condition_dropout_prob
-
-    prediction = model(batch["source_image"], doubled.pose_map, noisy_latents, timesteps, drop_mask)
     target = prediction_target(noise_scheduler, doubled.latents, random.noise, timesteps)
+
+    # What weighs nothing need not be predicted.
+    half = len(batch["index"])
+    asked = slice(0 if args.reconstruction_loss_weight else half, None if args.transfer_loss_weight else half)
+    prediction = target.clone()
+    prediction[asked] = model(
+        batch["source_image"], doubled.pose_map[asked], noisy_latents[asked], timesteps[asked], drop_mask[asked]
+    ).to(prediction.dtype)
     weights = None
     if args.snr_gamma is not None:
         weights = min_snr_weights(

@@ -20,7 +20,7 @@ from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_comp
 
 from diffusers_cfld import CFLDPipeline, SwinImageEncoder
 from diffusers_cfld.data import load_pairs, write_shards
-from diffusers_cfld.training import scaled_learning_rate
+from diffusers_cfld.training import CFLDTrainingModule, scaled_learning_rate
 
 SCRIPT = EXAMPLES / "pose_transfer" / "train_cfld.py"
 
@@ -326,6 +326,33 @@ def test_options_of_the_objective(script, start, data, tmp_path):
     assert torch.equal(weights["frozen"], CFLDPipeline.from_pretrained(start).pose_adapter.conv_in.weight)
     scheduler = CFLDPipeline.from_pretrained(tmp_path / "velocity").scheduler
     assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_what_weighs_nothing_is_not_predicted(script, steady_start, data, tmp_path, monkeypatch):
+    forward, sizes = CFLDTrainingModule.forward, []
+
+    def counted(module, source_image, pose_map, *args):
+        sizes.append((source_image.shape[0], pose_map.shape[0]))
+        return forward(module, source_image, pose_map, *args)
+
+    monkeypatch.setattr(CFLDTrainingModule, "forward", counted)
+    runs = {
+        "nearly-all": ["--reconstruction_loss_weight=1e-9"],
+        "transfer": ["--reconstruction_loss_weight=0"],
+        "reconstruction": ["--transfer_loss_weight=0"],
+    }
+    for name, options in runs.items():
+        AcceleratorState._reset_state(True)
+        train(script, steady_start, data, tmp_path / name, *GRADIENT_SIZED_STEPS, *options)
+    assert sizes == [(2, 4), (2, 2), (2, 2)]
+    nearly_all, transfer, reconstruction = (tmp_path / name / "checkpoint-1" for name in runs)
+    assert_moved_alike(steady_start, nearly_all, transfer)
+    assert not torch.equal(
+        trained_weights(transfer)["pose_adapter.conv_in.weight"],
+        trained_weights(reconstruction)["pose_adapter.conv_in.weight"],
+    )
+    with pytest.raises(SystemExit):
+        train(script, steady_start, data, tmp_path / "none", *runs["transfer"], *runs["reconstruction"])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(script, start, data, tmp_path):
