@@ -114,11 +114,12 @@ def main(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps(table, indent=1) + "\n")
     if args.grid:
         columns = []
-        for number in range(12):
+        for number in range(min(12, args.num_pairs)):
             pose = np.asarray(poses[number].draw())
             pictures = (sources[number], pose, first_results[number], truths[number])
             columns.append(np.concatenate([resize(picture, (256, 176)) for picture in pictures]))
-        halves = [np.concatenate(columns[first : first + 6], axis=1) for first in (0, 6)]
+        columns += [np.full_like(columns[0], 255)] * (-len(columns) % 6)
+        halves = [np.concatenate(columns[first : first + 6], axis=1) for first in range(0, len(columns), 6)]
         PIL.Image.fromarray(np.concatenate(halves)).save(args.grid)
 
 

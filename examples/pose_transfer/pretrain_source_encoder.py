@@ -9,7 +9,6 @@ thrown away.
 """
 
 import argparse
-import json
 import logging
 import multiprocessing
 import time
@@ -117,7 +116,7 @@ def load_person(
     """Pictures and coverages of a person's first poses."""
     found = []
     for pose in range(num_poses):
-        picture = PIL.Image.open(folder / f"{number:06d}_{pose:02d}.png").convert("RGB")
+        picture = PIL.Image.open(folder / f"{people.first_identity + number:06d}_{pose:02d}.png").convert("RGB")
         pixels = np.asarray(picture.resize(size[::-1], PIL.Image.Resampling.BICUBIC))
         found.append((pixels, coverage(people.identity(number), people.pose(number, pose), size)))
     return found
@@ -207,14 +206,12 @@ def main(args: argparse.Namespace) -> None:
     label_heads, cell_heads = LabelHeads(decoder.config.dim), CellHeads(encoder.feature_channels)
 
     root = Path(args.train_data_dir)
-    settings = json.loads((root / "drawn_figures.json").read_text())
-    people = DrawnFigures(
-        settings["num_identities"],
-        settings["poses_per_identity"],
-        tuple(settings["size"]),
-        settings["seed"],
-        first_identity=settings["first_identity"],
-    )
+    people = DrawnFigures.from_folder(root)
+    if not 1 <= args.poses_per_identity <= people.poses_per_identity:
+        raise SystemExit(
+            f"--poses_per_identity must be from 1 to the {people.poses_per_identity} of {root}, got "
+            f"{args.poses_per_identity}."
+        )
     load = partial(
         load_person,
         people=people,

@@ -41,7 +41,7 @@ class PictureFolder(Dataset):
         if not files:
             raise SystemExit(f"There is no .png or .jpg under {folder!r}.")
         stride = 1 if max_samples is None else max(1, len(files) // max_samples)
-        self.files = files[::stride]
+        self.files = files[::stride][:max_samples]
         self.size = size
         self.pictures: dict[int, torch.Tensor] = {}
 
@@ -167,7 +167,9 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     step = 0
-    checkpoint = output / "checkpoint"
+    checkpoint, former = output / "checkpoint", output / "checkpoint.old"
+    if former.exists() and not checkpoint.exists():
+        os.replace(former, checkpoint)  # killed between the two moves below
     if args.resume_from_checkpoint and (checkpoint / "step.json").exists():
         accelerator.load_state(str(checkpoint))
         step = json.loads((checkpoint / "step.json").read_text())["step"]
@@ -203,8 +205,11 @@ def main(args: argparse.Namespace) -> None:
             shutil.rmtree(partial, ignore_errors=True)
             accelerator.save_state(str(partial))
             (partial / "step.json").write_text(json.dumps({"step": step}))
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
+            if checkpoint.exists():
+                os.replace(checkpoint, former)
             os.replace(partial, checkpoint)
+            shutil.rmtree(former, ignore_errors=True)
 
     vae.eval()
     sample = torch.stack([dataset[index] for index in range(0, len(dataset), max(1, len(dataset) // 256))])

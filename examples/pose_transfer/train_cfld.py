@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     gather_object,
     send_to_device,
@@ -76,6 +78,7 @@ from diffusers_cfld.training import (
     prediction_target,
     sample_latents,
     sample_pair_randomness,
+    scaled_learning_rate,
     trainable_parameters,
     uniform_timesteps,
 )
@@ -85,6 +88,7 @@ logger = get_logger("train_cfld", log_level="INFO")
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SWIN = "swin_base_patch4_window12_384.ms_in22k_ft_in1k"
 PARTS = ("unet", "source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
+PIPELINE_FILES = ("model_index.json", "README.md", "pytorch_lora_weights.safetensors")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -240,13 +244,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--unet_lora_rank trains a LoRA instead of weights of the U-Net: leave out --train_unet all.")
     if not args.reconstruction_loss_weight and not args.transfer_loss_weight:
         parser.error("--reconstruction_loss_weight and --transfer_loss_weight are both 0: nothing would be learned.")
-    if args.push_to_hub and args.report_to == "wandb" and args.hub_token:
-        parser.error("--hub_token would be logged by wandb: log in with `hf auth login` instead.")
+    if args.push_to_hub and args.hub_token and ("wandb" in args.report_to or args.report_to == "all"):
+        parser.error("wandb logs the command line with its --hub_token: log in with `hf auth login` instead.")
+    check_numbers(parser, args)
     is_index = Path(args.train_data_dir, SHARD_INDEX).is_file()
     if args.dataset_format == "auto" and (is_index or "://" in args.train_data_dir):
         args.dataset_format = "shards"
-    if args.num_validation_pairs < 1:
-        parser.error(f"--num_validation_pairs must be at least 1, got {args.num_validation_pairs}.")
     if args.dataset_format == "shards":
         for name in ("cache_latents", "max_train_samples"):
             if getattr(args, name):
@@ -254,6 +257,33 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         if args.validation_steps and not args.validation_data_dir:
             parser.error("--validation_steps needs --validation_data_dir when the training data is in shards.")
     return args
+
+
+def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    least = dict.fromkeys(("lr_warmup_steps", "dataloader_num_workers", "seed"), 0)
+    counts = (
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "num_train_epochs",
+        "max_train_steps",
+        "max_train_samples",
+        "unet_lora_rank",
+        "unet_lora_alpha",
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "validation_steps",
+        "num_validation_pairs",
+        "validation_inference_steps",
+    )
+    for name, bound in {**least, **dict.fromkeys(counts, 1)}.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            parser.error(f"--{name} must be at least {bound}, got {value}.")
+    for name in ("condition_dropout_prob", "flip_source_prob"):
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f"--{name} must be from 0 to 1, got {getattr(args, name)}.")
+    if args.max_grad_norm is not None and not args.max_grad_norm > 0:
+        parser.error(f"--max_grad_norm must be above 0, got {args.max_grad_norm}: without it nothing is clipped.")
 
 
 def load_components(args: argparse.Namespace) -> dict[str, Any]:
@@ -310,7 +340,11 @@ def make_pipeline(args: argparse.Namespace, components: dict[str, Any], pairs: l
         shape = picture.height, picture.width
         break
     if shape is None:
-        return CFLDPipeline(**components)
+        # Shards do not tell the photos' shape: that of the model which is trained on stays.
+        start = DiffusionPipeline.load_config(args.pretrained_model_name_or_path, revision=args.revision)
+        shape = start.get("frame_height"), start.get("frame_width")
+        if None in shape:
+            return CFLDPipeline(**components)
     return CFLDPipeline(**components, frame_height=shape[0], frame_width=shape[1])
 
 
@@ -370,7 +404,20 @@ def begin_epoch(loader: DataLoader, epoch: int, first_batch: int) -> None:
         loader.sampler.resume(epoch, first_batch * loader.batch_size)
 
 
-def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae: AutoencoderKL, pairs: list, size: tuple):
+def autocast(accelerator: Accelerator) -> torch.autocast:
+    """Mixed precision for what runs beside the training step; accelerate's own does nothing under DeepSpeed."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    return torch.autocast(accelerator.device.type, dtype, enabled=dtype is not None)
+
+
+def cache_latents(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    vae: AutoencoderKL,
+    pairs: list,
+    size: tuple[int, int],
+    report: SkipReport,
+) -> tuple[LatentCache, list]:
     """Encode every picture once; the main process writes, the others wait and read."""
     names = unique_images(pairs)
     folder = args.latent_cache_dir or os.path.join(args.output_dir, "latents")
@@ -386,9 +433,17 @@ def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae: Autoe
                 worker_init_fn=init_worker,
             )
             for batch in tqdm(loader, desc="Encoding"):
-                cache.append(encode_moments(vae, batch["pixel_values"]), [name for name, _ in batch["skipped"]])
-    unreadable = set(cache.unreadable)
-    return cache, [pair for pair in pairs if not unreadable & {pair.source, pair.target}]
+                with autocast(accelerator):
+                    moments = encode_moments(vae, batch["pixel_values"])
+                cache.append(moments, dict(batch["skipped"]))
+    if cache.num_encoded < len(names):
+        raise SystemExit(
+            f"{folder} has the latents of {cache.num_encoded} of {len(names)} pictures in process "
+            f"{accelerator.process_index}: all machines must reach the folder in which the first one writes them."
+        )
+    if accelerator.is_main_process:
+        report.update(cache.unreadable.items())
+    return cache, [pair for pair in pairs if not cache.unreadable.keys() & {pair.source, pair.target}]
 
 
 def training_loss(
@@ -420,8 +475,13 @@ def training_loss(
     half = len(batch["index"])
     asked = slice(0 if args.reconstruction_loss_weight else half, None if args.transfer_loss_weight else half)
     prediction = target.clone()
+    dtype = next(model.parameters()).dtype  # not float32 under DeepSpeed, which casts the models but not what they get
     prediction[asked] = model(
-        batch["source_image"], doubled.pose_map[asked], noisy_latents[asked], timesteps[asked], drop_mask[asked]
+        batch["source_image"].to(dtype),
+        doubled.pose_map[asked].to(dtype),
+        noisy_latents[asked].to(dtype),
+        timesteps[asked],
+        drop_mask[asked],
     ).to(prediction.dtype)
     weights = None
     if args.snr_gamma is not None:
@@ -477,7 +537,7 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
     rows, psnr = [], []
     for number, pair in enumerate(pairs):
         source, target = (PIL.Image.open(path).convert("RGB") for path in (pair.source, pair.target))
-        with torch.autocast(accelerator.device.type, enabled=accelerator.mixed_precision != "no"):
+        with autocast(accelerator):
             result = pipeline(
                 image=source,
                 pose=pair.target_keypoints,
@@ -495,7 +555,8 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
     PIL.Image.fromarray(grid).save(folder / f"step-{step:07d}.png")
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
-            tracker.log_images({"validation": grid[None]}, step=step)
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": grid[None]}, step=step, **options)
     mean = sum(psnr) / len(psnr)
     accelerator.log({"validation_psnr": mean}, step=step)
     logger.info("Step %d: PSNR of %d validation pairs %.2f dB.", step, len(psnr), mean)
@@ -514,7 +575,11 @@ def save_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, 
             names = trainable_parameters(module)
             averages = (tensor.contiguous() for tensor in ema.shadow_params)
             save_file(dict(zip(names, averages, strict=True)), partial / "ema.safetensors")
-        state = {"step": step, "ema_step": None if ema is None else ema.optimization_step}
+        state = {
+            "step": step,
+            "ema_step": None if ema is None else ema.optimization_step,
+            "batches": describe_batches(args, accelerator),
+        }
         (partial / "trainer_state.json").write_text(json.dumps(state))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
@@ -523,6 +588,25 @@ def save_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, 
                 shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def describe_batches(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, int]:
+    """What the place of a step in the data depends on."""
+    names = ("train_batch_size", "gradient_accumulation_steps", "seed")
+    batches = {"num_processes": accelerator.num_processes, **{name: getattr(args, name) for name in names}}
+    if args.dataset_format == "shards":
+        batches["dataloader_num_workers"] = args.dataloader_num_workers
+    return batches
+
+
+def collect_report(accelerator: Accelerator, report: SkipReport) -> None:
+    """Bring what all processes skipped to the main one, whose report is the one that is saved and told."""
+    others = gather_object([report.state_dict()])[1:]
+    if accelerator.is_main_process:
+        for state in others:
+            report.merge(state)
+    else:
+        report.load_state_dict(SkipReport().state_dict())
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -544,10 +628,26 @@ def load_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, 
             raise SystemExit(f"--resume_from_checkpoint must be latest or a checkpoint's folder, got {str(folder)!r}.")
     accelerator.load_state(str(folder))
     state = json.loads((folder / "trainer_state.json").read_text())
-    if ema is not None and (folder / "ema.safetensors").exists():
+    # A checkpoint stands between two steps, also one that was left in the middle of an accumulation.
+    accelerator.step = state["step"] * args.gradient_accumulation_steps
+    has_averages = (folder / "ema.safetensors").exists()
+    if ema is not None and has_averages:
         averages = load_file(folder / "ema.safetensors")
         ema.shadow_params = [averages[name].to(p.device) for name, p in trainable_parameters(module).items()]
         ema.optimization_step = state["ema_step"]
+    elif ema is not None:
+        logger.warning("%s has no averages: --use_ema begins them anew from its weights.", folder)
+        ema.shadow_params = [p.detach().clone() for p in trainable_parameters(module).values()]
+    elif has_averages:
+        logger.warning("%s has averages, which are lost without --use_ema.", folder)
+    batches = describe_batches(args, accelerator)
+    if state.get("batches", batches) != batches:
+        logger.warning(
+            "%s was made with %s, this run has %s: other pairs come next than would have come.",
+            folder,
+            state["batches"],
+            batches,
+        )
     logger.info("Resuming from %s.", folder)
     return state["step"]
 
@@ -574,7 +674,6 @@ def make_module(args: argparse.Namespace, components: dict[str, Any]) -> CFLDTra
     module = CFLDTrainingModule(
         **{name: components[name] for name in PARTS}, dropped_conditions=args.dropped_conditions
     )
-    module.train()
     module.set_trainable(unet="none" if args.unet_lora_rank else args.train_unet)
     for name in args.freeze:
         module.parts[name].requires_grad_(False)
@@ -585,13 +684,22 @@ def make_module(args: argparse.Namespace, components: dict[str, Any]) -> CFLDTra
         module.enable_gradient_checkpointing()
     if args.channels_last:
         module.to(memory_format=torch.channels_last)
+    set_train_mode(args, module)
     return module
+
+
+def set_train_mode(args: argparse.Namespace, module: CFLDTrainingModule) -> None:
+    module.train()
+    for name in args.freeze:
+        module.parts[name].eval()
 
 
 def make_optimizer(
     args: argparse.Namespace, module: CFLDTrainingModule, total_batch_size: int
 ) -> torch.optim.Optimizer:
-    learning_rate = args.learning_rate * (total_batch_size if args.scale_lr else 1)
+    learning_rate = args.learning_rate
+    if args.scale_lr:
+        learning_rate = scaled_learning_rate(total_batch_size, learning_rate)
     optimizer_class = torch.optim.AdamW
     if args.use_8bit_adam:
         try:
@@ -607,7 +715,7 @@ def make_optimizer(
 
 
 def make_lr_scheduler(
-    args: argparse.Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: int, max_train_steps: int
+    args: argparse.Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: float, max_train_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if args.lr_scheduler != "cfld":
         return get_scheduler(
@@ -632,10 +740,13 @@ def stop_at_nan(
     """Leave a checkpoint, unless the weights are broken, and end the run."""
     if all(torch.isfinite(parameter).all() for parameter in trainable_parameters(module).values()):
         checkpoint = save_checkpoint(args, accelerator, module, ema, step)
-        raise SystemExit(f"{what} after {step} steps; the weights that gave it are in {checkpoint}.")
-    good = list_checkpoints(Path(args.output_dir))
-    where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    raise SystemExit(f"{what} after {step} steps, and the weights are not finite either; {where}.")
+        where = f"; the weights that gave it are in {checkpoint}"
+    else:
+        good = list_checkpoints(Path(args.output_dir))
+        where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+        where = f", and the weights are not finite either; {where}"
+    accelerator.end_training()
+    raise SystemExit(f"{what} after {step} steps{where}.")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -649,7 +760,11 @@ def main(args: argparse.Namespace) -> None:
         ),
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(str(output), str(output / args.logging_dir)),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # The others wait while the first process fills the cache, for longer than is the default.
+            *([InitProcessGroupKwargs(timeout=timedelta(days=1))] if args.cache_latents else []),
+        ],
     )
     is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if is_sharded and (args.use_ema or args.validation_steps or args.unet_lora_rank):
@@ -661,6 +776,12 @@ def main(args: argparse.Namespace) -> None:
     set_seed(args.seed)
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
+    if list_checkpoints(output) and not args.resume_from_checkpoint:
+        raise SystemExit(
+            f"{output} has checkpoints of another run: go on from them with --resume_from_checkpoint latest, or name "
+            "another --output_dir."
+        )
+    accelerator.wait_for_everyone()
     repo_id = None
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
@@ -673,8 +794,7 @@ def main(args: argparse.Namespace) -> None:
     components = load_components(args)
     vae, noise_scheduler = components["vae"], components["scheduler"]
     module = make_module(args, components)
-    weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    vae.requires_grad_(False).to(accelerator.device, weight_dtype)
+    vae.requires_grad_(False).to(accelerator.device)
     pipeline = CFLDPipeline(**components)
 
     # 2. Data
@@ -700,7 +820,7 @@ def main(args: argparse.Namespace) -> None:
         pairs = load_pairs(args.train_data_dir, args.dataset_format, report=report)[: args.max_train_samples]
         validation_pairs = pairs
         if args.cache_latents:
-            cache, pairs = cache_latents(args, accelerator, vae, pairs, image_size)
+            cache, pairs = cache_latents(args, accelerator, vae, pairs, image_size, report)
         dataset = PosePairDataset(
             pairs,
             **sizes,
@@ -726,8 +846,13 @@ def main(args: argparse.Namespace) -> None:
     accumulation = args.gradient_accumulation_steps
     total_batch_size = args.train_batch_size * accelerator.num_processes * accumulation
     max_train_steps = args.max_train_steps or args.num_train_epochs * batches_per_epoch // accumulation
+    if max_train_steps < 1:
+        raise SystemExit(
+            f"{args.num_train_epochs} epochs of {batches_per_epoch} batches make no step of {accumulation}: lower "
+            "--gradient_accumulation_steps."
+        )
     optimizer = make_optimizer(args, module, total_batch_size)
-    lr_scheduler = make_lr_scheduler(args, optimizer, max(1, batches_per_epoch // accumulation), max_train_steps)
+    lr_scheduler = make_lr_scheduler(args, optimizer, batches_per_epoch / accumulation, max_train_steps)
 
     # 4. Processes and checkpoints
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -740,14 +865,18 @@ def main(args: argparse.Namespace) -> None:
     model, optimizer = accelerator.prepare(module, optimizer)
     # Not prepared, because it would step once per process; it has to be in the checkpoints all the same.
     accelerator.register_for_checkpointing(lr_scheduler, report)
+    accelerator.register_save_state_pre_hook(lambda *_: collect_report(accelerator, report))
     if not is_sharded:
         use_lean_checkpoints(accelerator, module)
     trained = list(trainable_parameters(module).values())
     ema = EMAModel(trained, decay=args.ema_decay, foreach=True) if args.use_ema else None
-    accelerator.init_trackers(args.tracker_project_name, config={k: str(v) for k, v in vars(args).items()})
+    settings = {name: str(value) for name, value in vars(args).items() if name != "hub_token"}
+    accelerator.init_trackers(args.tracker_project_name, config=settings)
     if args.report_to != "none" and accelerator.is_main_process and not accelerator.trackers:
         logger.warning("--report_to %s is not installed: nothing is logged to it.", args.report_to)
     step = load_checkpoint(args, accelerator, module, ema) if args.resume_from_checkpoint else 0
+    if step and not accelerator.is_main_process:
+        report.load_state_dict(SkipReport().state_dict())
     logger.info("%d pairs, %d of them in an optimizer step, %d steps.", num_pairs, total_batch_size, max_train_steps)
     logger.info("%.1f M weights train.", sum(p.numel() for p in trained) / 1e6)
 
@@ -767,7 +896,8 @@ def main(args: argparse.Namespace) -> None:
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
                 if cache is None:
                     pixel_values = torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])
-                    moments = encode_moments(vae, pixel_values)
+                    with autocast(accelerator):
+                        moments = encode_moments(vae, pixel_values).float()
                 else:
                     chosen = [dataset.pairs[index] for index in batch["index"].tolist()]
                     moments = cache([pair.source for pair in chosen] + [pair.target for pair in chosen])
@@ -804,15 +934,14 @@ def main(args: argparse.Namespace) -> None:
                         module.eval()
                         with averaged_weights(ema, trained):
                             log_validation(args, accelerator, pipeline, validation_pairs, step)
-                        module.train()
+                        set_train_mode(args, module)
                     accelerator.wait_for_everyone()
                 if step == max_train_steps:
                     break
     progress.close()
 
     # 6. Results
-    for state in gather_object([report.state_dict()])[1:]:
-        report.merge(state)
+    collect_report(accelerator, report)
     if len(report):
         logger.info(report.summary())
     if is_sharded:
@@ -908,7 +1037,8 @@ def save_pipeline(
             repo_id=repo_id,
             folder_path=output,
             commit_message=f"After {num_steps} steps",
-            ignore_patterns=["checkpoint*", "latents/*", f"{args.logging_dir}/*"],
+            # Not the checkpoints and logs, and not the validation grids, which show the data set's own photos.
+            allow_patterns=[*(f"{name}/*" for name in pipeline.components), *PIPELINE_FILES],
             token=args.hub_token,
         )
     logger.info("Saved %s.", output)

@@ -53,6 +53,11 @@ def test_errors_come_before_any_work(arguments, message, capsys, monkeypatch):
     assert error.count("\n") == 1
 
 
+def test_a_device_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["demo", "--device", "nonsense", "--output", str(tmp_path / "grid.png")]) == 1
+    assert "--device 'nonsense' cannot be used here" in capsys.readouterr().err
+
+
 def test_the_results_follow_photo_and_pose(pipe):
     """What makes it a model: the right photo and pose come closer to the truth than wrong ones."""
     from diffusers_cfld.data.drawn_figures import DrawnFigures

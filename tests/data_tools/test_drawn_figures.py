@@ -414,3 +414,15 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="was not written here"):
         DrawnFigures(1, 2, (16, 11)).write_folder(tmp_path)
     assert (tmp_path / "pairs.jsonl").read_text() == "{}\n"
+
+
+def test_the_figures_of_a_folder(tmp_path):
+    DrawnFigures(1, 2, (16, 11), seed=3, first_identity=7).write_folder(tmp_path)
+    figures = DrawnFigures.from_folder(tmp_path)
+    assert repr(figures) == repr(DrawnFigures(1, 2, (16, 11), seed=3, first_identity=7))
+    settings = json.loads((tmp_path / "drawn_figures.json").read_text())
+    (tmp_path / "drawn_figures.json").write_text(json.dumps({**settings, "drawing_version": 1}))
+    with pytest.raises(ValueError, match="holds figures of drawing version 1"):
+        DrawnFigures.from_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"must be a folder that `DrawnFigures\.write_folder` wrote"):
+        DrawnFigures.from_folder(tmp_path / "nowhere")

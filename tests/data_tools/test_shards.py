@@ -286,6 +286,45 @@ def test_shards_are_read_from_wherever_fsspec_reaches(shards):
         assert_equal(item, other)
 
 
+def test_what_a_remote_file_system_raises_is_one_sentence(shards, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    real_open, errors = fsspec.open, []
+
+    def failing_open(url, mode):
+        if errors and not url.endswith(".json"):
+            raise errors.pop()
+        return real_open(url, mode)
+
+    class ReadTimeout(Exception):
+        """As an HTTP client's, no OSError."""
+
+    memory = fsspec.filesystem("memory")
+    for file in shards.iterdir():
+        memory.pipe(f"/cfld-shards/{file.name}", file.read_bytes())
+    monkeypatch.setattr(fsspec, "open", failing_open)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    try:
+        stream = StreamedPosePairs("memory://cfld-shards/", **SIZES)
+        errors.append(ReadTimeout())
+        assert not any(item["skipped"] for item in stream)
+        assert not errors
+    finally:
+        memory.rm("/cfld-shards", recursive=True)
+
+    def raising(error):
+        def open_(url, mode):
+            raise error
+
+        return open_
+
+    monkeypatch.setattr(fsspec, "open", raising(ImportError("HTTPFileSystem requires aiohttp")))
+    with pytest.raises(OSError, match="cannot be opened without a package that is missing: HTTPFileSystem requires"):
+        StreamedPosePairs("https://somewhere/shards", **SIZES)
+    monkeypatch.setattr(fsspec, "open", raising(ReadTimeout()))
+    with pytest.raises(OSError, match=r"'https://somewhere/shards/.*' cannot be read: ReadTimeout"):
+        StreamedPosePairs("https://somewhere/shards", **SIZES)
+
+
 # Broken shards --------------------------------------------------------------------------------------------------
 
 

@@ -13,14 +13,15 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from example_scripts import EXAMPLES, load_example
+from huggingface_hub.utils import filter_repo_objects
 from miniature_sets import NAMES, save_picture, write_lists
 from PIL import Image
 from safetensors.torch import load_file
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
 
 from diffusers_cfld import CFLDPipeline, SwinImageEncoder
-from diffusers_cfld.data import load_pairs, write_shards
-from diffusers_cfld.training import CFLDTrainingModule, scaled_learning_rate
+from diffusers_cfld.data import PosePairDataset, collate_pose_pairs, load_pairs, write_shards
+from diffusers_cfld.training import CFLDTrainingModule, encode_moments, scaled_learning_rate
 
 SCRIPT = EXAMPLES / "pose_transfer" / "train_cfld.py"
 
@@ -131,8 +132,12 @@ def test_two_pairs_end_to_end(script, start, data, tmp_path):
     output = tmp_path / "out"
     options = ["--use_ema", "--ema_decay=0.5", "--checkpointing_steps=1", "--checkpoints_total_limit=2"]
     options += ["--validation_steps=3", "--num_validation_pairs=2", "--validation_inference_steps=2"]
+    options += ["--report_to=tensorboard", "--hub_token=hf_secret"]
     train(script, start, data, output, *options, steps=3)
 
+    logs = [path for path in (output / "logs").rglob("*") if path.is_file()]
+    assert any(path.name.startswith("events") and path.stat().st_size > 10_000 for path in logs)
+    assert not any(b"hf_secret" in path.read_bytes() for path in logs)
     assert [path.name for path in script.list_checkpoints(output)] == ["checkpoint-2", "checkpoint-3"]
     with Image.open(output / "validation" / "step-0000003.png") as grid:
         assert grid.size == (4 * 128, 2 * 128)
@@ -277,7 +282,27 @@ def test_bfloat16_trains_float32_weights(script, start, data, tmp_path):
     weights = trained_weights(tmp_path / "out" / "checkpoint-1")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert all(torch.isfinite(weight).all() for weight in weights.values())
-    assert CFLDPipeline.from_pretrained(tmp_path / "out").unet.dtype == torch.float32
+    pipe = CFLDPipeline.from_pretrained(tmp_path / "out", dtype="auto")
+    assert pipe.unet.dtype == torch.float32
+    assert_bit_equal(pipe.vae.state_dict(), CFLDPipeline.from_pretrained(start).vae.state_dict())
+
+
+def test_models_in_half_precision_get_what_they_take(script, start, data, tmp_path):
+    """As DeepSpeed has them."""
+    args = script.parse_args(arguments(start, data, tmp_path / "out"))
+    components = script.load_components(args)
+    module = script.make_module(args, components).bfloat16()
+    pose = CFLDPipeline(**components).pose_processor.config
+    sizes = {"source_size": module.source_encoder.image_size, "image_size": 64, "pose_size": (pose.height, pose.width)}
+    dataset = PosePairDataset(load_pairs(data), **sizes)
+    batch = collate_pose_pairs([dataset[0], dataset[1]])
+    moments = encode_moments(
+        components["vae"], torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])
+    )
+    with module.training_attention():
+        loss = script.training_loss(args, module, components["vae"], components["scheduler"], batch, moments, 0)
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
 
 
 def test_cached_latents_change_nothing(script, start, data, tmp_path):
@@ -388,6 +413,58 @@ def test_broken_pictures_are_named_and_survive_a_resume(script, start, more_data
     train(script, start, folder, tmp_path / "out", *options, steps=3)
     assert "1 file was skipped" in caplog.text
     assert NAMES[-1] in caplog.text
+    for output in ("cached", "cached-2"):  # also when the cache was made by an earlier run
+        AcceleratorState._reset_state(True)
+        caplog.clear()
+        options = ["--cache_latents", f"--latent_cache_dir={tmp_path / 'latents'}"]
+        train(script, start, folder, tmp_path / output, *options)
+        assert "1 file was skipped" in caplog.text
+        assert NAMES[-1] in caplog.text
+
+
+def test_an_interrupted_accumulation_begins_anew(script, steady_start, more_data, tmp_path, monkeypatch):
+    options = [*GRADIENT_SIZED_STEPS, "--gradient_accumulation_steps=2", "--checkpointing_steps=1"]
+    train(script, steady_start, more_data, tmp_path / "whole", *options, batch=1, steps=2)
+
+    losses = []
+
+    def breaking_loss(*args):
+        losses.append(training_loss(*args))
+        return losses[-1] * (float("nan") if len(losses) == 3 else 1)
+
+    training_loss = script.training_loss
+    AcceleratorState._reset_state(True)
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "training_loss", breaking_loss)
+        with pytest.raises(SystemExit, match="The loss is nan after 1 steps"):
+            train(script, steady_start, more_data, tmp_path / "broken", *options, batch=1, steps=2)
+    AcceleratorState._reset_state(True)
+    options.append("--resume_from_checkpoint=latest")
+    train(script, steady_start, more_data, tmp_path / "broken", *options, batch=1, steps=2)
+    assert_bit_equal(*(trained_weights(tmp_path / run / "checkpoint-2") for run in ("whole", "broken")))
+
+
+def test_what_a_resumed_run_changes_is_told(script, start, more_data, tmp_path, caplog):
+    train(script, start, more_data, tmp_path / "out", "--checkpointing_steps=1")
+    AcceleratorState._reset_state(True)
+    with pytest.raises(SystemExit, match="has checkpoints of another run: go on from them"):
+        train(script, start, more_data, tmp_path / "out")
+    AcceleratorState._reset_state(True)
+    options = ["--resume_from_checkpoint=latest", "--use_ema"]
+    train(script, start, more_data, tmp_path / "out", *options, batch=1)
+    assert "has no averages: --use_ema begins them anew" in caplog.text
+    assert "other pairs come next" in caplog.text
+    saved, trained = CFLDPipeline.from_pretrained(tmp_path / "out"), trained_weights(tmp_path / "out" / "checkpoint-1")
+    name = "pose_adapter.conv_in.weight"
+    assert torch.equal(saved.pose_adapter.conv_in.weight, trained[name])
+    assert not torch.equal(trained[name], CFLDPipeline.from_pretrained(start).pose_adapter.conv_in.weight)
+
+
+def test_frozen_parts_are_evaluated(script, start, data, tmp_path):
+    args = script.parse_args(arguments(start, data, tmp_path / "out", "--freeze", "source_encoder"))
+    module = script.make_module(args, script.load_components(args))
+    assert not module.source_encoder.training
+    assert module.prompt_decoder.training
 
 
 def test_broken_pictures_are_left_out_of_the_validation(script, start, data, tmp_path, caplog):
@@ -407,7 +484,7 @@ def test_broken_pictures_are_left_out_of_the_validation(script, start, data, tmp
     for path in (validation / "test_highres").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(SystemExit, match="No validation pair can be read: give others by --validation_data_dir"):
-        train(script, start, data, tmp_path / "out", f"--validation_data_dir={validation}", *options)
+        train(script, start, data, tmp_path / "again", f"--validation_data_dir={validation}", *options)
 
 
 def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data, tmp_path, monkeypatch):
@@ -422,7 +499,12 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
     train(script, start, data, tmp_path / "out", *options)
     (call,) = calls
     assert (call["repo_id"], Path(call["folder_path"]), call["token"]) == ("me/my-model", tmp_path / "out", "hf_x")
-    assert "checkpoint*" in call["ignore_patterns"]
+    files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    uploaded = set(filter_repo_objects(files, allow_patterns=call["allow_patterns"]))
+    kept = {name for name in files if name.startswith("checkpoint-1/")}
+    assert kept
+    assert uploaded == set(files) - kept
+    assert {"model_index.json", "README.md", "unet/diffusion_pytorch_model.safetensors"} <= uploaded
     card = (tmp_path / "out" / "README.md").read_text()
     assert "hf_x" not in card
     assert 'from_pretrained("me/my-model")' in card
@@ -438,6 +520,10 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
         (["--learning_rate_multiplier=sky=2"], "sky"),
         (["--train_data_dir=nowhere"], "must be the folder of a data set, got nothing"),
         (["--num_validation_pairs=0"], "must be at least 1, got 0"),
+        (["--unet_lora_rank=0"], "--unet_lora_rank must be at least 1, got 0"),
+        (["--max_train_steps=0"], "--max_train_steps must be at least 1, got 0"),
+        (["--condition_dropout_prob=20"], "--condition_dropout_prob must be from 0 to 1, got 20.0"),
+        (["--max_grad_norm=0"], "--max_grad_norm must be above 0, got 0.0"),
         (["--use_8bit_adam"], "pip install bitsandbytes"),
     ],
 )

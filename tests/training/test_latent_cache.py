@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,29 +41,42 @@ def test_moments_and_samples_are_those_of_the_posterior(vae):
 def test_what_is_stored_comes_back_by_name(vae, moments, tmp_path):
     cache = LatentCache(tmp_path / "new" / "latents", NAMES, vae, SIZE)
     assert len(cache) == 4
-    cache.append(moments[:3], unreadable=["b.png"])
+    cache.append(moments[:3], unreadable={"b.png": "is broken"})
     cache.append(moments[3:])
     assert cache.num_encoded == 4
-    assert cache.unreadable == ["b.png"]
+    assert cache.unreadable == {"b.png": "is broken"}
     assert torch.equal(cache(["d.png", "a.png", "d.png"]), moments[[3, 0, 3]])
     with pytest.raises(KeyError, match=r"z\.png"):
         cache(["z.png"])
 
 
 def test_it_goes_on_where_it_stopped(vae, moments, tmp_path):
-    LatentCache(tmp_path, NAMES, vae, SIZE).append(moments[:2], unreadable=["a.png"])
+    LatentCache(tmp_path, NAMES, vae, SIZE).append(moments[:2], unreadable={"a.png": "is broken"})
     # Killed between the moments and the note that they are there: what was written counts for nothing.
     values = np.lib.format.open_memmap(tmp_path / "moments.npy", mode="r+")
     values[2] = 7
     values.flush()
     again = LatentCache(tmp_path, NAMES, vae, SIZE)
     assert again.num_encoded == 2
-    assert again.unreadable == ["a.png"]
+    assert again.unreadable == {"a.png": "is broken"}
     again.append(moments[2:])
     complete = LatentCache(tmp_path, NAMES, vae, SIZE)
     assert complete.num_encoded == 4
     assert torch.equal(complete(NAMES), moments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moments.json", "moments.npy"]
+
+
+def test_new_pictures_under_the_old_names_are_noticed_wherever_they_are(vae, moments, tmp_path):
+    for folder in ("data", "moved"):
+        (tmp_path / folder / "images").mkdir(parents=True)
+        for name in NAMES:
+            (tmp_path / folder / "images" / name).write_bytes(b"a picture")
+    names = {folder: [str(tmp_path / folder / "images" / name) for name in NAMES] for folder in ("data", "moved")}
+    LatentCache(tmp_path / "latents", names["data"], vae, SIZE).append(moments)
+    assert LatentCache(tmp_path / "latents", names["moved"], vae, SIZE).num_encoded == 4
+    Path(names["data"][1]).write_bytes(b"another picture")
+    with pytest.raises(ValueError, match="caches the latents of other pictures"):
+        LatentCache(tmp_path / "latents", names["data"], vae, SIZE)
 
 
 def test_moments_without_a_state_are_not_believed(vae, moments, tmp_path):

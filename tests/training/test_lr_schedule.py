@@ -58,7 +58,7 @@ def test_errors():
         scaled_learning_rate(0)
     with pytest.raises(ValueError, match="`step` must be >= 0, got -1"):
         learning_rate_factor(-1, 1)
-    with pytest.raises(ValueError, match="`steps_per_epoch` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`steps_per_epoch` must be above 0, got 0"):
         learning_rate_lambda(0)
     with pytest.raises(ValueError, match="`num_warmup_steps` must be >= 0, got -1"):
         learning_rate_lambda(1, num_warmup_steps=-1)

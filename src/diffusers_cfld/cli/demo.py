@@ -6,9 +6,17 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .running import best_device, check_at_least, check_picture_name, check_seed, save_image, seeded_generators
+from .running import (
+    best_device,
+    check_at_least,
+    check_picture_name,
+    check_seed,
+    place,
+    save_image,
+    seeded_generators,
+)
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -57,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     check_picture_name(args.output)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    pipe = load_small_model().to(args.device or best_device())
+    pipe: Any = place(load_small_model(), args.device or best_device())
     sources, poses = example_sources(), example_poses()
     results = pipe(
         image=[source for source in sources for _ in poses],

@@ -168,8 +168,25 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     if args.offload and device.startswith("cpu"):
         raise ValueError("--offload needs a GPU to load the models onto, got --device cpu.")
+    return place(pipe, device, offload=args.offload)
+
+
+def place(pipe: CFLDPipeline, device: str, *, offload: bool = False) -> CFLDPipeline:
+    """Bring a pipeline to where it shall run.
+
+    Args:
+        pipe: The pipeline.
+        device: Value of `--device`.
+        offload: Bring its models there one at a time.
+
+    Returns:
+        The pipeline itself.
+
+    Raises:
+        ValueError: There is no such device.
+    """
     try:
-        if args.offload:
+        if offload:
             pipe.enable_model_cpu_offload(device=device)
         else:
             pipe.to(device)

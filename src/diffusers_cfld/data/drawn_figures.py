@@ -224,6 +224,34 @@ class DrawnFigures:
         write_file(folder / _PAIRS_FILE, ("\n".join(lines) + "\n").encode())
         return folder / _PAIRS_FILE
 
+    @classmethod
+    def from_folder(cls, path: str | os.PathLike[str]) -> DrawnFigures:
+        """The figures of a folder, e.g. for what is known of the people in its pictures.
+
+        Args:
+            path: Folder that `write_folder` wrote.
+
+        Returns:
+            Figures with the folder's settings.
+
+        Raises:
+            FileNotFoundError: `write_folder` did not write this folder.
+            ValueError: Another version of this package wrote it, whose figures look different.
+        """
+        file = Path(path) / _SETTINGS_FILE
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{str(path)!r} must be a folder that `DrawnFigures.write_folder` wrote; it has no {_SETTINGS_FILE}."
+            )
+        settings = json.loads(file.read_text())
+        version = settings.pop("drawing_version", None)
+        if version != _DRAWING_VERSION:
+            raise ValueError(
+                f"{str(path)!r} holds figures of drawing version {version}, but version {_DRAWING_VERSION} is drawn "
+                "now: write the folder again."
+            )
+        return cls(**{**settings, "size": tuple(settings["size"])})
+
     def _number(self, identity: int) -> int:
         if not 0 <= identity < self.num_identities:
             raise IndexError(f"There are {self.num_identities} people, got {identity}.")

@@ -298,7 +298,10 @@ class StreamedPosePairs(IterableDataset[dict[str, Any]]):
                         if sample is not None:
                             yield offset, sample
                         offset += 1
-                except (OSError, EOFError, tarfile.TarError) as error:
+                except Exception as error:
+                    # What a remote file system raises is its own affair.
+                    if "://" not in url and not isinstance(error, (OSError, EOFError, tarfile.TarError)):
+                        raise
                     failures += 1
                     if "://" in url and failures < _NETWORK_TRIES:
                         time.sleep(failures)
@@ -367,6 +370,10 @@ def _read_index(root: str) -> list[tuple[str, int]]:
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"'{url}' is no index of shards ({error!r}): write the shards again.") from error
+    except Exception as error:
+        if isinstance(error, OSError) or "://" not in url:
+            raise
+        raise OSError(f"'{url}' cannot be read: {error!r}") from error  # as a remote file system's own errors
     if not is_complete:
         raise ValueError(f"The shards in '{root}' are not complete: run `write_shards` again with the same arguments.")
     return [(name, count) for name, count in shards if count]
@@ -377,7 +384,10 @@ def _open(url: str) -> IO[bytes]:
         return Path(url).open("rb")
     import fsspec  # type: ignore[import-untyped, unused-ignore]  # which torch requires
 
-    stream: IO[bytes] = fsspec.open(url, "rb").open()
+    try:
+        stream: IO[bytes] = fsspec.open(url, "rb").open()
+    except ImportError as error:
+        raise OSError(f"'{url}' cannot be opened without a package that is missing: {error}") from error
     return stream
 
 

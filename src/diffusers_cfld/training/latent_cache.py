@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class LatentCache:
 
     Args:
         folder: Where the file is or will be.
-        names: Of the pictures, in the order of the rows.
+        names: Of the pictures' files, in the order of the rows.
         vae: The autoencoder; a cache that another one made is not used.
         image_size: (height, width) at which the pictures are encoded, pixels.
 
@@ -77,9 +77,9 @@ class LatentCache:
         height, width = image_size
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         shape = (len(names), 2 * vae.config.latent_channels, height // factor, width // factor)
-        key = {"shape": list(shape), "dtype": "float32", "pictures": _digest(names), "vae": _digest_weights(vae)}
+        key = {"shape": list(shape), "dtype": "float32", "pictures": _digest_files(names), "vae": _digest_weights(vae)}
         self.num_encoded = 0
-        self.unreadable: list[str] = []
+        self.unreadable: dict[str, str] = {}
         self._claim(key)
         self._key = key
         file = self.folder / _MOMENTS_FILE
@@ -92,19 +92,19 @@ class LatentCache:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def append(self, moments: torch.Tensor, unreadable: Iterable[str] = ()) -> None:
+    def append(self, moments: torch.Tensor, unreadable: Mapping[str, str] | None = None) -> None:
         """Store the next pictures' moments; they count as encoded once they are on the disk.
 
         Args:
             moments: (B, 2C, h, w), those of the rows from `num_encoded` on.
-            unreadable: Names among these whose picture could not be read, so that their row means nothing; kept in
-                `unreadable`.
+            unreadable: Names among these whose picture could not be read, so that their row means nothing, each with
+                the reason; kept in `unreadable`.
         """
         stop = self.num_encoded + moments.shape[0]
         self._moments[self.num_encoded : stop] = moments.float().cpu().numpy()
         self._moments.flush()
         self.num_encoded = stop
-        self.unreadable += [name for name in unreadable if name not in self.unreadable]
+        self.unreadable.update(unreadable or {})
         self._write_state()
 
     def __call__(self, names: Sequence[str]) -> torch.Tensor:
@@ -128,7 +128,7 @@ class LatentCache:
             (self.folder / _MOMENTS_FILE).unlink(missing_ok=True)
             return
         found = json.loads(state.read_text())
-        self.num_encoded, self.unreadable = found.pop("num_encoded"), found.pop("unreadable")
+        self.num_encoded, self.unreadable = found.pop("num_encoded"), dict(found.pop("unreadable"))
         if found != key or not (self.folder / _MOMENTS_FILE).exists():
             raise ValueError(
                 f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE, or "
@@ -142,6 +142,13 @@ class LatentCache:
 
 def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _digest_files(names: Sequence[str]) -> str:
+    """Tell pictures apart by name and size, so that new ones under the old names are noticed; wherever they are."""
+    root = os.path.commonpath([os.path.dirname(name) for name in names])
+    sizes = [os.path.getsize(name) if os.path.exists(name) else "missing" for name in names]
+    return _digest([f"{os.path.relpath(name, root or '.')} {size}" for name, size in zip(names, sizes, strict=True)])
 
 
 def _digest_weights(vae: AutoencoderKL) -> str:

@@ -34,7 +34,7 @@ def scaled_learning_rate(total_batch_size: int, learning_rate_per_pair: float = 
 
 def learning_rate_factor(
     step: int,
-    steps_per_epoch: int,
+    steps_per_epoch: float,
     *,
     num_warmup_steps: int = 1000,
     warmup_start_factor: float = 0.1,
@@ -49,7 +49,8 @@ def learning_rate_factor(
 
     Args:
         step: s >= 0, optimizer steps that were done before this one.
-        steps_per_epoch: Optimizer steps in an epoch (batches / accumulation steps), over all processes together.
+        steps_per_epoch: Optimizer steps in an epoch (batches / accumulation steps, not always a whole number), over
+            all processes together.
         num_warmup_steps: W >= 0.
         warmup_start_factor: f_0, approached at the start of the warm-up.
         decay_epochs: Epochs, counted from 0, at whose beginning the rate is multiplied by `decay_factor`; ascending.
@@ -71,7 +72,7 @@ def learning_rate_factor(
 
 
 def learning_rate_lambda(
-    steps_per_epoch: int,
+    steps_per_epoch: float,
     *,
     num_warmup_steps: int = 1000,
     warmup_start_factor: float = 0.1,
@@ -112,9 +113,9 @@ def learning_rate_lambda(
     return factor
 
 
-def _check_schedule(steps_per_epoch: int, num_warmup_steps: int, decay_epochs: Sequence[int]) -> None:
-    if steps_per_epoch < 1:
-        raise ValueError(f"`steps_per_epoch` must be at least 1, got {steps_per_epoch}.")
+def _check_schedule(steps_per_epoch: float, num_warmup_steps: int, decay_epochs: Sequence[int]) -> None:
+    if not steps_per_epoch > 0:
+        raise ValueError(f"`steps_per_epoch` must be above 0, got {steps_per_epoch}.")
     if num_warmup_steps < 0:
         raise ValueError(f"`num_warmup_steps` must be >= 0, got {num_warmup_steps}.")
     if list(decay_epochs) != sorted(decay_epochs):
