@@ -244,7 +244,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--unet_lora_rank trains a LoRA instead of weights of the U-Net: leave out --train_unet all.")
     if not args.reconstruction_loss_weight and not args.transfer_loss_weight:
         parser.error("--reconstruction_loss_weight and --transfer_loss_weight are both 0: nothing would be learned.")
-    if args.push_to_hub and args.hub_token and ("wandb" in args.report_to or args.report_to == "all"):
+    if args.hub_token and ("wandb" in args.report_to or args.report_to == "all"):
         parser.error("wandb logs the command line with its --hub_token: log in with `hf auth login` instead.")
     check_numbers(parser, args)
     is_index = Path(args.train_data_dir, SHARD_INDEX).is_file()
@@ -875,8 +875,8 @@ def main(args: argparse.Namespace) -> None:
     if args.report_to != "none" and accelerator.is_main_process and not accelerator.trackers:
         logger.warning("--report_to %s is not installed: nothing is logged to it.", args.report_to)
     step = load_checkpoint(args, accelerator, module, ema) if args.resume_from_checkpoint else 0
-    if step and not accelerator.is_main_process:
-        report.load_state_dict(SkipReport().state_dict())
+    if not accelerator.is_main_process:
+        report.load_state_dict(SkipReport().state_dict())  # what all processes have found or loaded alike
     logger.info("%d pairs, %d of them in an optimizer step, %d steps.", num_pairs, total_batch_size, max_train_steps)
     logger.info("%.1f M weights train.", sum(p.numel() for p in trained) / 1e6)
 

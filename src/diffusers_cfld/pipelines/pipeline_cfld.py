@@ -466,13 +466,14 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
 
     def _read_reference_pose(self, pose: Any, size: tuple[int, int]) -> Any:
         """The one pose of the person in a picture of (height, width), which has to be measured on that picture."""
-        poses: Any = pose
-        if not isinstance(pose, PoseFeatures):
-            poses = split_poses(read_poses(pose, self.pose_estimator, shape=None))
+        is_encoded = isinstance(pose, PoseFeatures)
+        poses: Any = pose if is_encoded else split_poses(read_poses(pose, self.pose_estimator, shape=None))
         if len(poses) != 1:
             raise ValueError(f"`pose` must be the one pose of the person in the picture, got {len(poses)}.")
-        (pose,) = [pose] if isinstance(pose, PoseFeatures) else poses
-        if isinstance(pose, PoseFeatures) or is_pose_map(pose):
+        if is_encoded:
+            return pose
+        (pose,) = poses
+        if is_pose_map(pose):
             return pose
         keypoints = Keypoints.from_any(pose)
         is_whole = [self.pose_processor.choose_frame(side).is_whole_photo for side in (keypoints.size, size)]

@@ -146,9 +146,8 @@ def _digest(names: Sequence[str]) -> str:
 
 def _digest_files(names: Sequence[str]) -> str:
     """Tell pictures apart by name and size, so that new ones under the old names are noticed; wherever they are."""
-    root = os.path.commonpath([os.path.dirname(name) for name in names])
     sizes = [os.path.getsize(name) if os.path.exists(name) else "missing" for name in names]
-    return _digest([f"{os.path.relpath(name, root or '.')} {size}" for name, size in zip(names, sizes, strict=True)])
+    return _digest([f"{os.path.basename(name)} {size}" for name, size in zip(names, sizes, strict=True)])
 
 
 def _digest_weights(vae: AutoencoderKL) -> str:
