@@ -4,14 +4,20 @@
 The published source encoder starts from ImageNet's labels. Drawn people have labels of their own: the colours,
 patterns and cuts that they were drawn from, and which part of them covers each cell of the picture (drawn once more in
 one colour for each part). Each cell of S's features has to tell its parts and their colours and patterns; and each
-label is read from D's prompt by a cross-attention with a learned query, as the U-Net will read it. These heads are
-thrown away.
+label is read from D's prompt by a cross-attention with a learned query, as the U-Net will read it. What a picture does
+not show is not asked for. These heads are thrown away.
+
+`accelerate launch` runs it in several processes. The pictures and coverages are stored once, in the
+folder `labels` of the data.
 """
 
 import argparse
 import logging
 import multiprocessing
+import os
+import shutil
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +27,8 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from diffusers_cfld import CFLDPipeline
@@ -45,6 +53,10 @@ CLASSES = {
     "shoe_kind": ("sneaker", "boot", "sandal"),
 }
 LENGTHS = ("sleeve", "hem", "lower_hem", "upper_period", "lower_period")
+# The parts that show a class or a length.
+CLASS_OWNERS = ("upper", "lower", "upper", "lower", "hair", "upper", "shoe")
+LENGTH_OWNERS = ("upper", "upper", "lower", "upper", "lower")
+SMALLEST_SHARE = 0.006  # of a picture that has to show a part for its labels to be asked for
 
 
 def describe(person: DrawnIdentity) -> tuple[list[float], list[int], list[float], list[float]]:
@@ -105,9 +117,13 @@ def coverage(person: DrawnIdentity, pose: object, size: tuple[int, int]) -> np.n
     directions = np.array(CODES, np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     parts = (pixels @ directions.T).argmax(axis=1).reshape(size)
-    height, width = size[0] // CELL, size[1] // CELL
+    height, width, _ = coverage_shape(size)
     shares = (parts[..., None] == np.arange(len(PARTS))).reshape(height, CELL, width, CELL, len(PARTS)).mean((1, 3))
     return (shares * 255).astype(np.uint8)
+
+
+def coverage_shape(size: tuple[int, int]) -> tuple[int, int, int]:
+    return size[0] // CELL, size[1] // CELL, len(PARTS)
 
 
 def load_person(
@@ -120,6 +136,78 @@ def load_person(
         pixels = np.asarray(picture.resize(size[::-1], PIL.Image.Resampling.BICUBIC))
         found.append((pixels, coverage(people.identity(number), people.pose(number, pose), size)))
     return found
+
+
+def load_pictures(args: argparse.Namespace, people: DrawnFigures, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """Pictures (N, height, width, 3) and coverages (N, h, w, 7), uint8, person by person; stored by the first call."""
+    root = Path(args.train_data_dir)
+    name = f"{args.poses_per_identity}-{size[0]}x{size[1]}"
+    files = [root / "labels" / f"{kind}-{name}.npy" for kind in ("pictures", "coverages")]
+    if not all(file.exists() for file in files):
+        load = partial(
+            load_person, people=people, folder=root / "images", num_poses=args.poses_per_identity, size=size
+        )
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        number, shapes = people.num_identities * args.poses_per_identity, ((*size, 3), coverage_shape(size))
+        begun = [file.with_suffix(".begun") for file in files]
+        arrays = [
+            np.lib.format.open_memmap(file, "w+", np.uint8, (number, *shape))
+            for file, shape in zip(begun, shapes, strict=True)
+        ]
+        with multiprocessing.Pool(args.num_workers) as pool:
+            found = (entry for person in pool.imap(load, range(people.num_identities), 20) for entry in person)
+            for index, entry in enumerate(found):
+                for array, value in zip(arrays, entry, strict=True):
+                    array[index] = value
+        for array, old, new in zip(arrays, begun, files, strict=True):
+            array.flush()
+            os.replace(old, new)
+    return tuple(np.load(file, mmap_mode="r") for file in files)
+
+
+def visible_labels(
+    shares: torch.Tensor, classes: torch.Tensor, seen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Leave out what a picture does not show.
+
+    Args:
+        shares: (B, 7, h, w), of each part in each cell.
+        classes: (B, 7), -1 where a person has no such thing.
+        seen: (B, 11), 1 for the colours that a person wears.
+
+    Returns:
+        Classes and `seen` of what is visible, and (B, 5) of the lengths, 1 where they are.
+    """
+    is_visible = shares.mean((2, 3)) > SMALLEST_SHARE
+    classes = classes.masked_fill(~is_visible[:, [PARTS.index(name) for name in CLASS_OWNERS]], -1)
+    seen = seen * is_visible[:, [PARTS.index(name) for name in OWNERS]]
+    is_length_visible = is_visible[:, [PARTS.index(name) for name in LENGTH_OWNERS]].float()
+    is_length_visible[:, -2:] *= classes[:, :2] > 0  # periods of plain fabrics
+    return classes, seen, is_length_visible
+
+
+def color_errors(told: torch.Tensor, colors: torch.Tensor, patterns: torch.Tensor) -> torch.Tensor:
+    """Mean squared errors of colours, where the two of a regular pattern may be told in either order.
+
+    Args:
+        told: (B, 11, 3, ...).
+        colors: (B, 11, 3), in [0, 1].
+        patterns: (B, 2), indices of the upper and the lower garment's pattern.
+
+    Returns:
+        (B, 11, ...).
+    """
+    colors = colors.reshape(*colors.shape, *[1] * (told.ndim - 3))
+    errors = (told - colors).square().mean(2)
+    for index, name in enumerate(("upper", "lower")):
+        pair = [COLORS.index(name), COLORS.index(f"{name}_accent")]
+        exchanged = (told[:, pair] - colors[:, pair[::-1]]).square().mean(2)
+        is_regular = (patterns[:, index] > 0) & (patterns[:, index] != PATTERNS.index("block"))
+        is_exchanged = exchanged.sum(1) < errors[:, pair].sum(1)
+        is_exchanged = is_exchanged & is_regular.reshape(-1, *[1] * (told.ndim - 3))
+        best = torch.where(is_exchanged[:, None], exchanged, errors[:, pair])
+        errors = errors.index_copy(1, torch.tensor(pair, device=told.device), best)
+    return errors
 
 
 class CellHeads(nn.Module):
@@ -148,8 +236,7 @@ class CellHeads(nn.Module):
         owners = [PARTS.index(name) for name in OWNERS]
         weights = coarse[:, owners] * seen[:, :, None, None]
         weights = weights * (weights > 0.1)
-        told = self.colors(feature_maps[2]).unflatten(1, (-1, 3))
-        errors = (told - colors[..., None, None]).square().mean(2) * weights
+        errors = color_errors(self.colors(feature_maps[2]).unflatten(1, (-1, 3)), colors, patterns) * weights
         color_loss = (errors.sum((0, 2, 3)) / weights.sum((0, 2, 3)).clamp(min=1e-3)).mean()
         pattern_loss = torch.zeros(())
         for index, part in enumerate(("upper", "lower")):
@@ -183,89 +270,228 @@ class LabelHeads(nn.Module):
         return torch.stack(outputs[:first], dim=1), outputs[first:last], torch.cat(outputs[last:], dim=1)
 
 
+class LabelTraining(nn.Module):
+    """S, D and the heads as one module, whose output is the losses of a batch."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.label_heads, self.cell_heads = LabelHeads(decoder.config.dim), CellHeads(encoder.feature_channels)
+
+    def forward(
+        self, pictures: torch.Tensor, coverages: torch.Tensor, labels: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Compute the loss, its parts for the log, and how often a class that could be seen was told right.
+
+        Args:
+            pictures: (B, height, width, 3), uint8.
+            coverages: (B, h, w, 7), uint8.
+            labels: The columns of `describe`.
+        """
+        colors, classes, seen, lengths = labels
+        colors, shares = colors.float().unflatten(1, (-1, 3)), coverages.permute(0, 3, 1, 2).float() / 255
+        classes, seen, is_length_visible = visible_labels(shares, classes, seen.float())
+        feature_maps = list(self.encoder(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1).feature_maps.values())
+        part_loss, cell_color_loss, pattern_loss = self.cell_heads(feature_maps, shares, colors, seen, classes[:, :2])
+        told_colors, scores, told_lengths = self.label_heads(self.decoder(feature_maps[-1]).prompt_embeds)
+        errors = color_errors(told_colors, colors, classes[:, :2]) * seen
+        color_loss = (errors.sum(0) / seen.sum(0).clamp(min=1)).mean()
+        # A batch in which none has a class gives 0 / 0.
+        class_losses = torch.stack(
+            [F.cross_entropy(score, classes[:, i], ignore_index=-1) for i, score in enumerate(scores)]
+        ).nan_to_num()
+        length_loss = F.smooth_l1_loss(told_lengths, lengths.float(), reduction="none") * is_length_visible
+        length_loss = length_loss.sum() / is_length_visible.sum().clamp(min=1)
+        parts = {"colors": color_loss, "classes": class_losses.mean(), "lengths": length_loss, "parts": part_loss}
+        parts |= {"cell_colors": cell_color_loss, "patterns": pattern_loss}
+        loss = 20 * (color_loss + cell_color_loss) + class_losses.mean() + class_losses[:2].sum()
+        loss = loss + 2 * (length_loss + part_loss) + pattern_loss
+        right = {name: (scores[i].argmax(1) == classes[:, i])[classes[:, i] >= 0] for i, name in enumerate(CLASSES)}
+        return loss, {name: value.detach() for name, value in parts.items()}, right
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal before each step (Muon, https://kellerjordan.github.io/posts/muon).
+
+    `torch.optim.Muon` and timm's do this in bfloat16, which takes twenty times as long on a CPU that has none; this
+    one does it in the weights' own precision. A step is as long as AdamW's of the same rate (arXiv:2502.16982).
+
+    Args:
+        params: Matrices.
+        lr: Learning rate.
+        momentum: Decay of the averaged gradients.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Change the weights that have gradients."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                average = self.state[weight].setdefault("average", torch.zeros_like(weight))
+                average.lerp_(weight.grad, 1 - group["momentum"])
+                direction = orthogonalize(weight.grad.lerp(average, group["momentum"]))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(direction, alpha=0.2 * max(weight.shape) ** 0.5 * group["lr"])
+
+
+def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
+    """Bring all singular values close to 1 by five Newton-Schulz steps."""
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.mT if is_tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        square = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, square, x, beta=3.4445)
+    return x.mT if is_tall else x
+
+
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="Folder of the pipeline to start from.")
     parser.add_argument("--train_data_dir", required=True, help="Folder that DrawnFigures.write_folder wrote.")
     parser.add_argument("--output_dir", required=True, help="Folder of the pipeline with the trained S and D.")
-    parser.add_argument("--poses_per_identity", type=int, default=3, help="Pictures of each person that are used.")
-    parser.add_argument("--train_batch_size", type=int, default=32)
+    parser.add_argument("--poses_per_identity", type=int, default=6, help="Pictures of each person that are used.")
+    parser.add_argument("--num_test_identities", type=int, default=200, help="Last people, who are only tested on.")
+    parser.add_argument("--train_batch_size", type=int, default=24, help="Pictures of a step in each process.")
     parser.add_argument("--max_train_steps", type=int, default=4000)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--checkpointing_steps", type=int, default=500, help="Write the pipeline each so many steps.")
+    parser.add_argument(
+        "--learning_rate", type=float, default=1.5e-3, help="Of the matrices of S and D, by Muon; all else half of it."
+    )
+    parser.add_argument("--checkpointing_steps", type=int, default=400, help="Test and save each so many steps.")
+    parser.add_argument("--resume_from_checkpoint", action="store_true", help="Continue the run of --output_dir.")
     parser.add_argument("--num_workers", type=int, default=2, help="Processes that draw the labels.")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
 
+def schedule(step: int, num_steps: int) -> float:
+    """Rate's factor: fifty steps of warm-up, and a linear decay in the second half."""
+    return min(1.0, (step + 1) / 50) * min(1.0, 2 * (1 - step / num_steps) + 0.02)
+
+
+@torch.no_grad()
+def measure(module: LabelTraining, load_batch: Callable, indices: torch.Tensor) -> str:
+    losses, right = [], {name: [] for name in CLASSES}
+    for chosen in indices.split(100):
+        _, parts, is_right = module(*load_batch(chosen))
+        losses.append(torch.stack(list(parts.values())))
+        for name, values in is_right.items():
+            right[name].append(values.float())
+    shares = ", ".join(f"{name} {torch.cat(values).mean():.3f}" for name, values in right.items())
+    return f"told right of people never trained on: {shares}; {describe_losses(losses)}"
+
+
+def describe_losses(losses: list[torch.Tensor]) -> str:
+    colors, classes, lengths, parts, cell_colors, patterns = torch.stack(losses).mean(0).tolist()
+    return (
+        f"read from the prompt: colours off by {colors**0.5:.3f} rms, classes {classes:.3f}, lengths {lengths:.4f}; "
+        f"told by cells: parts {parts:.3f}, colours off by {cell_colors**0.5:.3f} rms, patterns {patterns:.3f}"
+    )
+
+
+def save(accelerator: Accelerator, pipe: CFLDPipeline, step: int, folder: Path) -> None:
+    """Write a checkpoint in place of the last, and the pipeline with what S and D have learned; by all processes."""
+    begun = folder / "checkpoint-begun"
+    if accelerator.is_main_process:
+        shutil.rmtree(begun, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(begun))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        older = list(folder.glob("checkpoint-[0-9]*"))
+        os.replace(begun, folder / f"checkpoint-{step}")
+        for checkpoint in older:
+            shutil.rmtree(checkpoint)
+        pipe.save_pretrained(folder)
+    accelerator.wait_for_everyone()
+
+
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    torch.manual_seed(args.seed)
-    pipe = CFLDPipeline.from_pretrained(args.pretrained_model_name_or_path)
-    encoder, decoder = pipe.source_encoder.train(), pipe.prompt_decoder.train()
-    label_heads, cell_heads = LabelHeads(decoder.config.dim), CellHeads(encoder.feature_channels)
-
-    root = Path(args.train_data_dir)
+    # The null prompt stays as it is.
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    root, folder = Path(args.train_data_dir), Path(args.output_dir)
     people = DrawnFigures.from_folder(root)
     if not 1 <= args.poses_per_identity <= people.poses_per_identity:
         raise SystemExit(
             f"--poses_per_identity must be from 1 to the {people.poses_per_identity} of {root}, got "
             f"{args.poses_per_identity}."
         )
-    load = partial(
-        load_person,
-        people=people,
-        folder=root / "images",
-        num_poses=args.poses_per_identity,
-        size=encoder.image_size,
-    )
-    with multiprocessing.Pool(args.num_workers) as pool:
-        found = [entry for person in pool.imap(load, range(people.num_identities), chunksize=20) for entry in person]
-    pictures, coverages = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*found, strict=True))
+    if not 1 <= args.num_test_identities < people.num_identities:
+        raise SystemExit(
+            f"--num_test_identities must be from 1 to less than the {people.num_identities} people of {root}, got "
+            f"{args.num_test_identities}."
+        )
+    torch.manual_seed(args.seed)
+    pipe = CFLDPipeline.from_pretrained(args.pretrained_model_name_or_path)
+    module = LabelTraining(pipe.source_encoder, pipe.prompt_decoder).train()
+    with accelerator.main_process_first():
+        pictures, coverages = load_pictures(args, people, pipe.source_encoder.image_size)
     descriptions = [describe(people.identity(number)) for number in range(people.num_identities)]
     labels = [torch.tensor(column) for column in zip(*descriptions, strict=True)]
-    logging.info("%d pictures of %d people.", len(pictures), people.num_identities)
+    num_trained = (people.num_identities - args.num_test_identities) * args.poses_per_identity
+    if accelerator.is_main_process:
+        logging.info("%d pictures to train on, %d to test on.", num_trained, len(pictures) - num_trained)
 
-    modules = (encoder, decoder, label_heads, cell_heads)
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.max_train_steps, pct_start=0.05)
-    start, told = time.monotonic(), []
-    for step in range(1, args.max_train_steps + 1):
-        chosen = torch.randint(len(pictures), (args.train_batch_size,))
-        colors, classes, seen, lengths = (column[chosen // args.poses_per_identity] for column in labels)
-        colors, seen = colors.float().unflatten(1, (-1, 3)), seen.float()
-        pixel_values = pictures[chosen].permute(0, 3, 1, 2).float() / 127.5 - 1
-        shares = coverages[chosen].permute(0, 3, 1, 2).float() / 255
+    def load_batch(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        arrays = [torch.from_numpy(array[chosen.numpy()]).to(accelerator.device) for array in (pictures, coverages)]
+        return *arrays, [column[chosen // args.poses_per_identity].to(accelerator.device) for column in labels]
 
-        feature_maps = list(encoder(pixel_values).feature_maps.values())
-        cell_losses = cell_heads(feature_maps, shares, colors, seen, classes[:, :2])
-        told_colors, scores, told_lengths = label_heads(decoder(feature_maps[-1]).prompt_embeds)
-        color_loss = ((told_colors - colors).square().mean(-1) * seen).sum() / seen.sum()
-        class_loss = sum(
-            F.cross_entropy(score, classes[:, i], ignore_index=-1) for i, score in enumerate(scores)
-        ) / len(scores)
-        length_loss = F.smooth_l1_loss(told_lengths, lengths.float())
-        part_loss, cell_color_loss, pattern_loss = cell_losses
-        loss = 20 * (color_loss + cell_color_loss) + class_loss + length_loss + 2 * part_loss + pattern_loss
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        told.append(torch.stack([color_loss, class_loss, length_loss, *cell_losses]).detach())
-        if step % 50 == 0:
-            means = torch.stack(told[-50:]).mean(0).tolist()
-            logging.info(
-                "step %d: read from the prompt: colours off by %.3f rms, classes %.3f, lengths %.3f; told by cells: "
-                "parts %.3f, colours off by %.3f rms, patterns %.3f; %.2f steps/s",
-                step, means[0] ** 0.5, means[1], means[2], means[3], means[4] ** 0.5, means[5],
-                step / (time.monotonic() - start),
-            )  # fmt: skip
+    matrices, others = [], []
+    for name, parameter in module.named_parameters():
+        is_matrix = parameter.ndim == 2 and min(parameter.shape) >= 16 and "position" not in name
+        (matrices if is_matrix and "_heads" not in name else others).append(parameter)
+    optimizers = [
+        Muon(matrices, args.learning_rate),
+        torch.optim.AdamW(others, args.learning_rate / 2, betas=(0.9, 0.99), weight_decay=0.01),
+    ]
+    schedulers = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, partial(schedule, num_steps=args.max_train_steps))
+        for optimizer in optimizers
+    ]
+    trained = accelerator.prepare(module)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    accelerator.register_for_checkpointing(*schedulers)
+    first, start, told = 0, time.monotonic(), []
+    checkpoints = list(folder.glob("checkpoint-[0-9]*"))
+    if checkpoints and not args.resume_from_checkpoint:
+        raise SystemExit(f"{folder} has a checkpoint: use --resume_from_checkpoint, or another --output_dir.")
+    if checkpoints:
+        first, newest = max((int(checkpoint.name.split("-")[1]), str(checkpoint)) for checkpoint in checkpoints)
+        accelerator.load_state(newest)
+    for step in range(first + 1, args.max_train_steps + 1):
+        seed = np.random.SeedSequence([args.seed, step, accelerator.process_index]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        loss, parts, _ = trained(
+            *load_batch(torch.randint(num_trained, (args.train_batch_size,), generator=generator))
+        )
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(module.parameters(), 1.0)
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        told.append(torch.stack(list(parts.values())))
+        if step % 50 == 0 and accelerator.is_main_process:
+            rate = (step - first) / (time.monotonic() - start)
+            logging.info("step %d: %s; %.2f steps/s", step, describe_losses(told[-50:]), rate)
         if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
-            encoder.eval(), decoder.eval()
-            pipe.save_pretrained(args.output_dir)
-            encoder.train(), decoder.train()
+            module.eval()
+            if accelerator.is_main_process:
+                tested = torch.arange(num_trained, len(pictures), 2)
+                logging.info("step %d: %s", step, measure(module, load_batch, tested))
+            save(accelerator, pipe, step, folder)
+            module.train()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm.optim
 import torch
 from example_scripts import load_example
 
@@ -66,13 +67,67 @@ def test_labels_cover_the_figure(drawn):
 def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, drawn, tmp_path):
     script = load_example("pretrain_source_encoder")
     options = ["--pretrained_model_name_or_path", str(start), "--train_data_dir", str(drawn), "--num_workers", "1"]
-    options += ["--output_dir", str(tmp_path), "--max_train_steps", "1", "--train_batch_size", "4"]
-    script.main(script.parse_args([*options, "--poses_per_identity", "2"]))
+    options += ["--output_dir", str(tmp_path), "--train_batch_size", "4", "--poses_per_identity", "2"]
+    options += ["--num_test_identities", "1"]
+    script.main(script.parse_args([*options, "--max_train_steps", "1"]))
     before, after = CFLDPipeline.from_pretrained(start), CFLDPipeline.from_pretrained(tmp_path)
     for part in ("source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter", "unet", "vae"):
         old, new = (getattr(pipe, part).state_dict() for pipe in (before, after))
         is_equal = all(torch.equal(old[name], new[name]) for name in old)
         assert is_equal == (part not in ("source_encoder", "prompt_decoder")), part
+    with pytest.raises(SystemExit, match="--resume_from_checkpoint"):
+        script.main(script.parse_args([*options, "--max_train_steps", "2"]))
+    script.main(script.parse_args([*options, "--max_train_steps", "2", "--resume_from_checkpoint"]))
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_labels_that_a_picture_does_not_show():
+    script = load_example("pretrain_source_encoder")
+    shares = torch.zeros(1, len(script.PARTS), 4, 4)
+    shares[:, script.PARTS.index("upper")] = 1.0
+    classes, seen = torch.ones(1, len(script.CLASSES), dtype=torch.int64), torch.ones(1, len(script.COLORS))
+    classes, seen, lengths = script.visible_labels(shares, classes, seen)
+    assert classes.tolist() == [[1, -1, 1, -1, -1, 1, -1]]
+    assert [name for name, value in zip(script.COLORS, seen[0], strict=True) if value] == [
+        "upper",
+        "upper_accent",
+        "belt",
+    ]
+    assert lengths.tolist() == [[1, 1, 0, 1, 0]]
+
+
+def test_colours_of_a_regular_pattern_have_no_order():
+    script = load_example("pretrain_source_encoder")
+    colors = torch.rand(3, len(script.COLORS), 3)
+    told = colors.clone()
+    told[:, [2, 3]] = colors[:, [3, 2]]
+    stripes, block = script.PATTERNS.index("horizontal"), script.PATTERNS.index("block")
+    errors = script.color_errors(told, colors, torch.tensor([[stripes, 0], [block, 0], [0, 0]]))
+    assert not errors[0].any()
+    assert all(errors[1:, index].all() for index in (2, 3))
+    cells = script.color_errors(
+        told[..., None, None].expand(-1, -1, -1, 2, 3), colors, torch.tensor([[stripes, 0]] * 3)
+    )
+    assert cells.shape == (3, len(script.COLORS), 2, 3)
+    assert not cells.any()
+
+
+def test_muon_steps_as_timms():
+    script = load_example("pretrain_source_encoder")
+    torch.manual_seed(0)
+    start, gradients = torch.randn(24, 16), torch.randn(3, 24, 16)
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    settings = {"nesterov": True, "ns_coefficients": "original", "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = [
+        script.Muon(weights[:1], lr=0.1, weight_decay=0.01),
+        timm.optim.Muon(weights[1:], lr=0.1, weight_decay=0.01, **settings),
+    ]
+    for gradient in gradients:
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    # timm's iterates in bfloat16.
+    assert (weights[0] - weights[1]).norm() < 0.02 * (weights[0] - start).norm()
 
 
 def test_packing_and_measuring(start, tmp_path, capsys):
