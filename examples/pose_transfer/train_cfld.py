@@ -76,7 +76,6 @@ from diffusers_cfld.training import (
     min_snr_weights,
     parameter_groups,
     prediction_target,
-    repeat_appearance,
     sample_latents,
     sample_pair_randomness,
     scaled_learning_rate,
@@ -175,13 +174,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--reconstruction_loss_weight", type=float, default=1.0, help="0 trains the transfer only, in less time."
     )
     group.add_argument("--transfer_loss_weight", type=float, default=1.0)
-    group.add_argument(
-        "--noises_per_pair",
-        type=int,
-        default=1,
-        help="Noises and timesteps at which a step predicts each pair, 1 in the paper. S, D and A still see it once: "
-        "more of them pay where these cost more than the U-Net.",
-    )
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--train_batch_size", type=int, default=8, help="Pairs per device; the U-Net sees twice that.")
@@ -271,7 +263,6 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     least = dict.fromkeys(("lr_warmup_steps", "dataloader_num_workers", "seed"), 0)
     counts = (
         "train_batch_size",
-        "noises_per_pair",
         "gradient_accumulation_steps",
         "num_train_epochs",
         "max_train_steps",
@@ -466,14 +457,10 @@ def training_loss(
 ) -> torch.Tensor:
     """Eq. 6 on a batch of B pairs; `moments` are those of the B sources, then of the B targets."""
     channels, height, width = moments.shape[1] // 2, *moments.shape[2:]
-    draws = args.noises_per_pair
-    random = sample_pair_randomness(
-        batch["index"], (channels, height, width), seed=args.seed, epoch=epoch, num_draws=draws
-    ).to(moments.device)
-    moments, pose_maps = moments.chunk(2), (batch["source_pose_map"], batch["target_pose_map"])
-    moments = torch.cat([repeat_appearance(half, draws * len(half)) for half in moments])
+    random = sample_pair_randomness(batch["index"], (channels, height, width), seed=args.seed, epoch=epoch)
+    random = random.to(moments.device)
     latents = sample_latents(vae, moments, random.posterior_noise).float()
-    doubled = double_batch(*latents.chunk(2), *(repeat_appearance(maps, draws * len(maps)) for maps in pose_maps))
+    doubled = double_batch(*latents.chunk(2), batch["source_pose_map"], batch["target_pose_map"])
 
     num_timesteps = noise_scheduler.config.num_train_timesteps
     if args.timestep_sampling == "cubic":
@@ -485,7 +472,7 @@ def training_loss(
     target = prediction_target(noise_scheduler, doubled.latents, random.noise, timesteps)
 
     # What weighs nothing need not be predicted.
-    half = draws * len(batch["index"])
+    half = len(batch["index"])
     asked = slice(0 if args.reconstruction_loss_weight else half, None if args.transfer_loss_weight else half)
     prediction = target.clone()
     dtype = next(model.parameters()).dtype  # not float32 under DeepSpeed, which casts the models but not what they get

@@ -16,8 +16,6 @@ import torch
 class PairRandomness(NamedTuple):
     """Random numbers for the doubled batch of B pairs, sources first as [`double_batch`] orders them.
 
-    With D draws of each pair B becomes DB, all pairs' first draws before their second.
-
     Args:
         posterior_noise: (2B, C, h, w) standard normal, for sampling the autoencoder's posterior.
         noise: (2B, C, h, w) standard normal, eps.
@@ -43,12 +41,7 @@ class PairRandomness(NamedTuple):
 
 
 def sample_pair_randomness(
-    indices: Sequence[int] | torch.Tensor,
-    latent_shape: tuple[int, int, int],
-    *,
-    seed: int,
-    epoch: int,
-    num_draws: int = 1,
+    indices: Sequence[int] | torch.Tensor, latent_shape: tuple[int, int, int], *, seed: int, epoch: int
 ) -> PairRandomness:
     """Draw the random numbers of some pairs.
 
@@ -57,13 +50,12 @@ def sample_pair_randomness(
         latent_shape: (C, h, w).
         seed: Of the run, >= 0.
         epoch: Epochs that were done before this one, >= 0.
-        num_draws: D, how often numbers are drawn for each pair, >= 1. More draws leave the first as they are.
 
     Returns:
         On the CPU, so that every device trains on the same numbers.
 
     Raises:
-        ValueError: There is no index or no draw, or a number is negative.
+        ValueError: There is no index, or a number is negative.
     """
     indices = [int(index) for index in indices]
     if not indices or min(*indices, seed, epoch) < 0:
@@ -71,20 +63,15 @@ def sample_pair_randomness(
             f"There must be at least one index, and `seed`, `epoch` and all indices must be >= 0, got {indices}, seed "
             f"{seed} and epoch {epoch}."
         )
-    if num_draws < 1:
-        raise ValueError(f"`num_draws` must be at least 1, got {num_draws}.")
-    drawn = [_sample_one(index, latent_shape, seed, epoch, draw) for draw in range(num_draws) for index in indices]
-    # (DB, 2, ...) to (2DB, ...), all sources before all targets
+    drawn = [_sample_one(index, latent_shape, seed, epoch) for index in indices]
+    # (B, 2, ...) to (2B, ...), all sources before all targets
     return PairRandomness(
         *(torch.stack(tensors).transpose(0, 1).flatten(0, 1) for tensors in zip(*drawn, strict=True))
     )
 
 
-def _sample_one(
-    index: int, latent_shape: tuple[int, int, int], seed: int, epoch: int, draw: int
-) -> tuple[torch.Tensor, ...]:
-    further = [draw] if draw else []
-    state = np.random.SeedSequence([seed, epoch, index, *further]).generate_state(1, np.uint64)[0]
+def _sample_one(index: int, latent_shape: tuple[int, int, int], seed: int, epoch: int) -> tuple[torch.Tensor, ...]:
+    state = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
     return (
         torch.randn(2, *latent_shape, generator=generator),
