@@ -5,13 +5,15 @@ The published source encoder starts from ImageNet's labels. Drawn people have la
 patterns and cuts that they were drawn from, and which part of them covers each cell of the picture (drawn once more in
 one colour for each part). Each cell of S's features has to tell its parts and their colours and patterns; and each
 label is read from D's prompt by a cross-attention with a learned query, as the U-Net will read it. What a picture does
-not show is not asked for. These heads are thrown away.
+not show is not asked for. These heads are thrown away, and the prompts are brought back to the spread that they had
+at the start, which the U-Net's keys and values are used to.
 
 `accelerate launch` runs it in several processes. The pictures and coverages are stored once, in the
 folder `labels` of the data.
 """
 
 import argparse
+import copy
 import logging
 import multiprocessing
 import os
@@ -31,7 +33,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from diffusers_cfld import CFLDPipeline
+from diffusers_cfld import CFLDPipeline, PerceptionRefinedDecoder
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, draw_figure
 from diffusers_cfld.data.drawn_people import Fabric, Pattern
 
@@ -398,7 +400,31 @@ def describe_losses(losses: list[torch.Tensor]) -> str:
     )
 
 
-def save(accelerator: Accelerator, pipe: CFLDPipeline, step: int, folder: Path) -> None:
+@torch.no_grad()
+def scale_prompts(decoder: PerceptionRefinedDecoder, factor: float) -> None:
+    """Multiply D's prompts by a number and change nothing else; the null prompt stays.
+
+    All that is added to D's stream is multiplied. Its layers see the stream through layer norms, which undo that.
+    """
+    decoder.query_embeds.mul_(factor)
+    decoder.query_position_embeds.mul_(factor)
+    for block in decoder.blocks:
+        for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[-1]):
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+
+
+@torch.no_grad()
+def prompt_spread(module: LabelTraining, pictures: torch.Tensor) -> float:
+    """Standard deviation of all numbers of some pictures' prompts."""
+    module.eval()
+    feature_map = module.encoder(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1).sample
+    spread = module.decoder(feature_map).prompt_embeds.std().item()
+    module.train()
+    return spread
+
+
+def save(accelerator: Accelerator, pipe: CFLDPipeline, prompt_factor: float, step: int, folder: Path) -> None:
     """Write a checkpoint in place of the last, and the pipeline with what S and D have learned; by all processes."""
     begun = folder / "checkpoint-begun"
     if accelerator.is_main_process:
@@ -411,7 +437,11 @@ def save(accelerator: Accelerator, pipe: CFLDPipeline, step: int, folder: Path) 
         os.replace(begun, folder / f"checkpoint-{step}")
         for checkpoint in older:
             shutil.rmtree(checkpoint)
+        learning = pipe.prompt_decoder
+        pipe.prompt_decoder = copy.deepcopy(learning)
+        scale_prompts(pipe.prompt_decoder, prompt_factor)
         pipe.save_pretrained(folder)
+        pipe.prompt_decoder = learning
     accelerator.wait_for_everyone()
 
 
@@ -446,6 +476,8 @@ def main(args: argparse.Namespace) -> None:
         arrays = [torch.from_numpy(array[chosen.numpy()]).to(accelerator.device) for array in (pictures, coverages)]
         return *arrays, [column[chosen // args.poses_per_identity].to(accelerator.device) for column in labels]
 
+    few_pictures = load_batch(torch.arange(num_trained, len(pictures))[:100])[0]
+    start_spread = prompt_spread(module, few_pictures)
     matrices, others = [], []
     for name, parameter in module.named_parameters():
         is_matrix = parameter.ndim == 2 and min(parameter.shape) >= 16 and "position" not in name
@@ -489,7 +521,8 @@ def main(args: argparse.Namespace) -> None:
             if accelerator.is_main_process:
                 tested = torch.arange(num_trained, len(pictures), 2)
                 logging.info("step %d: %s", step, measure(module, load_batch, tested))
-            save(accelerator, pipe, step, folder)
+            factor = start_spread / prompt_spread(module, few_pictures)
+            save(accelerator, pipe, factor, step, folder)
             module.train()
     accelerator.end_training()
 

@@ -112,6 +112,19 @@ def test_colours_of_a_regular_pattern_have_no_order():
     assert not cells.any()
 
 
+def test_prompts_keep_their_spread(start):
+    script = load_example("pretrain_source_encoder")
+    pipe = CFLDPipeline.from_pretrained(start)
+    feature_map = torch.randn(2, 128, 8, 6)
+    with torch.no_grad():
+        script.scale_prompts(pipe.prompt_decoder, 100.0)  # of an untrained D they are as small as a norm's epsilon
+        before = pipe.prompt_decoder(feature_map)
+        script.scale_prompts(pipe.prompt_decoder, 0.25)
+        after = pipe.prompt_decoder(feature_map)
+    assert torch.allclose(after.prompt_embeds, 0.25 * before.prompt_embeds, rtol=1e-3, atol=1e-4)
+    assert torch.equal(after.null_prompt_embeds, before.null_prompt_embeds)
+
+
 def test_muon_steps_as_timms():
     script = load_example("pretrain_source_encoder")
     torch.manual_seed(0)
