@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from torch import nn
 from diffusers_cfld import CFLDPipeline, PerceptionRefinedDecoder
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, draw_figure
 from diffusers_cfld.data.drawn_people import Fabric, Pattern
+from diffusers_cfld.training import Muon
 
 # What can cover a cell, and the colour that stands for it.
 PARTS = ("wall", "skin", "hair", "upper", "lower", "shoe", "inner")
@@ -312,50 +313,6 @@ class LabelTraining(nn.Module):
         return loss, {name: value.detach() for name, value in parts.items()}, right
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal before each step (Muon, https://kellerjordan.github.io/posts/muon).
-
-    `torch.optim.Muon` and timm's do this in bfloat16, which takes twenty times as long on a CPU that has none; this
-    one does it in the weights' own precision. A step is as long as AdamW's of the same rate (arXiv:2502.16982).
-
-    Args:
-        params: Matrices.
-        lr: Learning rate.
-        momentum: Decay of the averaged gradients.
-        weight_decay: Decoupled weight decay.
-    """
-
-    def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Change the weights that have gradients."""
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                average = self.state[weight].setdefault("average", torch.zeros_like(weight))
-                average.lerp_(weight.grad, 1 - group["momentum"])
-                direction = orthogonalize(weight.grad.lerp(average, group["momentum"]))
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.sub_(direction, alpha=0.2 * max(weight.shape) ** 0.5 * group["lr"])
-
-
-def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """Bring all singular values close to 1 by five Newton-Schulz steps."""
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.mT if is_tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
-    for _ in range(5):
-        square = x @ x.mT
-        square = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        x = torch.addmm(x, square, x, beta=3.4445)
-    return x.mT if is_tall else x
-
-
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="Folder of the pipeline to start from.")
@@ -365,9 +322,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_test_identities", type=int, default=200, help="Last people, who are only tested on.")
     parser.add_argument("--train_batch_size", type=int, default=24, help="Pictures of a step in each process.")
     parser.add_argument("--max_train_steps", type=int, default=4000)
-    parser.add_argument(
-        "--learning_rate", type=float, default=1.5e-3, help="Of the matrices of S and D, by Muon; all else half of it."
-    )
+    parser.add_argument("--learning_rate", type=float, default=1.5e-3, help="Of S and D; of the heads half of it.")
     parser.add_argument("--checkpointing_steps", type=int, default=400, help="Test and save each so many steps.")
     parser.add_argument("--resume_from_checkpoint", action="store_true", help="Continue the run of --output_dir.")
     parser.add_argument("--num_workers", type=int, default=2, help="Processes that draw the labels.")
@@ -478,21 +433,15 @@ def main(args: argparse.Namespace) -> None:
 
     few_pictures = load_batch(torch.arange(num_trained, len(pictures))[:100])[0]
     start_spread = prompt_spread(module, few_pictures)
-    matrices, others = [], []
-    for name, parameter in module.named_parameters():
-        is_matrix = parameter.ndim == 2 and min(parameter.shape) >= 16 and "position" not in name
-        (matrices if is_matrix and "_heads" not in name else others).append(parameter)
-    optimizers = [
-        Muon(matrices, args.learning_rate),
-        torch.optim.AdamW(others, args.learning_rate / 2, betas=(0.9, 0.99), weight_decay=0.01),
+    heads = [*module.label_heads.parameters(), *module.cell_heads.parameters()]
+    groups = [
+        {"params": [*module.encoder.parameters(), *module.decoder.parameters()]},
+        {"params": heads, "orthogonalize": False, "lr": args.learning_rate / 2},
     ]
-    schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, partial(schedule, num_steps=args.max_train_steps))
-        for optimizer in optimizers
-    ]
-    trained = accelerator.prepare(module)
-    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
-    accelerator.register_for_checkpointing(*schedulers)
+    optimizer = Muon(groups, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(schedule, num_steps=args.max_train_steps))
+    trained, optimizer = accelerator.prepare(module, optimizer)
+    accelerator.register_for_checkpointing(scheduler)
     first, start, told = 0, time.monotonic(), []
     checkpoints = list(folder.glob("checkpoint-[0-9]*"))
     if checkpoints and not args.resume_from_checkpoint:
@@ -508,10 +457,9 @@ def main(args: argparse.Namespace) -> None:
         )
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(module.parameters(), 1.0)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
         told.append(torch.stack(list(parts.values())))
         if step % 50 == 0 and accelerator.is_main_process:
             rate = (step - first) / (time.monotonic() - start)

@@ -67,6 +67,7 @@ from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     CFLDTrainingModule,
     LatentCache,
+    Muon,
     cfld_loss,
     check_trainable_dtype,
     cubic_timesteps,
@@ -203,6 +204,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--lr_warmup_start_factor", type=float, default=0.1)
     group.add_argument("--lr_decay_epochs", type=int, nargs="*", default=[50])
     group.add_argument("--lr_decay_factor", type=float, default=0.1)
+    group.add_argument(
+        "--optimizer",
+        choices=["adamw", "muon"],
+        default="adamw",
+        help="adamw: the paper's Adam. muon: fewer steps for networks that start untrained, see "
+        "diffusers_cfld.training.Muon.",
+    )
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.999)
     group.add_argument("--adam_weight_decay", type=float, default=0.0, help="The paper trains with Adam: none.")
@@ -242,6 +250,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.unet_lora_rank is not None and args.train_unet == "all":
         parser.error("--unet_lora_rank trains a LoRA instead of weights of the U-Net: leave out --train_unet all.")
+    if args.use_8bit_adam and args.optimizer != "adamw":
+        parser.error(f"--use_8bit_adam and --optimizer {args.optimizer} exclude each other: leave out one of them.")
     if not args.reconstruction_loss_weight and not args.transfer_loss_weight:
         parser.error("--reconstruction_loss_weight and --transfer_loss_weight are both 0: nothing would be learned.")
     if args.hub_token and ("wandb" in args.report_to or args.report_to == "all"):
@@ -700,7 +710,7 @@ def make_optimizer(
     learning_rate = args.learning_rate
     if args.scale_lr:
         learning_rate = scaled_learning_rate(total_batch_size, learning_rate)
-    optimizer_class = torch.optim.AdamW
+    optimizer_class = Muon if args.optimizer == "muon" else torch.optim.AdamW
     if args.use_8bit_adam:
         try:
             from bitsandbytes.optim import AdamW8bit as optimizer_class
@@ -772,6 +782,8 @@ def main(args: argparse.Namespace) -> None:
             "With FSDP and DeepSpeed no process has all weights in float32: leave out --use_ema, --validation_steps "
             "and --unet_lora_rank, or train with DDP."
         )
+    if is_sharded and args.optimizer == "muon":
+        raise SystemExit("--optimizer muon needs whole weights, which FSDP and DeepSpeed split: train with DDP.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     set_seed(args.seed)
     if args.allow_tf32:

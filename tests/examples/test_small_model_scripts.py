@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import timm.optim
 import torch
 from example_scripts import load_example
 
@@ -123,24 +122,6 @@ def test_prompts_keep_their_spread(start):
         after = pipe.prompt_decoder(feature_map)
     assert torch.allclose(after.prompt_embeds, 0.25 * before.prompt_embeds, rtol=1e-3, atol=1e-4)
     assert torch.equal(after.null_prompt_embeds, before.null_prompt_embeds)
-
-
-def test_muon_steps_as_timms():
-    script = load_example("pretrain_source_encoder")
-    torch.manual_seed(0)
-    start, gradients = torch.randn(24, 16), torch.randn(3, 24, 16)
-    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
-    settings = {"nesterov": True, "ns_coefficients": "original", "adjust_lr_fn": "match_rms_adamw"}
-    optimizers = [
-        script.Muon(weights[:1], lr=0.1, weight_decay=0.01),
-        timm.optim.Muon(weights[1:], lr=0.1, weight_decay=0.01, **settings),
-    ]
-    for gradient in gradients:
-        for weight, optimizer in zip(weights, optimizers, strict=True):
-            weight.grad = gradient.clone()
-            optimizer.step()
-    # timm's iterates in bfloat16.
-    assert (weights[0] - weights[1]).norm() < 0.02 * (weights[0] - start).norm()
 
 
 def test_packing_and_measuring(start, tmp_path, capsys):

@@ -335,6 +335,7 @@ def test_options_of_the_objective(script, start, data, tmp_path):
         "velocity": ["--prediction_type=v_prediction"],
         "min-snr": ["--snr_gamma=0.01"],
         "transfer": ["--reconstruction_loss_weight=0"],
+        "muon": ["--optimizer=muon"],
         "slower": ["--learning_rate_multiplier", "pose_adapter=0.1"],
         "frozen": ["--freeze", "pose_adapter"],
         "published-drop": ["--condition_dropout_prob=1", "--dropped_conditions=prompt"],
@@ -525,6 +526,7 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
         (["--condition_dropout_prob=20"], "--condition_dropout_prob must be from 0 to 1, got 20.0"),
         (["--max_grad_norm=0"], "--max_grad_norm must be above 0, got 0.0"),
         (["--use_8bit_adam"], "pip install bitsandbytes"),
+        (["--use_8bit_adam", "--optimizer=muon"], "exclude each other"),
     ],
 )
 def test_errors_are_one_sentence(script, start, data, tmp_path, capsys, options, message):

@@ -17,6 +17,7 @@ from .lr_schedule import PUBLISHED_LEARNING_RATE as PUBLISHED_LEARNING_RATE
 from .lr_schedule import learning_rate_factor as learning_rate_factor
 from .lr_schedule import learning_rate_lambda as learning_rate_lambda
 from .lr_schedule import scaled_learning_rate as scaled_learning_rate
+from .muon import Muon as Muon
 from .pair_randomness import PairRandomness as PairRandomness
 from .pair_randomness import sample_pair_randomness as sample_pair_randomness
 from .parameter_groups import check_trainable_dtype as check_trainable_dtype
@@ -36,6 +37,7 @@ __all__ = [
     "Conditions",
     "DoubledBatch",
     "LatentCache",
+    "Muon",
     "PairRandomness",
     "cfld_loss",
     "check_trainable_dtype",
