@@ -120,7 +120,13 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if is_tall else matrix
     x = x / x.norm().clamp(min=1e-7)
+    # Each iteration multiplies x by a polynomial of x @ x.mT, whose own next value follows from itself. A long x need
+    # then be met only twice.
+    square, product = x @ x.mT, None
     for _ in range(5):
-        square = x @ x.mT
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        polynomial = torch.addmm(square, square, square, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial if product is None else polynomial @ product
+        square = polynomial @ square @ polynomial
+    x = product @ x
     return x.mT if is_tall else x
