@@ -54,16 +54,35 @@ CLASSES = {
     "hair_style": ("short", "bob", "long", "bun", "ponytail", "afro", "bald", "cap", "beanie"),
     "print": ("none", "disc", "diamond", "bar", "star"),
     "shoe_kind": ("sneaker", "boot", "sandal"),
+    "upper_accent": ("darker", "lighter"),
+    "lower_accent": ("darker", "lighter"),
+    "neckline": ("round", "v", "boat", "turtle", "collar"),
+    "tucked": (False, True),
+    "floor": (False, True),
 }
-LENGTHS = ("sleeve", "hem", "lower_hem", "upper_period", "lower_period")
-# The parts that show a class or a length.
-CLASS_OWNERS = ("upper", "lower", "upper", "lower", "hair", "upper", "shoe")
-LENGTH_OWNERS = ("upper", "upper", "lower", "upper", "lower")
+# The parts that show a class, and those that show a length, with the mean and the spread of the drawn people.
+CLASS_OWNERS = (*("upper", "lower") * 2, "hair", "upper", "shoe", *("upper", "lower") * 2, "shoe")
+LENGTHS = {
+    "upper_period": ("upper", 0.135, 0.0145),
+    "lower_period": ("lower", 0.135, 0.0145),
+    "sleeve": ("upper", 1.17, 0.75),
+    "hem": ("upper", 1.33, 0.54),
+    "lower_hem": ("lower", 2.5, 0.56),
+    "sleeve_width": ("upper", 0.009, 0.006),
+    "ease": ("upper", 0.0105, 0.0043),
+    "lower_width": ("lower", 0.02, 0.015),
+    "limb": ("skin", 1.0, 0.1),
+    "shoulder": ("upper", 0.104, 0.006),
+    "waist": ("upper", 0.076, 0.009),
+    "breadth": ("upper", 0.09, 0.007),
+    "hair_length": ("hair", 0.22, 0.046),
+    "fringe": ("hair", 0.5, 0.29),
+}
 SMALLEST_SHARE = 0.006  # of a picture that has to show a part for its labels to be asked for
 
 
 def describe(person: DrawnIdentity) -> tuple[list[float], list[int], list[float], list[float]]:
-    """Colours (3 each) in [0, 1] and which of them can be seen; classes, -1 where there is nothing; lengths."""
+    """Colours (3 each) in [0, 1]; classes, -1 where there is nothing; which colours there are; lengths in spreads."""
     clothes, hair = person.clothes, person.hair
     is_dress, has_hat = clothes.kind == "dress", hair.style in ("cap", "beanie")
     colors = {
@@ -79,6 +98,10 @@ def describe(person: DrawnIdentity) -> tuple[list[float], list[int], list[float]
         "belt": clothes.belt,
         "hat": hair.hat if has_hat else None,
     }
+    accents = [
+        None if fabric.pattern == "plain" else ("darker", "lighter")[sum(fabric.accent) > sum(fabric.color)]
+        for fabric in (clothes.upper, clothes.lower)
+    ]
     classes = {
         "upper_pattern": clothes.upper.pattern,
         "lower_pattern": None if is_dress else clothes.lower.pattern,
@@ -87,13 +110,33 @@ def describe(person: DrawnIdentity) -> tuple[list[float], list[int], list[float]
         "hair_style": hair.style,
         "print": clothes.print_shape,
         "shoe_kind": clothes.shoe_kind,
+        "upper_accent": accents[0],
+        "lower_accent": None if is_dress else accents[1],
+        "neckline": clothes.neckline,
+        "tucked": None if is_dress else clothes.tucked,
+        "floor": person.floor,
     }
-    lengths = (clothes.sleeve, clothes.hem, clothes.lower_hem, 10 * clothes.upper.period, 10 * clothes.lower.period)
+    lengths = {
+        "upper_period": clothes.upper.period,
+        "lower_period": clothes.lower.period,
+        "sleeve": clothes.sleeve,
+        "hem": clothes.hem,
+        "lower_hem": clothes.lower_hem,
+        "sleeve_width": clothes.sleeve_width,
+        "ease": clothes.ease,
+        "lower_width": clothes.lower_width,
+        "limb": person.body.limb,
+        "shoulder": person.body.shoulder,
+        "waist": person.body.waist,
+        "breadth": person.body.breadth,
+        "hair_length": hair.length,
+        "fringe": hair.fringe,
+    }
     return (
         [value / 255 for name in COLORS for value in (colors[name] or (0, 0, 0))],
-        [CLASSES[name].index(value) if value else -1 for name, value in classes.items()],
+        [-1 if value is None else CLASSES[name].index(value) for name, value in classes.items()],
         [float(colors[name] is not None) for name in COLORS],
-        list(lengths),
+        [(lengths[name] - mean) / spread for name, (_, mean, spread) in LENGTHS.items()],
     )
 
 
@@ -175,22 +218,25 @@ def visible_labels(
 
     Args:
         shares: (B, 7, h, w), of each part in each cell.
-        classes: (B, 7), -1 where a person has no such thing.
+        classes: (B, 12), -1 where a person has no such thing.
         seen: (B, 11), 1 for the colours that a person wears.
 
     Returns:
-        Classes and `seen` of what is visible, and (B, 5) of the lengths, 1 where they are.
+        Classes and `seen` of what is visible, and (B, 14) of the lengths, 1 where they are.
     """
     is_visible = shares.mean((2, 3)) > SMALLEST_SHARE
     classes = classes.masked_fill(~is_visible[:, [PARTS.index(name) for name in CLASS_OWNERS]], -1)
     seen = seen * is_visible[:, [PARTS.index(name) for name in OWNERS]]
-    is_length_visible = is_visible[:, [PARTS.index(name) for name in LENGTH_OWNERS]].float()
-    is_length_visible[:, -2:] *= classes[:, :2] > 0  # periods of plain fabrics
+    is_length_visible = is_visible[:, [PARTS.index(name) for name, _, _ in LENGTHS.values()]].float()
+    is_length_visible[:, :2] *= classes[:, :2] > 0  # periods of plain fabrics
     return classes, seen, is_length_visible
 
 
 def color_errors(told: torch.Tensor, colors: torch.Tensor, patterns: torch.Tensor) -> torch.Tensor:
-    """Mean squared errors of colours, where the two of a regular pattern may be told in either order.
+    """Mean squared errors of colours, where the two of a regular pattern may be told in either order at half the cost.
+
+    A wrong order costs half of what the same colours of other garments would: who cannot see which of two colours is
+    the accent is to tell both, and not their mean twice.
 
     Args:
         told: (B, 11, 3, ...).
@@ -208,7 +254,7 @@ def color_errors(told: torch.Tensor, colors: torch.Tensor, patterns: torch.Tenso
         is_regular = (patterns[:, index] > 0) & (patterns[:, index] != PATTERNS.index("block"))
         is_exchanged = exchanged.sum(1) < errors[:, pair].sum(1)
         is_exchanged = is_exchanged & is_regular.reshape(-1, *[1] * (told.ndim - 3))
-        best = torch.where(is_exchanged[:, None], exchanged, errors[:, pair])
+        best = torch.where(is_exchanged[:, None], (exchanged + errors[:, pair]) / 2, errors[:, pair])
         errors = errors.index_copy(1, torch.tensor(pair, device=told.device), best)
     return errors
 
@@ -266,7 +312,7 @@ class LabelHeads(nn.Module):
         )
 
     def forward(self, prompt_embeds: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """Return colours (B, 11, 3), a list of class scores (B, n), lengths (B, 5)."""
+        """Return colours (B, 11, 3), a list of class scores (B, n), lengths (B, 14)."""
         read = self.attention(self.queries.expand(len(prompt_embeds), -1, -1), prompt_embeds, prompt_embeds)[0]
         outputs = [head(read[:, index]) for index, head in enumerate(self.heads)]
         first, last = len(COLORS), len(COLORS) + len(CLASSES)
@@ -303,12 +349,13 @@ class LabelTraining(nn.Module):
         class_losses = torch.stack(
             [F.cross_entropy(score, classes[:, i], ignore_index=-1) for i, score in enumerate(scores)]
         ).nan_to_num()
-        length_loss = F.smooth_l1_loss(told_lengths, lengths.float(), reduction="none") * is_length_visible
-        length_loss = length_loss.sum() / is_length_visible.sum().clamp(min=1)
+        length_losses = F.smooth_l1_loss(told_lengths, lengths.float(), reduction="none") * is_length_visible
+        length_losses = length_losses.sum(0) / is_length_visible.sum(0).clamp(min=1)
+        length_loss = length_losses.mean()
         parts = {"colors": color_loss, "classes": class_losses.mean(), "lengths": length_loss, "parts": part_loss}
         parts |= {"cell_colors": cell_color_loss, "patterns": pattern_loss}
-        loss = 20 * (color_loss + cell_color_loss) + class_losses.mean() + class_losses[:2].sum()
-        loss = loss + 2 * (length_loss + part_loss) + pattern_loss
+        loss = 20 * (color_loss + cell_color_loss) + class_losses.mean() + class_losses[[0, 1, 7, 8]].sum()
+        loss = loss + 2 * (length_loss + part_loss) + pattern_loss + length_losses[:2].sum() / 2
         right = {name: (scores[i].argmax(1) == classes[:, i])[classes[:, i] >= 0] for i, name in enumerate(CLASSES)}
         return loss, {name: value.detach() for name, value in parts.items()}, right
 
