@@ -143,6 +143,23 @@ def test_the_wrong_order_of_a_regular_pattern_costs_half():
     assert torch.allclose(cells, halved[..., None, None].expand_as(cells))
 
 
+def test_variants_of_pictures_keep_what_is_told_of_them():
+    script = load_example("pretrain_source_encoder")
+    pictures = torch.randint(256, (64, 16, 8, 3), dtype=torch.uint8)
+    coverages = torch.randint(256, (64, 2, 1, len(script.PARTS)), dtype=torch.uint8)
+    coverages = torch.cat([coverages, pictures[:, ::8, :1, :1].expand_as(coverages)], dim=2)
+    labels = [pictures[:, 0, 0].float().repeat(1, len(script.COLORS)), torch.rand(64, 3)]
+    varied, covered, told = script.vary(pictures, coverages, labels, torch.Generator().manual_seed(0))
+    mirrored = varied.flip(2)
+    is_mirrored = (covered != coverages).flatten(1).any(1)
+    assert 16 < is_mirrored.sum() < 48
+    back = torch.where(is_mirrored[:, None, None, None], mirrored, varied)
+    assert torch.equal(back[:, 0, 0].float().repeat(1, len(script.COLORS)), told[0])
+    assert torch.equal(back.sort(3).values, pictures.sort(3).values)
+    assert 32 < (back == pictures).flatten(1).all(1).sum() < 56
+    assert torch.equal(told[1], labels[1])
+
+
 def test_prompts_keep_their_spread(start):
     script = load_example("pretrain_source_encoder")
     pipe = CFLDPipeline.from_pretrained(start)
