@@ -101,6 +101,18 @@ def test_published_defaults_fit_each_other_and_the_stock_unet():
     ]
 
 
+def test_biases_from_chosen_stages():
+    """A level may read any feature map: one of the size at which its up block works costs least."""
+    options = {"feature_channels": (256, 512), "hidden_channels": (64, 64), "query_channels": (320, 640)}
+    options |= {"num_attention_heads": (2, 4), "up_block_indices": (3, 2), "num_layers": 1}
+    with torch.device("meta"):
+        features = SwinImageEncoder()(torch.empty(1, 3, 256, 256)).feature_maps
+        query_biases = AppearanceEncoder(**options, feature_stages=(2, 3))(features).query_biases
+    assert [tuple(value.shape) for value in query_biases.values()] == [(1, 640, 16, 16)] * 3 + [(1, 320, 32, 32)] * 3
+    with pytest.raises(ValueError, match=r"must hold 'stage3' of shape \(batch, 512"):
+        AppearanceEncoder(**options, feature_stages=(2, 3))({"stage2": features["stage2"]})
+
+
 def test_fresh_weights_start_as_published():
     decoder = PerceptionRefinedDecoder()
     assert decoder.null_prompt_embeds.std().item() == pytest.approx(1, abs=0.05)
@@ -271,6 +283,8 @@ def test_loads_through_auto_model_of_a_pipeline_folder(case, tmp_path):
         (PerceptionRefinedDecoder, {"num_attention_heads": 7}, "7 heads for 768"),
         (AppearanceEncoder, {"num_attention_heads": (2, 4, 7)}, "7 heads for 256"),
         (AppearanceEncoder, {"up_block_indices": (3, 2)}, "one entry per level"),
+        (AppearanceEncoder, {"feature_stages": (1, 2)}, "one entry per level"),
+        (AppearanceEncoder, {"feature_stages": (0, 1, 2)}, r"count from 1, got \(0, 1, 2\)"),
         (PoseAdapter, {"block_out_channels": ()}, "one or more multiples"),
         (PoseAdapter, {"block_out_channels": (48,)}, "one or more multiples"),
         (SwinImageEncoder, {"window_size": 0}, "`window_size` must be at least 1"),

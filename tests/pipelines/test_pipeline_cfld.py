@@ -656,6 +656,11 @@ class TestErrors:
                 lambda: AppearanceEncoder(**{**APPEARANCE_ENCODER_CONFIG, "feature_channels": (16, 32, 32)}),
                 "appearance_encoder's feature_channels",
             ),
+            (
+                "appearance_encoder",
+                lambda: AppearanceEncoder(**APPEARANCE_ENCODER_CONFIG, feature_stages=(2, 3, 9)),
+                "stages that it reads, 2, 3, 9, got",
+            ),
             ("pose_adapter", lambda: PoseAdapter(block_out_channels=(64, 64, 128)), "pose_adapter's block_out"),
         ],
     )

@@ -87,7 +87,7 @@ class QueryBiasEncoder(nn.Module):
 class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
     """Encode the source's feature maps into one query bias per biased cross-attention.
 
-    Level l of the arguments reads feature map l, finest first, and serves the attentions of U-Net up block
+    Level l of the arguments reads feature map `feature_stages[l]` and serves the attentions of U-Net up block
     `up_block_indices[l]`, each with an encoder of its own. Without arguments this is the published encoder.
 
     Args:
@@ -98,9 +98,12 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         num_layers: K, transformer layers of each encoder.
         up_block_indices: Which up block of the U-Net each level serves.
         attentions_per_block: Cross-attentions in each of these up blocks.
+        feature_stages: Number of the feature map that each level reads, 1 for the finest; `None` for the first ones.
+            Maps of about the size at which the up block works are what costs least: others are computed in full and
+            resized.
 
     Raises:
-        ValueError: The per-level arguments differ in length, or heads do not divide a width.
+        ValueError: The per-level arguments differ in length, heads do not divide a width, or a stage is below 1.
     """
 
     _supports_gradient_checkpointing = True
@@ -118,14 +121,19 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         num_layers: int = 4,
         up_block_indices: tuple[int, ...] = (3, 2, 1),
         attentions_per_block: int = 3,
+        feature_stages: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        levels = (feature_channels, hidden_channels, query_channels, num_attention_heads, up_block_indices)
+        stages = feature_stages or tuple(range(1, len(feature_channels) + 1))
+        levels = (feature_channels, hidden_channels, query_channels, num_attention_heads, up_block_indices, stages)
         if len({len(level) for level in levels}) != 1:
             raise ValueError(
-                "`feature_channels`, `hidden_channels`, `query_channels`, `num_attention_heads` and "
-                f"`up_block_indices` must have one entry per level, got {[len(level) for level in levels]} entries."
+                "`feature_channels`, `hidden_channels`, `query_channels`, `num_attention_heads`, `up_block_indices` "
+                "and `feature_stages` must have one entry per level, got "
+                f"{[len(level) for level in levels]} entries."
             )
+        if min(stages) < 1:
+            raise ValueError(f"`feature_stages` count from 1, got {tuple(stages)}.")
         for width, heads in zip(hidden_channels, num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(
@@ -137,7 +145,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         for level in sorted(range(len(up_block_indices)), key=lambda level: up_block_indices[level]):
             for attention in range(attentions_per_block):
                 name = f"up_blocks.{up_block_indices[level]}.attentions.{attention}.transformer_blocks.0.attn2"
-                self.layer_stages[name] = f"stage{level + 1}"
+                self.layer_stages[name] = f"stage{stages[level]}"
                 encoders.append(
                     QueryBiasEncoder(
                         feature_channels[level],
@@ -170,12 +178,13 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         Raises:
             ValueError: A stage is missing or has other than its `feature_channels`.
         """
-        for level, channels in enumerate(self.config.feature_channels):
-            feature_map = feature_maps.get(f"stage{level + 1}")
+        stages = self.config.feature_stages or range(1, len(self.config.feature_channels) + 1)
+        for stage, channels in zip(stages, self.config.feature_channels, strict=True):
+            feature_map = feature_maps.get(f"stage{stage}")
             if feature_map is None or feature_map.ndim != 4 or feature_map.shape[1] != channels:
                 got = "nothing" if feature_map is None else f"shape {tuple(feature_map.shape)}"
                 raise ValueError(
-                    f"`feature_maps` must hold 'stage{level + 1}' of shape (batch, {channels}, height, width), got "
+                    f"`feature_maps` must hold 'stage{stage}' of shape (batch, {channels}, height, width), got "
                     f"{got}. Pass the source encoder's `feature_maps`."
                 )
         query_biases = {

@@ -56,11 +56,15 @@ def check_components(
         if missing:
             raise ValueError(f"The appearance_encoder serves {missing[0]!r}, which is not a layer of the unet.")
     if source_encoder is not None and appearance_encoder is not None:
-        read = tuple(appearance_encoder.config.feature_channels)
-        if read != source_encoder.feature_channels[: len(read)]:
+        config = appearance_encoder.config
+        read = tuple(config.feature_channels)
+        stages = config.feature_stages or range(1, len(read) + 1)
+        given = source_encoder.feature_channels
+        expected = tuple(given[stage - 1] if stage <= len(given) else None for stage in stages)
+        if read != expected:
             raise ValueError(
-                "The appearance_encoder's feature_channels must equal those of the source_encoder's first stages, got "
-                f"{read} and {source_encoder.feature_channels[: len(read)]}."
+                "The appearance_encoder's feature_channels must equal those of the source_encoder's stages that it "
+                f"reads, {', '.join(map(str, stages))}, got {read} and {expected}."
             )
     if source_encoder is not None and prompt_decoder is not None:
         features = source_encoder.feature_channels[-1]
