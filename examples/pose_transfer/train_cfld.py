@@ -136,6 +136,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="Shape of the photos, to which the pipeline pads others; default: the first one's, 256 176 for shards.",
     )
     group.add_argument("--flip_source_prob", type=float, default=0.0, help="0.5 as published: left and right blur.")
+    group.add_argument(
+        "--targets_per_source",
+        type=int,
+        default=1,
+        help="Pairs of a batch that share their source, 1 in the paper. S, D and A run once for all of them: more "
+        "pairs in the same time, of fewer people a step. A source without as many targets repeats some.",
+    )
     group.add_argument("--cache_latents", action="store_true", help="Encode all pictures by the VAE once, ahead.")
     group.add_argument("--latent_cache_dir", default=None, help="Where to; OUTPUT_DIR/latents otherwise.")
     group.add_argument("--dataloader_num_workers", type=int, default=4)
@@ -261,8 +268,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.dataset_format == "auto" and (is_index or "://" in args.train_data_dir):
         args.dataset_format = "shards"
     if args.dataset_format == "shards":
-        for name in ("cache_latents", "max_train_samples"):
-            if getattr(args, name):
+        for name, default in {"cache_latents": False, "max_train_samples": None, "targets_per_source": 1}.items():
+            if getattr(args, name) != default:
                 parser.error(f"--{name} needs a list of files, not shards, which are read once from end to end.")
         if args.validation_steps and not args.validation_data_dir:
             parser.error("--validation_steps needs --validation_data_dir when the training data is in shards.")
@@ -273,6 +280,7 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     least = dict.fromkeys(("lr_warmup_steps", "dataloader_num_workers", "seed"), 0)
     counts = (
         "train_batch_size",
+        "targets_per_source",
         "gradient_accumulation_steps",
         "num_train_epochs",
         "max_train_steps",
@@ -289,6 +297,11 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         value = getattr(args, name)
         if value is not None and value < bound:
             parser.error(f"--{name} must be at least {bound}, got {value}.")
+    if args.train_batch_size % args.targets_per_source:
+        parser.error(
+            f"--targets_per_source must divide --train_batch_size, got {args.targets_per_source} for "
+            f"{args.train_batch_size}."
+        )
     for name in ("condition_dropout_prob", "flip_source_prob"):
         if not 0 <= getattr(args, name) <= 1:
             parser.error(f"--{name} must be from 0 to 1, got {getattr(args, name)}.")
@@ -366,17 +379,57 @@ def parse_multipliers(items: list[str]) -> dict[str, float]:
 
 
 class ResumableSampler(DistributedSampler):
-    """A process's share of the epoch's permutation, from some sample on: nothing is decoded to be skipped."""
+    """A process's share of the epoch's permutation, from some sample on: nothing is decoded to be skipped.
 
-    first_sample = 0
+    What is permuted is groups of samples, which stay together.
+    """
+
+    first_group = 0
+
+    def __init__(self, groups: list[list[int]], num_processes: int, process_index: int, seed: int) -> None:
+        super().__init__(groups, num_processes, process_index, seed=seed, drop_last=True)
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return super().__len__() * len(self.groups[0])
 
     def resume(self, epoch: int, first_sample: int) -> None:
-        """Iterate over this epoch from this sample on."""
+        """Iterate over this epoch from this sample on, which is the first of its group."""
         self.set_epoch(epoch)
-        self.first_sample = first_sample
+        self.first_group = first_sample // len(self.groups[0])
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.islice(super().__iter__(), self.first_sample, None)
+        for group in itertools.islice(super().__iter__(), self.first_group, None):
+            yield from self.groups[group]
+
+
+def group_by_source(pairs: list, size: int) -> list[list[int]]:
+    """Indices of pairs in groups of one source; a source whose targets make no whole number of groups repeats some."""
+    if size == 1:
+        return [[index] for index in range(len(pairs))]
+    by_source: dict[Any, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        by_source.setdefault(pair.source, []).append(index)
+    groups = []
+    for indices in by_source.values():
+        endless = itertools.cycle(indices)
+        groups += [list(itertools.islice(endless, size)) for _ in range(0, len(indices), size)]
+    return groups
+
+
+def share_sources(batch: dict[str, torch.Tensor], pairs: list, size: int) -> dict[str, torch.Tensor]:
+    """Keep one source of each group of pairs, and order the pairs so that pair j is of source j mod their number."""
+    indices = batch["index"].tolist()
+    order = torch.arange(len(indices)).view(-1, size)
+    for group in order:
+        source = pairs[indices[group[0]]].source
+        for position, number in enumerate(group.tolist()):
+            # Of another source, read in the place of a broken pair.
+            if pairs[indices[number]].source != source:
+                group[position] = group[0]
+    order = order.T.flatten()
+    shared = {name: tensor[order] for name, tensor in batch.items()}
+    return {**shared, "source_image": shared["source_image"][: len(indices) // size]}
 
 
 def make_loader(
@@ -385,9 +438,8 @@ def make_loader(
     """Not to be prepared by accelerate: the shares of the processes and the place to go on from are settled here."""
     sampler = None
     if isinstance(dataset, PosePairDataset):
-        sampler = ResumableSampler(
-            dataset, accelerator.num_processes, accelerator.process_index, seed=args.seed, drop_last=True
-        )
+        groups = group_by_source(dataset.pairs, args.targets_per_source)
+        sampler = ResumableSampler(groups, accelerator.num_processes, accelerator.process_index, args.seed)
     return DataLoader(
         dataset,
         batch_size=args.train_batch_size,
@@ -465,7 +517,7 @@ def training_loss(
     moments: torch.Tensor,
     epoch: int,
 ) -> torch.Tensor:
-    """Eq. 6 on a batch of B pairs; `moments` are those of the B sources, then of the B targets."""
+    """Eq. 6 on a batch of B pairs; `moments` are those of the B pairs' sources, then of their targets."""
     channels, height, width = moments.shape[1] // 2, *moments.shape[2:]
     random = sample_pair_randomness(batch["index"], (channels, height, width), seed=args.seed, epoch=epoch)
     random = random.to(moments.device)
@@ -606,6 +658,8 @@ def describe_batches(args: argparse.Namespace, accelerator: Accelerator) -> dict
     batches = {"num_processes": accelerator.num_processes, **{name: getattr(args, name) for name in names}}
     if args.dataset_format == "shards":
         batches["dataloader_num_workers"] = args.dataloader_num_workers
+    if args.targets_per_source > 1:
+        batches["targets_per_source"] = args.targets_per_source
     return batches
 
 
@@ -905,6 +959,8 @@ def main(args: argparse.Namespace) -> None:
                 report.update(batch.pop("skipped"))
                 # For stochastic depth alone; everything else that is random is the pairs' own.
                 torch.manual_seed(args.seed + micro_steps * accelerator.num_processes + accelerator.process_index)
+                if args.targets_per_source > 1:
+                    batch = share_sources(batch, dataset.pairs, args.targets_per_source)
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
                 if cache is None:
                     pixel_values = torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])

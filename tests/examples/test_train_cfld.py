@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from example_scripts import EXAMPLES, load_example
 from huggingface_hub.utils import filter_repo_objects
-from miniature_sets import NAMES, save_picture, write_lists
+from miniature_sets import NAMES, columns, save_picture, write_lists
 from PIL import Image
 from safetensors.torch import load_file
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
@@ -379,6 +379,66 @@ def test_what_weighs_nothing_is_not_predicted(script, steady_start, data, tmp_pa
     )
     with pytest.raises(SystemExit):
         train(script, steady_start, data, tmp_path / "none", *runs["transfer"], *runs["reconstruction"])
+
+
+@pytest.fixture(scope="module")
+def data_of_few_sources(tmp_path_factory):
+    """Two sources of two targets each, not in their order, as a folder of pairs."""
+    folder = tmp_path_factory.mktemp("folder")
+    names = [f"{number}.png" for number in range(4)]
+    for seed, name in enumerate(names):
+        save_picture(folder / name, seed)
+    poses = [dict(zip(("keypoints_y", "keypoints_x"), columns(seed), strict=True)) for seed in range(4)]
+    lines = [
+        {
+            "source": names[source],
+            "target": names[target],
+            "source_keypoints": {**poses[source], "size": [256, 176]},
+            "target_keypoints": {**poses[target], "size": [256, 176]},
+        }
+        for source, target in ((0, 1), (2, 3), (0, 2), (2, 1))
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--reconstruction_loss_weight=0", "--cache_latents"]], ids=["both", "transfer"]
+)
+def test_shared_sources_are_encoded_once(script, steady_start, data_of_few_sources, tmp_path, monkeypatch, options):
+    forward, sizes = CFLDTrainingModule.forward, []
+
+    def counted(module, source_image, *args):
+        sizes.append(len(source_image))
+        return forward(module, source_image, *args)
+
+    monkeypatch.setattr(CFLDTrainingModule, "forward", counted)
+    options = [*GRADIENT_SIZED_STEPS, *options]
+    train(script, steady_start, data_of_few_sources, tmp_path / "one", *options, batch=4, steps=2)
+    AcceleratorState._reset_state(True)
+    options.append("--targets_per_source=2")
+    train(script, steady_start, data_of_few_sources, tmp_path / "two", *options, batch=4, steps=2)
+    assert sizes == [4, 4, 2, 2]
+    assert_moved_alike(steady_start, *(tmp_path / run / "checkpoint-2" for run in ("one", "two")))
+
+
+def test_groups_of_a_source(script, data_of_few_sources):
+    pairs = load_pairs(data_of_few_sources)
+    assert script.group_by_source(pairs, 1) == [[0], [1], [2], [3]]
+    assert script.group_by_source(pairs, 2) == [[0, 2], [1, 3]]
+    assert script.group_by_source(pairs, 3) == [[0, 2, 0], [1, 3, 1]]
+    assert script.group_by_source([*pairs, pairs[0]], 2) == [[0, 2], [4, 0], [1, 3]]
+    # The first pair of the second group was broken and the one after it was read, which has another source.
+    batch = {"index": torch.tensor([0, 2, 2, 3]), "source_image": torch.arange(4), "target": torch.arange(4)}
+    shared = script.share_sources(batch, pairs, 2)
+    assert shared["source_image"].tolist() == [0, 2]
+    assert shared["target"].tolist() == [0, 2, 1, 2]
+    sampler = script.ResumableSampler(script.group_by_source(pairs, 2), 1, 0, 0)
+    whole = list(sampler)
+    assert sorted(whole) == [0, 1, 2, 3]
+    assert len(sampler) == 4
+    sampler.resume(0, 2)
+    assert list(sampler) == whole[2:]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(script, start, data, tmp_path):
