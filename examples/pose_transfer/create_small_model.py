@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Put together the untrained pipeline from which the small model that ships with the package was trained.
 
-Everything but the autoencoder starts from random weights, or all but S and D with `--source_encoder_from`;
-`train_autoencoder.py` makes the autoencoder.
+Everything but the autoencoder starts from random weights, or all but S and D with `--source_encoder_from`, or A alone
+with `--all_but_biases_from`; `train_autoencoder.py` makes the autoencoder.
 """
 
 import argparse
@@ -30,6 +30,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--source_encoder_from",
         default=None,
         help="Folder of a pipeline to take S and D from (pretrain_source_encoder.py writes one); random if not given.",
+    )
+    parser.add_argument(
+        "--all_but_biases_from",
+        default=None,
+        help="Folder of a pipeline to take everything from but A, whose biases start at zero.",
     )
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--height", type=int, default=128, help="Of sources, pose maps and results, pixels.")
@@ -67,19 +72,21 @@ def main(args: argparse.Namespace) -> None:
     )
     channels = source_encoder.feature_channels
     stride = source_encoder.feature_strides[-1]
+    # As in the published geometry: each map of S goes where the U-Net works at its size, the finest one nowhere.
     appearance_encoder = AppearanceEncoder(
-        feature_channels=channels[:num_blocks],
-        hidden_channels=(32, 64, 64),
-        query_channels=WIDTHS,
-        num_attention_heads=(2, 4, 4),
+        feature_channels=channels[1:num_blocks],
+        hidden_channels=(64, 64),
+        query_channels=WIDTHS[: num_blocks - 1],
+        num_attention_heads=(4, 4),
         num_layers=1,
-        up_block_indices=tuple(reversed(range(num_blocks))),
+        up_block_indices=tuple(reversed(range(1, num_blocks))),
         attentions_per_block=LAYERS_PER_BLOCK + 1,
+        feature_stages=tuple(range(2, num_blocks + 1)),
     )
     if not args.without_query_biases:
-        # The zero start protects a pre-trained U-Net, which is not there, and costs time.
+        # The zero start of both ends protects a pre-trained U-Net and costs time.
         for encoder in appearance_encoder.encoders:
-            for convolution in (encoder.proj_in, encoder.proj_out):
+            for convolution in (encoder.proj_in, *(() if args.all_but_biases_from else (encoder.proj_out,))):
                 assert isinstance(convolution, nn.Conv2d)
                 convolution.reset_parameters()
     pipeline = CFLDPipeline(
@@ -121,6 +128,10 @@ def main(args: argparse.Namespace) -> None:
         pipeline.source_encoder.load_state_dict(taught.source_encoder.state_dict())
         if not args.without_refinement:
             pipeline.prompt_decoder.load_state_dict(taught.prompt_decoder.state_dict())
+    if args.all_but_biases_from:
+        taught = CFLDPipeline.from_pretrained(args.all_but_biases_from)
+        for name in ("vae", "unet", "source_encoder", "prompt_decoder", "pose_adapter"):
+            getattr(pipeline, name).load_state_dict(getattr(taught, name).state_dict())
     pipeline.save_pretrained(args.output_dir)
     for name, component in pipeline.components.items():
         if isinstance(component, nn.Module):

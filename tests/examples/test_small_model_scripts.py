@@ -51,6 +51,14 @@ def test_the_untrained_model_and_its_ablations(start, tmp_path):
     assert not any(encoder.proj_out.weight.any() for encoder in ablated.appearance_encoder.encoders)
     assert len(ablated.prompt_decoder.blocks) == 0
 
+    script.main(script.parse_args(["--output_dir", str(tmp_path), "--all_but_biases_from", str(start), "--seed", "1"]))
+    other = CFLDPipeline.from_pretrained(tmp_path)
+    for part in ("source_encoder", "prompt_decoder", "pose_adapter", "unet", "vae"):
+        pairs = zip(getattr(whole, part).parameters(), getattr(other, part).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), part
+    assert all(encoder.proj_in.weight.any() for encoder in other.appearance_encoder.encoders)
+    assert not any(encoder.proj_out.weight.any() for encoder in other.appearance_encoder.encoders)
+
 
 def test_labels_cover_the_figure(drawn):
     script = load_example("pretrain_source_encoder")
