@@ -26,15 +26,16 @@ WIDTHS, DIM, LAYERS_PER_BLOCK = (64, 96, 128), 128, 1
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", default=None, help="Folder of the autoencoder; the shipped model's if not given.")
-    parser.add_argument(
+    taught = parser.add_mutually_exclusive_group()
+    taught.add_argument(
         "--source_encoder_from",
         default=None,
         help="Folder of a pipeline to take S and D from (pretrain_source_encoder.py writes one); random if not given.",
     )
-    parser.add_argument(
+    taught.add_argument(
         "--all_but_biases_from",
         default=None,
-        help="Folder of a pipeline to take everything from but A, whose biases start at zero.",
+        help="Folder of a pipeline to take S, D, P and the U-Net from; the biases start at zero.",
     )
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--height", type=int, default=128, help="Of sources, pose maps and results, pixels.")
@@ -84,11 +85,11 @@ def main(args: argparse.Namespace) -> None:
         feature_stages=tuple(range(2, num_blocks + 1)),
     )
     if not args.without_query_biases:
-        # The zero start of both ends protects a pre-trained U-Net and costs time.
+        # The zero start protects a trained U-Net, for which one zero is enough, and costs time.
         for encoder in appearance_encoder.encoders:
-            for convolution in (encoder.proj_in, *(() if args.all_but_biases_from else (encoder.proj_out,))):
-                assert isinstance(convolution, nn.Conv2d)
-                convolution.reset_parameters()
+            encoder.proj_in.reset_parameters()
+            if not args.all_but_biases_from:
+                encoder.proj_out.reset_parameters()
     pipeline = CFLDPipeline(
         vae=vae,
         unet=UNet2DConditionModel(
@@ -123,14 +124,13 @@ def main(args: argparse.Namespace) -> None:
         appearance_encoder=appearance_encoder,
         pose_adapter=PoseAdapter(block_out_channels=WIDTHS, unshuffle_factor=factor, norm_num_groups=8),
     )
-    if args.source_encoder_from:
-        taught = CFLDPipeline.from_pretrained(args.source_encoder_from)
-        pipeline.source_encoder.load_state_dict(taught.source_encoder.state_dict())
-        if not args.without_refinement:
-            pipeline.prompt_decoder.load_state_dict(taught.prompt_decoder.state_dict())
+    names = ["source_encoder", *([] if args.without_refinement else ["prompt_decoder"])]
     if args.all_but_biases_from:
-        taught = CFLDPipeline.from_pretrained(args.all_but_biases_from)
-        for name in ("vae", "unet", "source_encoder", "prompt_decoder", "pose_adapter"):
+        names += ["unet", "pose_adapter"]
+    folder = args.source_encoder_from or args.all_but_biases_from
+    if folder:
+        taught = CFLDPipeline.from_pretrained(folder)
+        for name in names:
             getattr(pipeline, name).load_state_dict(getattr(taught, name).state_dict())
     pipeline.save_pretrained(args.output_dir)
     for name, component in pipeline.components.items():

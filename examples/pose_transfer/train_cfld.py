@@ -419,17 +419,15 @@ def group_by_source(pairs: list, size: int) -> list[list[int]]:
 
 def share_sources(batch: dict[str, torch.Tensor], pairs: list, size: int) -> dict[str, torch.Tensor]:
     """Keep one source of each group of pairs, and order the pairs so that pair j is of source j mod their number."""
-    indices = batch["index"].tolist()
-    order = torch.arange(len(indices)).view(-1, size)
-    for group in order:
-        source = pairs[indices[group[0]]].source
-        for position, number in enumerate(group.tolist()):
-            # Of another source, read in the place of a broken pair.
-            if pairs[indices[number]].source != source:
-                group[position] = group[0]
-    order = order.T.flatten()
+    sources = [pairs[index].source for index in batch["index"].tolist()]
+    # A pair of another source, read in the place of a broken one, gives way to the group's first.
+    order = [
+        number if source == sources[number - number % size] else number - number % size
+        for number, source in enumerate(sources)
+    ]
+    order = torch.tensor(order).view(-1, size).T.flatten()
     shared = {name: tensor[order] for name, tensor in batch.items()}
-    return {**shared, "source_image": shared["source_image"][: len(indices) // size]}
+    return {**shared, "source_image": shared["source_image"][: len(sources) // size]}
 
 
 def make_loader(

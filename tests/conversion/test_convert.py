@@ -400,13 +400,11 @@ def test_to_original_cannot_say_which_stages_are_read(tiny_pipeline: Path, tmp_p
     model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
     path = model / "appearance_encoder" / "config.json"
     config = json.loads(path.read_text())
-    for stages in ([2, 1, 3], [1, 2, 3]):
-        path.write_text(json.dumps({**config, "feature_stages": stages}))
-        if stages == [1, 2, 3]:
-            convert_to_original(model, tmp_path / "output", progress=False)
-            continue
-        with pytest.raises(ValueError, match=r"from the finest on, got `feature_stages` \(2, 1, 3\)"):
-            convert_to_original(model, tmp_path / "output", progress=False)
+    path.write_text(json.dumps({**config, "feature_stages": [2, 1, 3]}))
+    with pytest.raises(ValueError, match=r"from the finest on, got `feature_stages` \(2, 1, 3\)"):
+        convert_to_original(model, tmp_path / "output", progress=False)
+    path.write_text(json.dumps({**config, "feature_stages": [1, 2, 3]}))
+    convert_to_original(model, tmp_path / "output", progress=False)
 
 
 def test_to_original_needs_a_whole_pipeline(tiny_pipeline: Path, tmp_path: Path) -> None:

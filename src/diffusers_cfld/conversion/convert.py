@@ -529,8 +529,8 @@ def _geometry_of(models: Mapping[str, Any]) -> CheckpointGeometry:
             "The published layout lists the query bias encoders from the U-Net's end to its beginning, got "
             f"`up_block_indices` {tuple(blocks_served)}: it cannot hold this appearance encoder."
         )
-    stages = tuple(encoder["feature_stages"] or ())
-    if stages not in ((), tuple(range(1, len(blocks_served) + 1))):
+    stages = models["appearance_encoder"].stages
+    if stages != tuple(range(1, len(stages) + 1)):
         raise ValueError(
             "In the published layout the query bias encoders read the source's feature maps from the finest on, got "
             f"`feature_stages` {stages}: it cannot hold this appearance encoder."

@@ -124,7 +124,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         feature_stages: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        stages = feature_stages or tuple(range(1, len(feature_channels) + 1))
+        self.stages = stages = tuple(feature_stages or range(1, len(feature_channels) + 1))
         levels = (feature_channels, hidden_channels, query_channels, num_attention_heads, up_block_indices, stages)
         if len({len(level) for level in levels}) != 1:
             raise ValueError(
@@ -133,7 +133,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
                 f"{[len(level) for level in levels]} entries."
             )
         if min(stages) < 1:
-            raise ValueError(f"`feature_stages` count from 1, got {tuple(stages)}.")
+            raise ValueError(f"`feature_stages` count from 1, got {stages}.")
         for width, heads in zip(hidden_channels, num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(
@@ -178,8 +178,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         Raises:
             ValueError: A stage is missing or has other than its `feature_channels`.
         """
-        stages = self.config.feature_stages or range(1, len(self.config.feature_channels) + 1)
-        for stage, channels in zip(stages, self.config.feature_channels, strict=True):
+        for stage, channels in zip(self.stages, self.config.feature_channels, strict=True):
             feature_map = feature_maps.get(f"stage{stage}")
             if feature_map is None or feature_map.ndim != 4 or feature_map.shape[1] != channels:
                 got = "nothing" if feature_map is None else f"shape {tuple(feature_map.shape)}"

@@ -56,9 +56,7 @@ def check_components(
         if missing:
             raise ValueError(f"The appearance_encoder serves {missing[0]!r}, which is not a layer of the unet.")
     if source_encoder is not None and appearance_encoder is not None:
-        config = appearance_encoder.config
-        read = tuple(config.feature_channels)
-        stages = config.feature_stages or range(1, len(read) + 1)
+        read, stages = tuple(appearance_encoder.config.feature_channels), appearance_encoder.stages
         given = source_encoder.feature_channels
         expected = tuple(given[stage - 1] if stage <= len(given) else None for stage in stages)
         if read != expected:
