@@ -4,7 +4,7 @@ import PIL.Image
 
 from diffusers_cfld.inspection import contact_sheet
 from diffusers_cfld.sequences import render_sequence, write_animation
-from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
+from diffusers_cfld.small_model import SAMPLING_OPTIONS, example_poses, example_sources, load_small_model
 
 keys = example_poses()
 poses = [keys[3].lerp(keys[0], number / 7) for number in range(8)]  # or load_pose_sequence("walk.jsonl")
@@ -15,7 +15,7 @@ frames = list(
         poses,
         "animation-frames",
         image=example_sources()[0],
-        num_inference_steps=20,
+        **SAMPLING_OPTIONS,
         output_size=(256, 176),
     )
 )

@@ -4,7 +4,7 @@ import torch
 
 from diffusers_cfld import Appearance
 from diffusers_cfld.inspection import contact_sheet
-from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
+from diffusers_cfld.small_model import SAMPLING_OPTIONS, example_poses, example_sources, load_small_model
 
 pipe = load_small_model()
 first, second = (pipe.encode_appearance(source) for source in example_sources()[:2])
@@ -19,7 +19,7 @@ pictures = [
     pipe(
         appearance=Appearance.cat(row),
         pose=pose,
-        num_inference_steps=20,
+        **SAMPLING_OPTIONS,
         output_size=(256, 176),
         generator=[torch.Generator().manual_seed(0) for _ in row],  # one noise for all
     ).images

@@ -8,7 +8,7 @@ import torch
 from diffusers_cfld import Keypoints
 from diffusers_cfld.inspection import contact_sheet
 from diffusers_cfld.pose_estimation import ViTPoseEstimator
-from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
+from diffusers_cfld.small_model import SAMPLING_OPTIONS, example_poses, example_sources, load_small_model
 
 pipe, sources = load_small_model(), example_sources()
 if len(sys.argv) > 2:
@@ -19,7 +19,7 @@ else:
     picture = PIL.Image.new("RGB", (600, 400))
     picture.paste(example_poses()[2].draw((400, 275)), (250, 0))
 results = pipe(
-    image=sources, pose=picture, num_inference_steps=20, output_size=(256, 176), generator=torch.manual_seed(0)
+    image=sources, pose=picture, **SAMPLING_OPTIONS, output_size=(256, 176), generator=torch.manual_seed(0)
 ).images
 shown, empty = (PIL.Image.new("RGB", (176, 256), "white") for _ in range(2))
 shown.paste(picture.resize((176, 176 * picture.height // picture.width)))

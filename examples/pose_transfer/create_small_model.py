@@ -2,13 +2,15 @@
 """Put together the untrained pipeline from which the small model that ships with the package was trained.
 
 Everything but the autoencoder starts from random weights, or all but S and D with `--source_encoder_from`, or A alone
-with `--all_but_biases_from`; `train_autoencoder.py` makes the autoencoder.
+with `--all_but_biases_from`, or nothing with `--all_from`; `train_autoencoder.py` makes the autoencoder. Transformer
+layers that the U-Net to start from does not have begin as if they were not there.
 """
 
 import argparse
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from diffusers_cfld import (
@@ -21,6 +23,8 @@ from diffusers_cfld import (
 from diffusers_cfld.small_model import SMALL_MODEL
 
 WIDTHS, DIM, LAYERS_PER_BLOCK = (64, 96, 128), 128, 1
+# Of each cross-attention of the decoder; what a cell shows is decided where the cells are finest.
+DECODER_TRANSFORMER_LAYERS = (1, 1, 3)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +41,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         default=None,
         help="Folder of a pipeline to take S, D, P and the U-Net from; the biases start at zero.",
     )
+    taught.add_argument("--all_from", default=None, help="Folder of a pipeline to take everything from.")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--height", type=int, default=128, help="Of sources, pose maps and results, pixels.")
     parser.add_argument("--width", type=int, default=96)
@@ -52,6 +57,20 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="For the ablation: a decoder without blocks, whose prompt is the same for every source.",
     )
     return parser.parse_args(arguments)
+
+
+@torch.no_grad()
+def skip_new_layers(unet: UNet2DConditionModel, taught: UNet2DConditionModel) -> None:
+    """Let the transformer layers that only `unet` has add nothing at first."""
+    known = {name for name, _ in taught.named_modules()}
+    unknown = [name for name in known if name not in dict(unet.named_modules())]
+    if unknown:
+        raise SystemExit(f"The U-Net to start from has a layer that the small model has not: {unknown[0]}.")
+    for name, module in unet.named_modules():
+        if isinstance(module, BasicTransformerBlock) and name not in known:
+            for layer in (module.attn1.to_out[0], module.attn2.to_out[0], module.ff.net[-1]):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -88,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
         # The zero start protects a trained U-Net, for which one zero is enough, and costs time.
         for encoder in appearance_encoder.encoders:
             encoder.proj_in.reset_parameters()
-            if not args.all_but_biases_from:
+            if not (args.all_but_biases_from or args.all_from):
                 encoder.proj_out.reset_parameters()
     pipeline = CFLDPipeline(
         vae=vae,
@@ -100,6 +119,8 @@ def main(args: argparse.Namespace) -> None:
             layers_per_block=LAYERS_PER_BLOCK,
             down_block_types=("CrossAttnDownBlock2D",) * num_blocks,
             up_block_types=("CrossAttnUpBlock2D",) * num_blocks,
+            transformer_layers_per_block=(1,) * num_blocks,
+            reverse_transformer_layers_per_block=DECODER_TRANSFORMER_LAYERS,
             cross_attention_dim=DIM,
             attention_head_dim=4,
             norm_num_groups=8,
@@ -125,13 +146,17 @@ def main(args: argparse.Namespace) -> None:
         pose_adapter=PoseAdapter(block_out_channels=WIDTHS, unshuffle_factor=factor, norm_num_groups=8),
     )
     names = ["source_encoder", *([] if args.without_refinement else ["prompt_decoder"])]
-    if args.all_but_biases_from:
+    if args.all_but_biases_from or args.all_from:
         names += ["unet", "pose_adapter"]
-    folder = args.source_encoder_from or args.all_but_biases_from
+    if args.all_from:
+        names.append("appearance_encoder")
+    folder = args.source_encoder_from or args.all_but_biases_from or args.all_from
     if folder:
         taught = CFLDPipeline.from_pretrained(folder)
+        if "unet" in names:
+            skip_new_layers(pipeline.unet, taught.unet)
         for name in names:
-            getattr(pipeline, name).load_state_dict(getattr(taught, name).state_dict())
+            getattr(pipeline, name).load_state_dict(getattr(taught, name).state_dict(), strict=name != "unet")
     pipeline.save_pretrained(args.output_dir)
     for name, component in pipeline.components.items():
         if isinstance(component, nn.Module):

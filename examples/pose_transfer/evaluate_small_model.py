@@ -17,6 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from diffusers_cfld import CFLDPipeline
 from diffusers_cfld.data.drawn_figures import DrawnFigures
+from diffusers_cfld.small_model import SAMPLING_OPTIONS
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,9 +26,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variant", default=None)
     parser.add_argument("--num_pairs", type=int, default=64)
     parser.add_argument("--first_identity", type=int, default=6000, help="Number of people that were trained on.")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=SAMPLING_OPTIONS["num_inference_steps"])
     parser.add_argument("--scheduler", default=None, help="Class of diffusers; the model's own if not given.")
-    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[SAMPLING_OPTIONS["guidance_scale"]])
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only_right", action="store_true", help="Leave out other people's photos and poses.")

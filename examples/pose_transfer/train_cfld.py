@@ -17,12 +17,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import (
@@ -65,6 +67,7 @@ from diffusers_cfld.data import (
 from diffusers_cfld.data.pair_transform import UnreadableImageError, decode_picture, read_bytes
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
+    AlignmentMaps,
     CFLDTrainingModule,
     LatentCache,
     Muon,
@@ -76,6 +79,7 @@ from diffusers_cfld.training import (
     learning_rate_lambda,
     min_snr_weights,
     parameter_groups,
+    pixel_metric,
     prediction_target,
     sample_latents,
     sample_pair_randomness,
@@ -182,6 +186,21 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--reconstruction_loss_weight", type=float, default=1.0, help="0 trains the transfer only, in less time."
     )
     group.add_argument("--transfer_loss_weight", type=float, default=1.0)
+    group.add_argument(
+        "--loss_metric",
+        choices=["latent", "pixel"],
+        default="latent",
+        help="latent: all channels of the latents count alike (the paper). pixel: by what they change in the picture, "
+        "for autoencoders whose channels differ in that.",
+    )
+    group.add_argument(
+        "--alignment_maps",
+        default=None,
+        help="Folder of maps of the training pictures that features of the U-Net have to agree with, so that it "
+        "learns faster (arXiv:2410.06940): see diffusers_cfld.training.AlignmentMaps. Not part of CFLD.",
+    )
+    group.add_argument("--alignment_layer", default="up_blocks.2.attentions.0", help="Whose output these are.")
+    group.add_argument("--alignment_weight", type=float, default=0.1, help="Of the maps' squared error in the loss.")
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--train_batch_size", type=int, default=8, help="Pairs per device; the U-Net sees twice that.")
@@ -268,8 +287,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.dataset_format == "auto" and (is_index or "://" in args.train_data_dir):
         args.dataset_format = "shards"
     if args.dataset_format == "shards":
-        for name, default in {"cache_latents": False, "max_train_samples": None, "targets_per_source": 1}.items():
-            if getattr(args, name) != default:
+        for name in ("cache_latents", "max_train_samples", "targets_per_source", "loss_metric", "alignment_maps"):
+            if getattr(args, name) != parser.get_default(name):
                 parser.error(f"--{name} needs a list of files, not shards, which are read once from end to end.")
         if args.validation_steps and not args.validation_data_dir:
             parser.error("--validation_steps needs --validation_data_dir when the training data is in shards.")
@@ -305,6 +324,8 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for name in ("condition_dropout_prob", "flip_source_prob"):
         if not 0 <= getattr(args, name) <= 1:
             parser.error(f"--{name} must be from 0 to 1, got {getattr(args, name)}.")
+    if not args.alignment_weight >= 0:
+        parser.error(f"--alignment_weight must be 0 or more, got {args.alignment_weight}.")
     if args.max_grad_norm is not None and not args.max_grad_norm > 0:
         parser.error(f"--max_grad_norm must be above 0, got {args.max_grad_norm}: without it nothing is clipped.")
 
@@ -506,6 +527,18 @@ def cache_latents(
     return cache, [pair for pair in pairs if not cache.unreadable.keys() & {pair.source, pair.target}]
 
 
+def estimate_metric(accelerator: Accelerator, vae: AutoencoderKL, pairs: list, size: tuple[int, int]) -> torch.Tensor:
+    """The pixels' metric from 32 pictures from all over the list; alike in all processes and after a resume."""
+    names = unique_images(pairs)
+    pictures = PictureDataset(names[:: max(1, len(names) // 32)][:32], size)
+    moments = [encode_moments(vae, picture["pixel_values"][None]).float() for picture in pictures]
+    means = torch.cat(moments).chunk(2, dim=1)[0] * vae.config.scaling_factor
+    metric = pixel_metric(vae, means, generator=torch.Generator().manual_seed(0))
+    weights = ", ".join(f"{weight:.2f}" for weight in metric.diagonal().tolist())
+    logger.info("Errors of the latents' channels weigh %s.", weights)
+    return metric.to(accelerator.device)
+
+
 def training_loss(
     args: argparse.Namespace,
     model: torch.nn.Module,
@@ -513,6 +546,7 @@ def training_loss(
     noise_scheduler: DDPMScheduler,
     batch: dict[str, torch.Tensor],
     moments: torch.Tensor,
+    metric: torch.Tensor | None,
     epoch: int,
 ) -> torch.Tensor:
     """Eq. 6 on a batch of B pairs; `moments` are those of the B pairs' sources, then of their targets."""
@@ -554,7 +588,26 @@ def training_loss(
         reconstruction_weight=args.reconstruction_loss_weight,
         transfer_weight=args.transfer_loss_weight,
         sample_weights=weights,
+        metric=metric,
     )
+
+
+def alignment_loss(
+    args: argparse.Namespace,
+    module: CFLDTrainingModule,
+    maps: AlignmentMaps,
+    batch: dict[str, torch.Tensor],
+    pairs: list,
+) -> torch.Tensor:
+    """Mean squared error of the maps that the head made of the last step's features."""
+    chosen, names = [pairs[index] for index in batch["index"].tolist()], []
+    if args.reconstruction_loss_weight:
+        names += [pair.source for pair in chosen]
+    if args.transfer_loss_weight:
+        names += [pair.target for pair in chosen]
+    aligned, module.aligned = module.aligned.float(), None
+    expected = F.interpolate(maps(names).to(aligned.device), aligned.shape[-2:], mode="area")
+    return F.mse_loss(aligned, expected)
 
 
 @contextmanager
@@ -731,12 +784,16 @@ def use_lean_checkpoints(accelerator: Accelerator, module: CFLDTrainingModule) -
     accelerator.register_load_state_pre_hook(load)
 
 
-def make_module(args: argparse.Namespace, components: dict[str, Any]) -> CFLDTrainingModule:
+def make_module(
+    args: argparse.Namespace, components: dict[str, Any], maps: AlignmentMaps | None = None
+) -> CFLDTrainingModule:
     """Everything that trains, with gradients only where asked for."""
     module = CFLDTrainingModule(
         **{name: components[name] for name in PARTS}, dropped_conditions=args.dropped_conditions
     )
     module.set_trainable(unet="none" if args.unet_lora_rank else args.train_unet)
+    if maps is not None:
+        module.add_alignment_head(args.alignment_layer, maps.num_maps)
     for name in args.freeze:
         module.parts[name].requires_grad_(False)
     if args.unet_lora_rank:
@@ -757,19 +814,23 @@ def set_train_mode(args: argparse.Namespace, module: CFLDTrainingModule) -> None
 
 
 def make_optimizer(
-    args: argparse.Namespace, module: CFLDTrainingModule, total_batch_size: int
+    args: argparse.Namespace, module: CFLDTrainingModule, total_batch_size: int, num_processes: int
 ) -> torch.optim.Optimizer:
     learning_rate = args.learning_rate
     if args.scale_lr:
         learning_rate = scaled_learning_rate(total_batch_size, learning_rate)
-    optimizer_class = Muon if args.optimizer == "muon" else torch.optim.AdamW
+    optimizer_class = torch.optim.AdamW
+    if args.optimizer == "muon":
+        optimizer_class = partial(Muon, share=num_processes > 1)
     if args.use_8bit_adam:
         try:
             from bitsandbytes.optim import AdamW8bit as optimizer_class
         except ImportError:
             raise SystemExit("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes.") from None
     return optimizer_class(
-        parameter_groups(module.parts, learning_rate, parse_multipliers(args.learning_rate_multiplier)),
+        parameter_groups(
+            dict(module.named_children()), learning_rate, parse_multipliers(args.learning_rate_multiplier)
+        ),
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
@@ -829,10 +890,10 @@ def main(args: argparse.Namespace) -> None:
         ],
     )
     is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if is_sharded and (args.use_ema or args.validation_steps or args.unet_lora_rank):
+    if is_sharded and (args.use_ema or args.validation_steps or args.unet_lora_rank or args.alignment_maps):
         raise SystemExit(
-            "With FSDP and DeepSpeed no process has all weights in float32: leave out --use_ema, --validation_steps "
-            "and --unet_lora_rank, or train with DDP."
+            "With FSDP and DeepSpeed no process has all weights in float32: leave out --use_ema, --validation_steps, "
+            "--unet_lora_rank and --alignment_maps, or train with DDP."
         )
     if is_sharded and args.optimizer == "muon":
         raise SystemExit("--optimizer muon needs whole weights, which FSDP and DeepSpeed split: train with DDP.")
@@ -857,7 +918,8 @@ def main(args: argparse.Namespace) -> None:
     # 1. Models
     components = load_components(args)
     vae, noise_scheduler = components["vae"], components["scheduler"]
-    module = make_module(args, components)
+    maps = AlignmentMaps(args.alignment_maps, args.train_data_dir) if args.alignment_maps else None
+    module = make_module(args, components, maps)
     vae.requires_grad_(False).to(accelerator.device)
     pipeline = CFLDPipeline(**components)
 
@@ -893,6 +955,9 @@ def main(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
         num_pairs = len(pairs)
+    metric = None
+    if args.loss_metric == "pixel":
+        metric = estimate_metric(accelerator, vae, pairs, image_size)
     pipeline = make_pipeline(args, components, validation_pairs)
     if args.validation_data_dir:
         validation_pairs = load_pairs(args.validation_data_dir, split=args.validation_split, default_split="test")
@@ -915,7 +980,7 @@ def main(args: argparse.Namespace) -> None:
             f"{args.num_train_epochs} epochs of {batches_per_epoch} batches make no step of {accumulation}: lower "
             "--gradient_accumulation_steps."
         )
-    optimizer = make_optimizer(args, module, total_batch_size)
+    optimizer = make_optimizer(args, module, total_batch_size, accelerator.num_processes)
     lr_scheduler = make_lr_scheduler(args, optimizer, batches_per_epoch / accumulation, max_train_steps)
 
     # 4. Processes and checkpoints
@@ -969,7 +1034,9 @@ def main(args: argparse.Namespace) -> None:
                     moments = cache([pair.source for pair in chosen] + [pair.target for pair in chosen])
                     moments = moments.to(accelerator.device)
                 with accelerator.accumulate(model):
-                    loss = training_loss(args, model, vae, noise_scheduler, batch, moments, epoch)
+                    loss = training_loss(args, model, vae, noise_scheduler, batch, moments, metric, epoch)
+                    if maps is not None:
+                        loss = loss + args.alignment_weight * alignment_loss(args, module, maps, batch, dataset.pairs)
                     mean_of_processes = accelerator.reduce(loss.detach(), reduction="mean").item()
                     if not math.isfinite(mean_of_processes):
                         stop_at_nan(args, accelerator, module, ema, step, f"The loss is {mean_of_processes}")

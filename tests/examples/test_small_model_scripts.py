@@ -9,6 +9,7 @@ from example_scripts import load_example
 
 from diffusers_cfld import CFLDPipeline
 from diffusers_cfld.data.drawn_figures import DrawnFigures
+from diffusers_cfld.training import AlignmentMaps
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,25 @@ def test_the_untrained_model_and_its_ablations(start, tmp_path):
     assert not any(encoder.proj_out.weight.any() for encoder in other.appearance_encoder.encoders)
 
 
+def test_new_layers_of_the_u_net_add_nothing_at_first(start, tmp_path, monkeypatch):
+    script = load_example("create_small_model")
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "DECODER_TRANSFORMER_LAYERS", (1, 1, 1))
+        script.main(script.parse_args(["--output_dir", str(tmp_path / "small")]))
+        with pytest.raises(SystemExit, match="has a layer that the small model has not"):
+            script.main(script.parse_args(["--output_dir", str(tmp_path / "no"), "--all_from", str(start)]))
+    options = ["--output_dir", str(tmp_path / "grown"), "--all_from", str(tmp_path / "small"), "--seed", "1"]
+    script.main(script.parse_args(options))
+    small, grown = (CFLDPipeline.from_pretrained(tmp_path / name) for name in ("small", "grown"))
+    assert len(list(grown.unet.parameters())) > len(list(small.unet.parameters()))
+    for part in ("source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter", "vae"):
+        pairs = zip(getattr(small, part).parameters(), getattr(grown, part).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), part
+    inputs = torch.randn(2, 8, 16, 12), torch.tensor([999, 0]), torch.randn(2, 16, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(grown.unet(*inputs).sample, small.unet(*inputs).sample)
+
+
 def test_labels_cover_the_figure(drawn):
     script = load_example("pretrain_source_encoder")
     people = DrawnFigures(4, 2, (256, 176))
@@ -70,6 +90,30 @@ def test_labels_cover_the_figure(drawn):
     assert 0.4 < covered["wall"] < 0.95
     assert covered["skin"] > 0.005
     assert covered["upper"] > 0.02
+
+
+def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
+    script = load_example("write_alignment_maps")
+    script.main(
+        script.parse_args(["--train_data_dir", str(drawn), "--output_dir", str(tmp_path), "--num_workers", "1"])
+    )
+    maps = np.load(tmp_path / "maps.npy")
+    assert maps.shape == (8, script.NUM_MAPS, 16, 12)
+    names = json.loads((tmp_path / "names.json").read_text())
+    assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
+    shares = maps[:, : 16 * len(script.KINDS)].reshape(8, len(script.KINDS), 16, 16, 12)
+    np.testing.assert_allclose(shares.astype(np.float32).sum(1), 1, atol=1e-3)
+    people = DrawnFigures(4, 2, (256, 176))
+    accents = shares[:, list(script.KINDS).index("upper_accent")].astype(np.float32).sum((1, 2, 3)).reshape(4, 2)
+    for number in range(4):
+        is_plain = people.identity(number).clothes.upper.pattern == "plain"
+        assert accents[number].any() != is_plain
+    # Sine and cosine where there are clothes, nothing elsewhere.
+    lengths = np.hypot(maps[:, -8].astype(np.float32), maps[:, -7].astype(np.float32))
+    is_clothed = lengths > 0.5
+    assert 0.02 < is_clothed.mean() < 0.5
+    np.testing.assert_allclose(lengths, is_clothed, atol=2e-3)
+    assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, script.NUM_MAPS, 16, 12)
 
 
 def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, drawn, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
 
 from diffusers_cfld import CFLDPipeline, SwinImageEncoder
-from diffusers_cfld.data import PosePairDataset, collate_pose_pairs, load_pairs, write_shards
+from diffusers_cfld.data import PosePairDataset, collate_pose_pairs, load_pairs, unique_images, write_shards
 from diffusers_cfld.training import CFLDTrainingModule, encode_moments, scaled_learning_rate
 
 SCRIPT = EXAMPLES / "pose_transfer" / "train_cfld.py"
@@ -300,7 +301,7 @@ def test_models_in_half_precision_get_what_they_take(script, start, data, tmp_pa
         components["vae"], torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])
     )
     with module.training_attention():
-        loss = script.training_loss(args, module, components["vae"], components["scheduler"], batch, moments, 0)
+        loss = script.training_loss(args, module, components["vae"], components["scheduler"], batch, moments, None, 0)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
 
@@ -336,6 +337,7 @@ def test_options_of_the_objective(script, start, data, tmp_path):
         "min-snr": ["--snr_gamma=0.01"],
         "transfer": ["--reconstruction_loss_weight=0"],
         "muon": ["--optimizer=muon"],
+        "pixel-metric": ["--loss_metric=pixel"],
         "slower": ["--learning_rate_multiplier", "pose_adapter=0.1"],
         "frozen": ["--freeze", "pose_adapter"],
         "published-drop": ["--condition_dropout_prob=1", "--dropped_conditions=prompt"],
@@ -352,6 +354,37 @@ def test_options_of_the_objective(script, start, data, tmp_path):
     assert torch.equal(weights["frozen"], CFLDPipeline.from_pretrained(start).pose_adapter.conv_in.weight)
     scheduler = CFLDPipeline.from_pretrained(tmp_path / "velocity").scheduler
     assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_features_are_aligned_with_maps(script, start, more_data, tmp_path):
+    names = unique_images(load_pairs(more_data))
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    generator = np.random.default_rng(0)
+    np.save(maps / "maps.npy", generator.normal(size=(len(names), 3, 16, 16)).astype(np.float16))
+    (maps / "names.json").write_text(json.dumps([os.path.relpath(name, more_data) for name in names]))
+    aligned = [f"--alignment_maps={maps}", "--alignment_layer=up_blocks.1.attentions.0", "--use_ema"]
+    runs = {"without": ["--use_ema"], "whole": aligned, "no-weight": [*aligned, "--alignment_weight=0"]}
+    for name, options in runs.items():
+        AcceleratorState._reset_state(True)
+        train(script, start, more_data, tmp_path / name, *options, steps=3)
+    for steps in (2, 3):
+        AcceleratorState._reset_state(True)
+        options = [*aligned, "--resume_from_checkpoint=latest"]
+        train(script, start, more_data, tmp_path / "resumed", *options, steps=steps)
+    without, whole, unweighted, resumed = (
+        trained_weights(tmp_path / name / "checkpoint-3") for name in (*runs, "resumed")
+    )
+    assert_bit_equal(whole, resumed)
+    heads = {name for name in whole if name not in without}
+    assert heads == {"alignment_head.weight", "alignment_head.bias"}
+    assert whole["alignment_head.weight"].any()
+    name = "pose_adapter.conv_in.weight"
+    assert torch.equal(unweighted[name], without[name])
+    assert not torch.equal(whole[name], without[name])
+    assert "alignment_head" not in CFLDPipeline.from_pretrained(tmp_path / "whole").components
+    with pytest.raises(FileNotFoundError, match=r"has no maps\.npy"):
+        train(script, start, more_data, tmp_path / "none", f"--alignment_maps={tmp_path}")
 
 
 def test_what_weighs_nothing_is_not_predicted(script, steady_start, data, tmp_path, monkeypatch):

@@ -56,6 +56,18 @@ def test_the_weights_of_the_two_terms():
     torch.testing.assert_close(cfld_loss(noise_pred, target, reconstruction_weight=0.0), transfer / 2)
 
 
+def test_a_metric_weighs_channels():
+    noise_pred, target = randn(6, 4, 8, 8, seed=1), randn(6, 4, 8, 8, seed=2)
+    torch.testing.assert_close(cfld_loss(noise_pred, target, metric=torch.eye(4)), cfld_loss(noise_pred, target))
+    first = cfld_loss(noise_pred, target, metric=torch.diag(torch.tensor([4.0, 0.0, 0.0, 0.0])))
+    torch.testing.assert_close(first, (noise_pred - target)[:, 0].square().mean())
+    root = randn(4, 4)
+    mixed = torch.einsum("nchw,cd->ndhw", noise_pred - target, root)
+    torch.testing.assert_close(cfld_loss(noise_pred, target, metric=root @ root.T), mixed.square().mean())
+    with pytest.raises(ValueError, match=r"`metric` must have shape \(4, 4\), got \(3, 3\)"):
+        cfld_loss(noise_pred, target, metric=torch.eye(3))
+
+
 def test_the_loss_of_half_precision_is_computed_in_float32():
     noise_pred, target = (300 * randn(2, 4, 8, 8, seed=s) for s in (1, 2))  # squares overflow float16
     half = noise_pred.half()

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from diffusers_cfld.training import Muon
-from diffusers_cfld.training.muon import is_matrix, orthogonalize
+from diffusers_cfld.training.muon import is_matrix, orthogonalize, orthogonalize_together
 
 RATE, DECAY = 0.1, 0.01
+SHARED_SHAPES = ((16, 40), (24, 16), (16, 4, 3, 3), (16,))
 
 
 def walk(optimizer, weights, gradients):
@@ -67,6 +68,40 @@ def test_a_loaded_state_goes_on():
     walk(other, again, gradients[2:])
     for one, two in zip(weights, again, strict=True):
         assert torch.equal(one, two)
+
+
+def move_in_a_group(rank, store, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in SHARED_SHAPES]
+    walk(Muon(weights, lr=RATE, share=True), weights, [[torch.randn(shape) for shape in SHARED_SHAPES]] * 2)
+    torch.save([weight.detach() for weight in weights], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_the_work(tmp_path):
+    torch.multiprocessing.spawn(move_in_a_group, args=(tmp_path / "store", tmp_path), nprocs=2)
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in SHARED_SHAPES]
+    walk(Muon(weights, lr=RATE, share=True), weights, [[torch.randn(shape) for shape in SHARED_SHAPES]] * 2)
+    for rank in range(2):
+        for one, two in zip(weights, torch.load(tmp_path / f"{rank}.pt", weights_only=True), strict=True):
+            torch.testing.assert_close(one.detach(), two, rtol=1e-5, atol=1e-6)
+
+
+def test_each_process_has_less_to_do(monkeypatch):
+    matrices = [torch.eye(16) * number for number in range(1, 6)]
+    distributed, done = torch.distributed, []
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast", lambda buffer, source: None)
+    monkeypatch.setattr("diffusers_cfld.training.muon.orthogonalize", lambda matrix: done.append(matrix) or matrix)
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        orthogonalize_together(matrices)
+        assert len(done) == (3, 5)[rank]
+    assert sorted(matrix[0, 0].item() for matrix in done) == [1, 2, 3, 4, 5]
+    assert orthogonalize_together([]) == []
 
 
 def test_closure():

@@ -283,6 +283,50 @@ def test_bfloat16_autocast_with_frozen_weights_in_bfloat16(module, components):
             parameters[name].data = value
 
 
+def test_an_alignment_head_reads_features(module):
+    layer_name = "up_blocks.1.attentions.0"
+    layer, parts = module.unet.get_submodule(layer_name), set(module.parts)
+    module.add_alignment_head(layer_name, 5)
+    assert set(module.parts) == parts
+    assert {"alignment_head.weight", "alignment_head.bias"} <= {name for name, _ in module.named_parameters()}
+    batch, seen = inputs(), []
+    with module.training_attention():
+        handle = layer.register_forward_hook(lambda layer, args, output: seen.append(output[0]))
+        module(**batch)
+        assert not module.aligned.any()
+        torch.nn.init.normal_(module.alignment_head.weight)
+        module(**batch)
+        torch.testing.assert_close(module.aligned, module.alignment_head(seen[1]))
+        handle.remove()
+        module.aligned.square().mean().backward()
+        assert module.alignment_head.weight.grad.any()
+        assert module.pose_adapter.conv_in.weight.grad.any()
+        module.zero_grad()
+        module.enable_gradient_checkpointing()
+        module(**batch)
+        module.aligned.square().mean().backward()
+        assert module.pose_adapter.conv_in.weight.grad.any()
+    assert not layer._forward_hooks
+    with pytest.raises(ValueError, match="There is an alignment head already"):
+        module.add_alignment_head(layer_name, 5)
+
+
+def test_alignment_of_a_layer_that_is_computed_again(module):
+    for layer_name in ("up_blocks.9.attentions.0", "conv_norm_out"):
+        with pytest.raises(ValueError, match="must be an attention or ResNet block of the U-Net"):
+            module.add_alignment_head(layer_name, 5)
+    module.add_alignment_head("up_blocks.1.resnets.0", 5)
+    torch.nn.init.normal_(module.alignment_head.weight)
+    found = []
+    for prepare in (module.disable_gradient_checkpointing, module.enable_gradient_checkpointing):
+        prepare()
+        with module.training_attention():
+            loss = loss_of(module, inputs())
+            (loss + module.aligned.square().mean()).backward()
+        found.append(gradients(module))
+    assert_same_gradients(*found)
+
+
 def test_ddp_takes_it_as_one_module(module, tmp_path):
     distributed = torch.distributed
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..small_model import SAMPLING_OPTIONS
 from .running import (
     best_device,
     check_at_least,
@@ -40,7 +41,8 @@ def add_demo_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         "--output", default="demo.png", metavar="F", help="where the grid of pictures goes (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="denoising steps (default %(default)s)")
+    steps = SAMPLING_OPTIONS["num_inference_steps"]
+    parser.add_argument("--steps", type=int, default=steps, metavar="N", help="denoising steps (default %(default)s)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.set_defaults(run=run)
 
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     results = pipe(
         image=[source for source in sources for _ in poses],
         pose=poses * len(sources),
-        num_inference_steps=args.steps,
+        **{**SAMPLING_OPTIONS, "num_inference_steps": args.steps},
         generator=seeded_generators(args.seed, 0, len(sources) * len(poses)),
         output_size=sources[0].size[::-1],
     ).images

@@ -16,12 +16,22 @@ if TYPE_CHECKING:
     from ..keypoints import Keypoints
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
-__all__ = ["SMALL_MODEL", "example_poses", "example_source_poses", "example_sources", "load_small_model"]
+__all__ = [
+    "SAMPLING_OPTIONS",
+    "SMALL_MODEL",
+    "example_poses",
+    "example_source_poses",
+    "example_sources",
+    "load_small_model",
+]
 
 _HERE = Path(__file__).parent
 
 SMALL_MODEL = _HERE / "pipeline"
 """Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")` or `diffusers-cfld generate --model`."""
+
+SAMPLING_OPTIONS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 1.25}
+"""Arguments of the pipeline's call that suit this model. More steps show more of patterns, and less of it right."""
 
 
 def load_small_model(**kwargs: Any) -> CFLDPipeline:

@@ -1,11 +1,13 @@
 """Formulas and parts of CFLD's training; the loop around them is `examples/pose_transfer/train_cfld.py`."""
 
+from .alignment_maps import AlignmentMaps as AlignmentMaps
 from .condition_dropout import Conditions as Conditions
 from .condition_dropout import drop_conditions as drop_conditions
 from .condition_dropout import sample_condition_drop_mask as sample_condition_drop_mask
 from .latent_cache import LatentCache as LatentCache
 from .latent_cache import encode_moments as encode_moments
 from .latent_cache import sample_latents as sample_latents
+from .latent_metric import pixel_metric as pixel_metric
 from .losses import DoubledBatch as DoubledBatch
 from .losses import cfld_loss as cfld_loss
 from .losses import double_batch as double_batch
@@ -33,6 +35,7 @@ from .training_module import CFLDTrainingModule as CFLDTrainingModule
 __all__ = [
     "LEARNING_RATE_PER_PAIR",
     "PUBLISHED_LEARNING_RATE",
+    "AlignmentMaps",
     "CFLDTrainingModule",
     "Conditions",
     "DoubledBatch",
@@ -49,6 +52,7 @@ __all__ = [
     "learning_rate_lambda",
     "min_snr_weights",
     "parameter_groups",
+    "pixel_metric",
     "prediction_target",
     "repeat_appearance",
     "sample_condition_drop_mask",

@@ -156,6 +156,7 @@ def cfld_loss(
     reconstruction_weight: float = 1.0,
     transfer_weight: float = 1.0,
     sample_weights: torch.Tensor | None = None,
+    metric: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The objective of a doubled batch.
 
@@ -169,12 +170,15 @@ def cfld_loss(
         reconstruction_weight: w_rec >= 0, of source->source (Eq. 5).
         transfer_weight: w_mse >= 0, of source->target (Eq. 3).
         sample_weights: (2B,), e.g. [`min_snr_weights`]; `None` weighs all samples equally, as the paper does.
+        metric: M, (C, C), symmetric and positive semi-definite with trace C, e.g. [`pixel_metric`]: a cell's error e
+            counts e^T M e / C. `None` is the identity, as in the paper.
 
     Returns:
         A float32 scalar, computed in float32 whatever the inputs' dtypes.
 
     Raises:
-        ValueError: The shapes differ, the batch is odd, a weight is negative or not finite, or both are zero.
+        ValueError: The shapes differ, the batch is odd, `metric` is not (C, C), a weight is negative or not finite,
+            or both are zero.
     """
     if noise_pred.shape != target.shape or noise_pred.shape[0] % 2 or not noise_pred.shape[0]:
         raise ValueError(
@@ -187,7 +191,15 @@ def cfld_loss(
             "`reconstruction_weight` and `transfer_weight` must be finite, >= 0 and not both 0, got "
             f"{reconstruction_weight} and {transfer_weight}."
         )
-    loss = (noise_pred.float() - target.float()).square().flatten(1).mean(1)  # (2B,)
+    error = noise_pred.float() - target.float()
+    if metric is None:
+        squares = error.square()
+    else:
+        channels = error.shape[1]
+        if metric.shape != (channels, channels):
+            raise ValueError(f"`metric` must have shape {(channels, channels)}, got {tuple(metric.shape)}.")
+        squares = error * torch.einsum("cd,ndhw->nchw", metric.to(error), error)
+    loss = squares.flatten(1).mean(1)  # (2B,)
     if sample_weights is not None:
         if sample_weights.shape != loss.shape:
             raise ValueError(

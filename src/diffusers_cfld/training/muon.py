@@ -5,7 +5,7 @@ Method: Keller Jordan, https://kellerjordan.github.io/posts/muon; length of a st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ class Muon(torch.optim.AdamW):
     start untrained. `torch.optim.Muon` and timm's do the same in bfloat16, which takes some twenty times as long on
     CPUs that emulate it, and torch's leaves convolutions out; this one computes in the weights' own precision.
 
-    Whole weights are needed, as under DDP: FSDP and DeepSpeed split or flatten them.
+    Whole weights are needed, as under DDP: FSDP and DeepSpeed split or flatten them. There the processes can share the
+    work, since all of them have the same gradients.
 
     Args:
         params: Parameters, or groups of them; `"orthogonalize": False` in a group leaves all of it to AdamW.
@@ -32,6 +33,8 @@ class Muon(torch.optim.AdamW):
         eps: AdamW's.
         weight_decay: Decoupled weight decay, of everything.
         momentum: Decay of the averaged gradients of matrices, in [0, 1).
+        share: Whether each process of `torch.distributed` makes some of the matrices orthogonal and sends them to the
+            others. All must have equal gradients, as DDP gives them; nothing checks that.
 
     Raises:
         ValueError: `momentum` is outside its range; or as `torch.optim.AdamW`.
@@ -45,10 +48,12 @@ class Muon(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         momentum: float = 0.95,
+        share: bool = False,
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"`momentum` must be at least 0 and less than 1, got {momentum}.")
         self.momentum = momentum
+        self.share = share
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     @torch.no_grad()
@@ -66,11 +71,18 @@ class Muon(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         gradients: dict[torch.Tensor, torch.Tensor] = {}
+        averages, settings = [], []
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None and group.get("orthogonalize", True) and is_matrix(weight):
-                    self._move(weight, weight.grad, group["lr"], group["weight_decay"])
                     gradients[weight] = weight.grad
+                    averages.append(self._average(weight, weight.grad))
+                    settings.append((group["lr"], group["weight_decay"]))
+        is_shared = self.share and torch.distributed.is_initialized()
+        orthogonal = orthogonalize_together(averages) if is_shared else map(orthogonalize, averages)
+        for weight, direction, (lr, weight_decay) in zip(gradients, orthogonal, settings, strict=True):
+            weight.mul_(1 - lr * weight_decay)
+            weight.sub_(direction.view(weight.shape), alpha=0.2 * max(direction.shape) ** 0.5 * lr)
         # AdamW passes over weights without a gradient.
         for weight in gradients:
             weight.grad = None
@@ -81,17 +93,15 @@ class Muon(torch.optim.AdamW):
                 weight.grad = gradient
         return loss
 
-    def _move(self, weight: torch.Tensor, gradient: torch.Tensor, lr: float, weight_decay: float) -> None:
+    def _average(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Take a gradient into its average; return Nesterov's, as a matrix."""
         state = self.state[weight]
         if not state:
             state["step"] = torch.tensor(0.0)  # AdamW looks for it when it loads a state
             state["momentum_buffer"] = torch.zeros_like(weight)
         average = state["momentum_buffer"]
         average.lerp_(gradient, 1 - self.momentum)
-        gradient = gradient.lerp(average, self.momentum).flatten(1)
-        weight.mul_(1 - lr * weight_decay)
-        length = 0.2 * max(gradient.shape) ** 0.5 * lr
-        weight.sub_(orthogonalize(gradient).view(weight.shape), alpha=length)
+        return gradient.lerp(average, self.momentum).flatten(1)
 
 
 def is_matrix(weight: torch.Tensor) -> bool:
@@ -130,3 +140,37 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
         square = polynomial @ square @ polynomial
     x = product @ x
     return x.mT if is_tall else x
+
+
+def orthogonalize_together(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Orthogonalize matrices that all processes of `torch.distributed` have alike, each process some of them.
+
+    Args:
+        matrices: Any number, on one device, in the same order everywhere.
+
+    Returns:
+        New tensors, the same in every process.
+    """
+    if not matrices:
+        return []
+    num_processes, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    shares: list[list[int]] = [[] for _ in range(num_processes)]
+    loads = [0] * num_processes
+    costs = [min(matrix.shape) ** 2 * (8 * min(matrix.shape) + max(matrix.shape)) for matrix in matrices]
+    # The largest first, each to whoever has least to do.
+    for index in sorted(range(len(matrices)), key=lambda index: -costs[index]):
+        least = loads.index(min(loads))
+        shares[least].append(index)
+        loads[least] += costs[index]
+    results = [torch.empty(0)] * len(matrices)
+    buffers = []
+    for share in shares:
+        sizes = [matrices[index].numel() for index in share]
+        buffers.append(matrices[0].new_empty(sum(sizes)))
+        for index, piece in zip(share, torch.split(buffers[-1], sizes), strict=True):
+            results[index] = piece.view(matrices[index].shape)
+    for index in shares[rank]:
+        results[index].copy_(orthogonalize(matrices[index]))
+    for source, buffer in enumerate(buffers):
+        torch.distributed.broadcast(buffer, source)
+    return results

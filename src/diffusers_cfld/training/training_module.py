@@ -73,13 +73,52 @@ class CFLDTrainingModule(nn.Module):
         self.appearance_encoder = appearance_encoder
         self.pose_adapter = pose_adapter
         self.dropped_conditions: DroppedConditions = dropped_conditions
+        self.alignment_head: nn.Conv2d | None = None
+        self.aligned: torch.Tensor | None = None
+        """(N, K, h, w), what the alignment head made of the last forward's features; `None` without a head."""
+        self._features: torch.Tensor | None = None
+        self._aligned_layer = ""
         self._installed: ExitStack | None = None
         self._processors: dict[str, HybridGranularityAttnProcessor] = {}
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The five models by the names that a pipeline registers them under."""
-        return dict(self.named_children())
+        return {name: part for name, part in self.named_children() if name != "alignment_head"}
+
+    def add_alignment_head(self, layer_name: str, num_maps: int) -> None:
+        """Read maps of the picture from features of the U-Net, linearly, with each forward.
+
+        What a linear layer can read there the U-Net has understood, and to ask for it speeds its training up
+        (arXiv:2410.06940, where the maps are another encoder's features). The head trains along and is not part of
+        any pipeline.
+
+        Args:
+            layer_name: A layer of the U-Net whose output, or the first of whose outputs, is (N, C, h, w), e.g.
+                `"up_blocks.2.attentions.0"`.
+            num_maps: K, how many.
+
+        Raises:
+            ValueError: There is no such layer, or it does not say how many channels it has, or a head is there.
+        """
+        if self.alignment_head is not None:
+            raise ValueError("There is an alignment head already.")
+        layer = dict(self.unet.named_modules()).get(layer_name)
+        channels = getattr(layer, "out_channels", None)
+        if layer is None or not isinstance(channels, int):
+            raise ValueError(
+                f"`layer_name` must be an attention or ResNet block of the U-Net, such as 'up_blocks.1.attentions.0', "
+                f"got {layer_name!r}."
+            )
+        self.alignment_head = nn.Conv2d(channels, num_maps, kernel_size=1)
+        # At first it asks the U-Net for nothing; random numbers would lead it astray.
+        for parameter in self.alignment_head.parameters():
+            nn.init.zeros_(parameter)
+        self._aligned_layer = layer_name
+        self.remove_processors()
+
+    def _keep_features(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._features = output if isinstance(output, torch.Tensor) else output[0]
 
     def set_trainable(self, unet: UNetTrainable = "kv") -> tuple[str, ...]:
         """Train all of S, D, A and P, and of the U-Net what is asked for.
@@ -201,6 +240,8 @@ class CFLDTrainingModule(nn.Module):
             down_intrablock_additional_residuals=list(conditions.pose_residuals),
             return_dict=False,
         )[0]
+        if self.alignment_head is not None:
+            self.aligned, self._features = self.alignment_head(self._features), None
         if noise_pred.requires_grad and not torch.compiler.is_compiling():
             # Runs before anything of the U-Net's backward, so that a checkpointed replay sees this forward's biases.
             query_biases = conditions.query_biases
@@ -228,6 +269,9 @@ class CFLDTrainingModule(nn.Module):
         self._processors = self._installed.enter_context(
             hybrid_granularity_attention(self.unet, dict.fromkeys(layer_names))
         )
+        if self.alignment_head is not None:
+            layer = self.unet.get_submodule(self._aligned_layer)
+            self._installed.callback(layer.register_forward_hook(self._keep_features).remove)
 
     def _processors_are_on(self) -> bool:
         """Whether ours are still on every layer: `set_attn_processor` of a user may have replaced them."""

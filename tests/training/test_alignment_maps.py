@@ -1,0 +1,46 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_cfld.training import AlignmentMaps
+
+
+def write_maps(folder, maps, names):
+    np.save(folder / "maps.npy", maps)
+    (folder / "names.json").write_text(json.dumps(names))
+
+
+def test_rows_by_name_standardised(tmp_path):
+    maps = np.random.default_rng(0).normal(3, 2, (5, 3, 4, 4)).astype(np.float16)
+    maps[:, 2] = 7
+    names = [f"images/{number}.png" for number in range(5)]
+    write_maps(tmp_path, maps, names)
+    found = AlignmentMaps(tmp_path, tmp_path / "data")
+    assert found.num_maps == 3
+    chosen = found([str(tmp_path / "data" / "images" / f"{number}.png") for number in (4, 0, 1, 2, 3)])
+    assert chosen.shape == (5, 3, 4, 4)
+    assert chosen.dtype == torch.float32
+    torch.testing.assert_close(chosen[:, :2].mean((0, 2, 3)), torch.zeros(2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(chosen[:, :2].std((0, 2, 3), correction=0), torch.ones(2), atol=1e-3, rtol=0)
+    assert not chosen[:, 2].any()
+    scaled = torch.from_numpy(maps[4, 0].astype(np.float32))
+    torch.testing.assert_close(chosen[0, 0] - chosen[0, 0, 0, 0], (scaled - scaled[0, 0]) / 2, atol=0.3, rtol=0)
+
+
+def test_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no maps\.npy"):
+        AlignmentMaps(tmp_path, tmp_path)
+    np.save(tmp_path / "maps.npy", np.zeros((2, 3, 4, 4)))
+    with pytest.raises(FileNotFoundError, match=r"has no names\.json"):
+        AlignmentMaps(tmp_path, tmp_path)
+    write_maps(tmp_path, np.zeros((2, 3, 4, 4)), ["a.png"])
+    with pytest.raises(ValueError, match=r"got \(2, 3, 4, 4\) for 1 names"):
+        AlignmentMaps(tmp_path, tmp_path)
+    write_maps(tmp_path, np.zeros((1, 3, 4)), ["a.png"])
+    with pytest.raises(ValueError, match=r"must have shape \(N, K, h, w\)"):
+        AlignmentMaps(tmp_path, tmp_path)
+    write_maps(tmp_path, np.zeros((1, 3, 4, 4)), ["a.png"])
+    with pytest.raises(ValueError, match=r"does not name the picture 'b\.png'"):
+        AlignmentMaps(tmp_path, tmp_path)([str(tmp_path / "b.png")])
