@@ -5,13 +5,7 @@ import torch
 
 from diffusers_cfld import Keypoints, align_pose
 from diffusers_cfld.inspection import contact_sheet
-from diffusers_cfld.small_model import (
-    SAMPLING_OPTIONS,
-    example_poses,
-    example_source_poses,
-    example_sources,
-    load_small_model,
-)
+from diffusers_cfld.small_model import example_poses, example_source_poses, example_sources, load_small_model
 
 photo, body, pose = example_sources()[0], example_source_poses()[0], example_poses()[3]
 # As if taken from a child: smaller, the legs short against the body, elsewhere in the frame.
@@ -27,6 +21,8 @@ poses = {
     "from a drawing": Keypoints.from_skeleton(aligned.draw()),
 }
 pipe, noise = load_small_model(), torch.manual_seed(0)
-images = pipe(image=photo, pose=[*poses.values()], **SAMPLING_OPTIONS, output_size=(256, 176), generator=noise).images
+images = pipe(
+    image=photo, pose=[*poses.values()], num_inference_steps=20, output_size=(256, 176), generator=noise
+).images
 rows = [[photo, *(pose.draw() for pose in poses.values())], [body.draw(background=photo), *images]]
 contact_sheet(rows, [["source", *poses], ["its pose", *[""] * 5]]).save("align_pose.png")
