@@ -2,8 +2,8 @@
 """Put together the untrained pipeline from which the small model that ships with the package was trained.
 
 Everything but the autoencoder starts from random weights, or all but S and D with `--source_encoder_from`, or A alone
-with `--all_but_biases_from`, or nothing with `--all_from`; `train_autoencoder.py` makes the autoencoder. Transformer
-layers that the U-Net to start from does not have begin as if they were not there.
+with `--all_but_biases_from`, or none of it with `--all_from`; `train_autoencoder.py` makes the autoencoder.
+Transformer layers that the U-Net to start from does not have begin as if they were not there.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         default=None,
         help="Folder of a pipeline to take S, D, P and the U-Net from; the biases start at zero.",
     )
-    taught.add_argument("--all_from", default=None, help="Folder of a pipeline to take everything from.")
+    taught.add_argument("--all_from", default=None, help="Folder of a pipeline to take S, D, A, P and the U-Net from.")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--height", type=int, default=128, help="Of sources, pose maps and results, pixels.")
     parser.add_argument("--width", type=int, default=96)
@@ -63,9 +63,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def skip_new_layers(unet: UNet2DConditionModel, taught: UNet2DConditionModel) -> None:
     """Let the transformer layers that only `unet` has add nothing at first."""
     known = {name for name, _ in taught.named_modules()}
-    unknown = [name for name in known if name not in dict(unet.named_modules())]
+    unknown = known - {name for name, _ in unet.named_modules()}
     if unknown:
-        raise SystemExit(f"The U-Net to start from has a layer that the small model has not: {unknown[0]}.")
+        raise SystemExit(f"The U-Net to start from has a layer that the small model has not: {min(unknown)}.")
     for name, module in unet.named_modules():
         if isinstance(module, BasicTransformerBlock) and name not in known:
             for layer in (module.attn1.to_out[0], module.attn2.to_out[0], module.ff.net[-1]):
@@ -107,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
         # The zero start protects a trained U-Net, for which one zero is enough, and costs time.
         for encoder in appearance_encoder.encoders:
             encoder.proj_in.reset_parameters()
-            if not (args.all_but_biases_from or args.all_from):
+            if not args.all_but_biases_from:
                 encoder.proj_out.reset_parameters()
     pipeline = CFLDPipeline(
         vae=vae,

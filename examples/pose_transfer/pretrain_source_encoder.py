@@ -18,9 +18,9 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -34,13 +34,11 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from diffusers_cfld import CFLDPipeline, PerceptionRefinedDecoder
-from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, draw_figure
-from diffusers_cfld.data.drawn_people import Fabric, Pattern
+from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity
+from diffusers_cfld.data.drawn_parts import PARTS, draw_parts
+from diffusers_cfld.data.drawn_people import DrawnPose, Pattern
 from diffusers_cfld.training import Muon
 
-# What can cover a cell, and the colour that stands for it.
-PARTS = ("wall", "skin", "hair", "upper", "lower", "shoe", "inner")
-CODES = ((255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255))
 CELL = 8  # pixels
 COLORS = ("skin", "hair", "upper", "upper_accent", "inner", "lower", "lower_accent", "shoe", "wall", "belt", "hat")
 # The part whose cells show a colour.
@@ -140,29 +138,9 @@ def describe(person: DrawnIdentity) -> tuple[list[float], list[int], list[float]
     )
 
 
-def coverage(person: DrawnIdentity, pose: object, size: tuple[int, int]) -> np.ndarray:
+def coverage(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> np.ndarray:
     """Share of each part in each cell, (h, w, 7), uint8 of 255."""
-    code = dict(zip(PARTS, CODES, strict=True))
-    coded = replace(
-        person,
-        body=replace(person.body, skin=code["skin"]),
-        hair=replace(person.hair, color=code["hair"], hat=code["hair"]),
-        background=(code["wall"], code["wall"]),
-        clothes=replace(
-            person.clothes,
-            upper=Fabric(code["upper"], code["upper"]),
-            lower=Fabric(code["lower"], code["lower"]),
-            inner=code["inner"],
-            shoe=code["shoe"],
-            belt=None,
-            print_shape="none",
-        ),
-    )
-    pixels = draw_figure(coded, pose, size)[0].reshape(-1, 3).astype(np.float32)
-    # Shading changes a colour's length, not its direction.
-    directions = np.array(CODES, np.float32)
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    parts = (pixels @ directions.T).argmax(axis=1).reshape(size)
+    parts = draw_parts(person, pose, size)
     height, width, _ = coverage_shape(size)
     shares = (parts[..., None] == np.arange(len(PARTS))).reshape(height, CELL, width, CELL, len(PARTS)).mean((1, 3))
     return (shares * 255).astype(np.uint8)
@@ -178,7 +156,7 @@ def load_person(
     """Pictures and coverages of a person's first poses."""
     found = []
     for pose in range(num_poses):
-        picture = PIL.Image.open(folder / f"{people.first_identity + number:06d}_{pose:02d}.png").convert("RGB")
+        picture = PIL.Image.open(folder / people.image_name(number, pose)).convert("RGB")
         pixels = np.asarray(picture.resize(size[::-1], PIL.Image.Resampling.BICUBIC))
         found.append((pixels, coverage(people.identity(number), people.pose(number, pose), size)))
     return found
@@ -190,9 +168,7 @@ def load_pictures(args: argparse.Namespace, people: DrawnFigures, size: tuple[in
     name = f"{args.poses_per_identity}-{size[0]}x{size[1]}"
     files = [root / "labels" / f"{kind}-{name}.npy" for kind in ("pictures", "coverages")]
     if not all(file.exists() for file in files):
-        load = partial(
-            load_person, people=people, folder=root / "images", num_poses=args.poses_per_identity, size=size
-        )
+        load = partial(load_person, people=people, folder=root, num_poses=args.poses_per_identity, size=size)
         files[0].parent.mkdir(parents=True, exist_ok=True)
         number, shapes = people.num_identities * args.poses_per_identity, ((*size, 3), coverage_shape(size))
         begun = [file.with_suffix(".begun") for file in files]
@@ -550,4 +526,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

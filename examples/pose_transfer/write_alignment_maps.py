@@ -9,30 +9,20 @@ statures and as the phases of patterns that repeat after 0.135 and 0.27 of one.
 import argparse
 import json
 import multiprocessing
-from dataclasses import replace
+import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose, draw_figure
-from diffusers_cfld.data.drawn_people import Fabric
+from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose
+from diffusers_cfld.data.drawn_parts import draw_parts
+from diffusers_cfld.data.figure_painting import trunk_axes
 from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
 from diffusers_cfld.file_writing import write_file
 
-# What there is to see, and the colour that stands for it.
-KINDS = {
-    "wall": (255, 255, 255),
-    "skin": (255, 0, 0),
-    "hair": (0, 255, 0),
-    "upper": (0, 0, 255),
-    "upper_accent": (110, 0, 255),
-    "lower": (255, 255, 0),
-    "lower_accent": (255, 110, 0),
-    "shoe": (255, 0, 255),
-    "inner": (0, 255, 255),
-}
+KINDS = ("wall", "skin", "hair", "upper", "upper_accent", "lower", "lower_accent", "shoe", "inner")
 CLOTHES = ("upper", "upper_accent", "lower", "lower_accent")
 CELL, BLOCK = 8, 2  # pixels
 PERIODS = (0.135, 0.27)  # statures; the mean of the patterns', and twice that
@@ -49,56 +39,20 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def find_kinds(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> np.ndarray:
-    """Number of the kind that each pixel shows, (height, width)."""
-    clothes, colors = person.clothes, dict(KINDS)
-    upper = Fabric(colors["upper"], colors["upper_accent"], clothes.upper.pattern, clothes.upper.period)
-    lower = Fabric(colors["lower"], colors["lower_accent"], clothes.lower.pattern, clothes.lower.period)
-    coded = replace(
-        person,
-        body=replace(person.body, skin=colors["skin"]),
-        hair=replace(person.hair, color=colors["hair"], hat=colors["hair"]),
-        background=(colors["wall"], colors["wall"]),
-        clothes=replace(
-            clothes,
-            upper=upper,
-            lower=lower,
-            inner=colors["inner"],
-            shoe=colors["shoe"],
-            belt=None,
-            print_shape="none",
-        ),
-    )
-    pixels = draw_figure(coded, pose, size)[0].reshape(-1, 3).astype(np.float32)
-    # Shading changes a colour's length, not its direction.
-    directions = np.array(list(KINDS.values()), np.float32)
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    likeness = pixels @ directions.T
-    # An edge between two kinds can have the colour of an accent.
-    for fabric, accent in ((upper, "upper_accent"), (lower, "lower_accent")):
-        if fabric.pattern == "plain":
-            likeness[:, list(KINDS).index(accent)] = 0
-    return np.asarray(likeness.argmax(axis=1).reshape(size))
-
-
 def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> np.ndarray:
     """All maps of a picture, (NUM_MAPS, h, w), float16."""
-    is_kind = (find_kinds(person, pose, size) == np.arange(len(KINDS))[:, None, None]).astype(np.float32)
+    is_kind = (draw_parts(person, pose, size, KINDS) == np.arange(len(KINDS))[:, None, None]).astype(np.float32)
     height, width, side = size[0] // CELL, size[1] // CELL, CELL // BLOCK
     blocks = is_kind.reshape(len(KINDS), height, side, BLOCK, width, side, BLOCK).mean((3, 6))
     shares = blocks.transpose(0, 2, 4, 1, 3).reshape(-1, height, width)
-    is_clothed = blocks[[list(KINDS).index(name) for name in CLOTHES]].sum(0).mean((1, 3)) > 0.25
+    is_clothed = blocks[[KINDS.index(name) for name in CLOTHES]].sum(0).mean((1, 3)) > 0.25
 
     skeleton = place_skeleton(person, pose)
-    neck, hips, turn = skeleton.points[1], skeleton.points[HIPS], skeleton.turns[1]
-    down = (hips - neck) / max(float(np.linalg.norm(hips - neck)), 1e-6)
-    right = np.array([down[1], -down[0]])
-    # As the patterns of the trunk are drawn.
-    origin = neck + right * skeleton.unit * 0.5 * person.body.depth * np.sin(turn)
+    axes = trunk_axes(person.body, skeleton.points[1], skeleton.points[HIPS], skeleton.unit, skeleton.turns[1])
     y = (np.arange(height) + 0.5) * FRAME[0] / height
     x = (np.arange(width) + 0.5) * FRAME[1] / width
-    places = (np.stack(np.meshgrid(x, y), axis=-1) - origin) / skeleton.unit
-    along, across = places @ down, places @ right / max(abs(float(np.cos(turn))), 0.55)
+    places = np.stack(np.meshgrid(x, y), axis=-1) - axes.origin
+    along, across = (places @ axis / (axis @ axis) for axis in (axes.along, axes.across))
     maps = [along, across]
     for period in PERIODS:
         for place in (along, across):
@@ -128,14 +82,12 @@ def main(args: argparse.Namespace) -> None:
             maps[number * poses : (number + 1) * poses] = found
     maps.flush()
     begun.rename(folder / "maps.npy")
-    first = people.first_identity
-    names = [
-        f"images/{first + number:06d}_{pose:02d}.png"
-        for number in range(people.num_identities)
-        for pose in range(poses)
-    ]
+    names = [people.image_name(number, pose) for number in range(people.num_identities) for pose in range(poses)]
     write_file(folder / "names.json", json.dumps(names).encode())
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -362,6 +362,8 @@ def test_wrong_counts_seeds_and_indices_are_named():
         figures.identity(2)
     with pytest.raises(IndexError, match="Each person has 2 poses, got -1"):
         figures.pose(0, -1)
+    with pytest.raises(IndexError, match="Each person has 2 poses, got 2"):
+        figures.image_name(0, 2)
 
 
 # Folders ------------------------------------------------------------------------------------------------------------

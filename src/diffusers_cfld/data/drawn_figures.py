@@ -168,8 +168,7 @@ class DrawnFigures:
             IndexError: There is no such person or pose.
         """
         number = self._number(identity)
-        if not 0 <= pose < self.poses_per_identity:
-            raise IndexError(f"Each person has {self.poses_per_identity} poses, got {pose}.")
+        self._check_pose(pose)
         return DrawnPose.from_seed(np.random.default_rng([_POSES, self.seed, number, int(pose)]))
 
     def draw(self, identity: int, pose: int) -> tuple[Picture, Keypoints]:
@@ -186,6 +185,23 @@ class DrawnFigures:
             IndexError: There is no such person or pose.
         """
         return draw_figure(self.identity(identity), self.pose(identity, pose), self.size)
+
+    def image_name(self, identity: int, pose: int) -> str:
+        """Name a picture's file as [`write_folder`] does.
+
+        Args:
+            identity: In [0, num_identities).
+            pose: In [0, poses_per_identity).
+
+        Returns:
+            The file, relative to the folder.
+
+        Raises:
+            IndexError: There is no such person or pose.
+        """
+        number = self._number(identity)
+        self._check_pose(pose)
+        return f"{_IMAGE_FOLDER}/{number:06d}_{pose:02d}.png"
 
     def write_folder(self, path: str | os.PathLike[str]) -> Path:
         """Write all pictures, and `pairs.jsonl` with one pair a line, for tools that read files.
@@ -212,7 +228,7 @@ class DrawnFigures:
             pictures = []
             for pose in range(self.poses_per_identity):
                 stance = self.pose(identity, pose)
-                name = f"{_IMAGE_FOLDER}/{self._number(identity):06d}_{pose:02d}.png"
+                name = self.image_name(identity, pose)
                 if not (folder / name).exists():
                     write_file(folder / name, _encode(draw_figure(person, stance, self.size)[0]))
                 pictures.append((name, _keypoints_to_dict(figure_keypoints(person, stance, self.size))))
@@ -256,6 +272,10 @@ class DrawnFigures:
         if not 0 <= identity < self.num_identities:
             raise IndexError(f"There are {self.num_identities} people, got {identity}.")
         return self.first_identity + int(identity)
+
+    def _check_pose(self, pose: int) -> None:
+        if not 0 <= pose < self.poses_per_identity:
+            raise IndexError(f"Each person has {self.poses_per_identity} poses, got {pose}.")
 
     def _claim(self, folder: Path) -> None:
         """Check that the folder is new or was begun with these settings, and note them in it."""

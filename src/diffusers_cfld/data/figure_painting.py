@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .drawn_people import DrawnIdentity, Fabric
+from .drawn_people import Body, DrawnIdentity, Fabric
 from .figure_brush import Axes, Brush, Picture, Shape, circle, darker, ellipse, hull, smooth
 from .figure_skeleton import (
     FRAME,
@@ -29,7 +29,7 @@ from .figure_skeleton import (
     Skeleton,
 )
 
-__all__ = ["paint_figure"]
+__all__ = ["paint_figure", "trunk_axes"]
 
 _SAMPLES = 4
 
@@ -72,6 +72,27 @@ def paint_figure(identity: DrawnIdentity, skeleton: Skeleton, size: tuple[int, i
     return np.asarray(picture, dtype=np.uint8)
 
 
+def trunk_axes(body: Body, neck: Array, hips: Array, unit: float, turn: float) -> Axes:
+    """Find the axes of a pattern on the trunk.
+
+    Args:
+        body: Proportions.
+        neck: (2,), x and y.
+        hips: (2,), the middle between the hip joints.
+        unit: Pixels that the stature measures.
+        turn: Of the shoulders, radians.
+
+    Returns:
+        The axes, in the same pixels.
+    """
+    spine = hips - neck
+    down = spine / max(_norm(spine), 1e-6)
+    right = np.array([down[1], -down[0]])  # to the picture's right
+    # Patterns are measured on the cloth, which turns away at the sides of a body seen obliquely.
+    across = right * unit * max(abs(float(np.cos(turn))), 0.55)
+    return Axes(neck + right * unit * 0.5 * body.depth * np.sin(turn), down * unit, across)
+
+
 class _Painter:
     """A canvas and the figure's geometry in its pixels."""
 
@@ -97,12 +118,7 @@ class _Painter:
         self.down = self.spine / max(_norm(self.spine), 1e-6)
         self.right = np.array([self.down[1], -self.down[0]])  # to the picture's right
         self.slants = (self._slant(2, 5, self.turn), self._slant(8, 11, self.hip_turn))
-        # Patterns are measured on the cloth, which turns away at the sides of a body seen obliquely.
-        across = self.right * self.unit * max(abs(float(np.cos(self.turn))), 0.55)
-        # In a back view the cloth runs the other way round.
-        self.trunk_axes = Axes(
-            neck + self.right * self.unit * 0.5 * self.body.depth * np.sin(self.turn), self.down * self.unit, across
-        )
+        self.trunk_axes = trunk_axes(self.body, neck, hips, self.unit, self.turn)
         self.arms = tuple(self.points[[2 + 3 * i, 3 + 3 * i, 4 + 3 * i, HANDS[i]]] for i in (0, 1))
         self.legs = tuple(self.points[[8 + 3 * i, 9 + 3 * i, 10 + 3 * i]] for i in (0, 1))
         self.far, self.near = (0, 1) if self._leg_depth(0) <= self._leg_depth(1) else (1, 0)

@@ -71,16 +71,17 @@ class Muon(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         gradients: dict[torch.Tensor, torch.Tensor] = {}
-        averages, settings = [], []
+        settings = []
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None and group.get("orthogonalize", True) and is_matrix(weight):
                     gradients[weight] = weight.grad
-                    averages.append(self._average(weight, weight.grad))
                     settings.append((group["lr"], group["weight_decay"]))
+        # One at a time, unless all are needed at once.
+        averages = (self._average(weight, gradient) for weight, gradient in gradients.items())
         is_shared = self.share and torch.distributed.is_initialized()
-        orthogonal = orthogonalize_together(averages) if is_shared else map(orthogonalize, averages)
-        for weight, direction, (lr, weight_decay) in zip(gradients, orthogonal, settings, strict=True):
+        directions = orthogonalize_together(list(averages)) if is_shared else map(orthogonalize, averages)
+        for weight, direction, (lr, weight_decay) in zip(gradients, directions, settings, strict=True):
             weight.mul_(1 - lr * weight_decay)
             weight.sub_(direction.view(weight.shape), alpha=0.2 * max(direction.shape) ** 0.5 * lr)
         # AdamW passes over weights without a gradient.
