@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import diffusers
@@ -314,9 +315,9 @@ def _download_base(base: str, *, token: str | None, revision: str | None) -> Pat
         if not (folder / weights.format("safetensors")).is_file():
             folder = download("bin")
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = shorten(str(error), 300)
         raise OSError(
-            f"The base '{base}' is no local folder and could not be fetched from the Hub ({reason[:300]}): check its "
+            f"The base '{base}' is no local folder and could not be fetched from the Hub ({reason}): check its "
             "name, your connection and, if it is private, your token."
         ) from error
     return folder
@@ -409,8 +410,8 @@ def _convert_vae(base: Path, folder: Path, dtype: torch.dtype | None, variant: s
     try:
         vae = vae_class.from_pretrained(base, subfolder="vae", local_files_only=True)
     except (OSError, ValueError, TypeError, LookupError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"The VAE of the base in '{base / 'vae'}' cannot be loaded: {reason[:300]}") from error
+        reason = shorten(str(error), 300)
+        raise OSError(f"The VAE of the base in '{base / 'vae'}' cannot be loaded: {reason}") from error
     (folder / "vae").mkdir()
     # Not the loaded one's, whose config names the base's folder.
     _from_config(AutoencoderKL, vae.config).save_config(folder / "vae")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -98,8 +99,8 @@ def load_pickle(path: str | Path) -> Any:
                 "pickle. Save a plain dict of tensors with `torch.save`."
             ) from error
         raise ValueError(
-            f"'{path}' is truncated or not a file written by `torch.save` ({type(error).__name__}: {reason[:120]}): "
-            "download or save it again."
+            f"'{path}' is truncated or not a file written by `torch.save` ({type(error).__name__}: "
+            f"{shorten(reason, 120)}): download or save it again."
         ) from error
 
 
