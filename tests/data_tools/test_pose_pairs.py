@@ -2,6 +2,7 @@
 
 import errno
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -87,6 +88,20 @@ def test_every_picture_is_decoded_once(deepfashion, monkeypatch):
     monkeypatch.setattr(PIL.Image, "open", lambda file: opened.append(file) or really_open(file))
     dataset[0]
     assert len(opened) == 2
+
+
+def test_a_source_is_decoded_once_for_the_targets_that_follow(deepfashion, monkeypatch):
+    pair = load_pairs(deepfashion)[0]
+    dataset = PosePairDataset([pair, replace(pair, target=pair.source)], **SIZES)
+    opened = []
+    really_open = PIL.Image.open
+    monkeypatch.setattr(PIL.Image, "open", lambda file: opened.append(file) or really_open(file))
+    first = dataset[0]
+    expected = {key: first[key].clone() for key in ("source_image", "source_pixel_values")}
+    first["source_image"].zero_()
+    second = dataset[1]
+    assert len(opened) == 3
+    assert_equal({key: second[key] for key in expected}, expected)
 
 
 def test_without_pixel_values_targets_are_not_opened(deepfashion):

@@ -205,6 +205,7 @@ class PairTransform:
         self.seed = seed
         self.source_processor = SourceImageProcessor(*check_size(source_size, "source_size"))
         self.image_processor = SourceImageProcessor(*check_size(image_size, "image_size"))
+        self._last_source: tuple[str | bytes | None, list[torch.Tensor]] = (None, [])
 
     def __call__(self, pair: PosePair, index: int, epoch: int) -> dict[str, Any]:
         """Read a pair.
@@ -223,8 +224,7 @@ class PairTransform:
             UnreadableImageError: A picture cannot be read.
             OSError: The process has no file descriptors or memory left.
         """
-        processors = [self.source_processor, self.image_processor][: 1 + self.load_pixel_values]
-        source = read_picture(pair.source, processors, pair.source_name)
+        source = self._read_source(pair)
         item: dict[str, Any] = {"source_image": source[0].flip(-1) if self._flips(index, epoch) else source[0]}
         if self.load_pixel_values:
             item["source_pixel_values"] = source[1]
@@ -233,6 +233,13 @@ class PairTransform:
         item["target_pose_map"] = torch.from_numpy(render_pose_map(pair.target_keypoints, self.pose_size))
         item["index"] = index
         return item
+
+    def _read_source(self, pair: PosePair) -> list[torch.Tensor]:
+        # With several targets per source a source's pairs follow one another.
+        if self._last_source[0] != pair.source:
+            processors = [self.source_processor, self.image_processor][: 1 + self.load_pixel_values]
+            self._last_source = (pair.source, read_picture(pair.source, processors, pair.source_name))
+        return [picture.clone() for picture in self._last_source[1]]
 
     def _flips(self, index: int, epoch: int) -> bool:
         if not self.flip_source_prob:
