@@ -61,8 +61,8 @@ CLASSES = {
 # The parts that show a class, and those that show a length, with the mean and the spread of the drawn people.
 CLASS_OWNERS = (*("upper", "lower") * 2, "hair", "upper", "shoe", *("upper", "lower") * 2, "shoe")
 LENGTHS = {
-    "upper_period": ("upper", 0.135, 0.0145),
-    "lower_period": ("lower", 0.135, 0.0145),
+    "upper_period": ("upper", 0.16, 0.0058),
+    "lower_period": ("lower", 0.16, 0.0058),
     "sleeve": ("upper", 1.17, 0.75),
     "hem": ("upper", 1.33, 0.54),
     "lower_hem": ("lower", 2.5, 0.56),

@@ -451,7 +451,7 @@ def _weave(rng: np.random.Generator, color: Color, plain: float, block: bool) ->
     accent = _choose_color(rng, (color,), 190)
     index = rng.choice(len(patterns), p=weights / weights.sum())
     pattern: Pattern = "plain" if rng.random() < plain else patterns[index]
-    return Fabric(color, accent, pattern, rng.uniform(0.11, 0.16))
+    return Fabric(color, accent, pattern, rng.uniform(0.15, 0.17))
 
 
 def _choose_color(rng: np.random.Generator, others: tuple[Color, ...], contrast: float, denim: bool = False) -> Color:
