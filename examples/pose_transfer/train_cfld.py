@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -195,11 +195,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "--alignment_maps",
-        default=None,
-        help="Folder of maps of the training pictures that features of the U-Net have to agree with, so that it "
-        "learns faster (arXiv:2410.06940): see diffusers_cfld.training.AlignmentMaps. Not part of CFLD.",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="Maps of the training pictures that features of the U-Net have to agree with, so that it learns faster "
+        "(arXiv:2410.06940): see diffusers_cfld.training.AlignmentMaps. Not part of CFLD.",
     )
-    group.add_argument("--alignment_layer", default="up_blocks.2.attentions.0", help="Whose output these are.")
+    group.add_argument(
+        "--alignment_layer",
+        nargs="+",
+        default=["up_blocks.2.attentions.0"],
+        metavar="NAME",
+        help="Whose output these are, one layer for each folder.",
+    )
     group.add_argument("--alignment_weight", type=float, default=0.1, help="Of the maps' squared error in the loss.")
 
     group = parser.add_argument_group("optimisation")
@@ -324,6 +332,11 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for name in ("condition_dropout_prob", "flip_source_prob"):
         if not 0 <= getattr(args, name) <= 1:
             parser.error(f"--{name} must be from 0 to 1, got {getattr(args, name)}.")
+    if args.alignment_maps and len(args.alignment_maps) != len(args.alignment_layer):
+        parser.error(
+            f"--alignment_layer must name one layer for each of the {len(args.alignment_maps)} folders of "
+            f"--alignment_maps, got {args.alignment_layer}."
+        )
     if not args.alignment_weight >= 0:
         parser.error(f"--alignment_weight must be 0 or more, got {args.alignment_weight}.")
     if args.max_grad_norm is not None and not args.max_grad_norm > 0:
@@ -595,19 +608,22 @@ def training_loss(
 def alignment_loss(
     args: argparse.Namespace,
     module: CFLDTrainingModule,
-    maps: AlignmentMaps,
+    maps: list[AlignmentMaps],
     batch: dict[str, torch.Tensor],
     pairs: list,
 ) -> torch.Tensor:
-    """Mean squared error of the maps that the head made of the last step's features."""
+    """Mean squared error of the maps that the heads made of the last step's features, summed over the heads."""
     chosen, names = [pairs[index] for index in batch["index"].tolist()], []
     if args.reconstruction_loss_weight:
         names += [pair.source for pair in chosen]
     if args.transfer_loss_weight:
         names += [pair.target for pair in chosen]
-    aligned, module.aligned = module.aligned.float(), None
-    expected = F.interpolate(maps(names).to(aligned.device), aligned.shape[-2:], mode="area")
-    return F.mse_loss(aligned, expected)
+    loss = torch.zeros((), device=module.aligned[0].device)
+    for aligned, expected in zip(module.aligned, maps, strict=True):
+        expected = F.interpolate(expected(names).to(aligned.device), aligned.shape[-2:], mode="area")
+        loss = loss + F.mse_loss(aligned.float(), expected)
+    module.aligned = []
+    return loss
 
 
 @contextmanager
@@ -785,15 +801,15 @@ def use_lean_checkpoints(accelerator: Accelerator, module: CFLDTrainingModule) -
 
 
 def make_module(
-    args: argparse.Namespace, components: dict[str, Any], maps: AlignmentMaps | None = None
+    args: argparse.Namespace, components: dict[str, Any], maps: Sequence[AlignmentMaps] = ()
 ) -> CFLDTrainingModule:
     """Everything that trains, with gradients only where asked for."""
     module = CFLDTrainingModule(
         **{name: components[name] for name in PARTS}, dropped_conditions=args.dropped_conditions
     )
     module.set_trainable(unet="none" if args.unet_lora_rank else args.train_unet)
-    if maps is not None:
-        module.add_alignment_head(args.alignment_layer, maps.num_maps)
+    for layer_name, layer_maps in zip(args.alignment_layer, maps, strict=False):
+        module.add_alignment_head(layer_name, layer_maps.num_maps)
     for name in args.freeze:
         module.parts[name].requires_grad_(False)
     if args.unet_lora_rank:
@@ -918,7 +934,7 @@ def main(args: argparse.Namespace) -> None:
     # 1. Models
     components = load_components(args)
     vae, noise_scheduler = components["vae"], components["scheduler"]
-    maps = AlignmentMaps(args.alignment_maps, args.train_data_dir) if args.alignment_maps else None
+    maps = [AlignmentMaps(folder, args.train_data_dir) for folder in args.alignment_maps]
     module = make_module(args, components, maps)
     vae.requires_grad_(False).to(accelerator.device)
     pipeline = CFLDPipeline(**components)
@@ -1035,7 +1051,7 @@ def main(args: argparse.Namespace) -> None:
                     moments = moments.to(accelerator.device)
                 with accelerator.accumulate(model):
                     loss = training_loss(args, model, vae, noise_scheduler, batch, moments, metric, epoch)
-                    if maps is not None:
+                    if maps:
                         loss = loss + args.alignment_weight * alignment_loss(args, module, maps, batch, dataset.pairs)
                     mean_of_processes = accelerator.reduce(loss.detach(), reduction="mean").item()
                     if not math.isfinite(mean_of_processes):

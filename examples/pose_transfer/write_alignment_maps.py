@@ -2,8 +2,9 @@
 """Write what every cell of the drawn pictures shows, for `train_cfld.py --alignment_maps`.
 
 Every picture is drawn once more with one colour for each kind of thing. A cell of 8 x 8 pixels has the shares of nine
-kinds in its 16 blocks of 2 x 2 pixels, and, where it shows clothes, its place along and across the trunk, in
-statures and as the phases of patterns that repeat after 0.135 and 0.27 of one.
+kinds in its 16 blocks of 2 x 2 pixels. Each of its quarters that shows clothes has its place along and across the
+trunk: in statures, as the phases of patterns that repeat after 0.16 and 0.32 of one, and as the products of two
+phases, of which checks, diagonals and dots are made.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose
@@ -24,9 +26,11 @@ from diffusers_cfld.file_writing import write_file
 
 KINDS = ("wall", "skin", "hair", "upper", "upper_accent", "lower", "lower_accent", "shoe", "inner")
 CLOTHES = ("upper", "upper_accent", "lower", "lower_accent")
-CELL, BLOCK = 8, 2  # pixels
-PERIODS = (0.135, 0.27)  # statures; the mean of the patterns', and twice that
-NUM_MAPS = len(KINDS) * (CELL // BLOCK) ** 2 + 2 + 4 * len(PERIODS)
+CELL, QUARTER, BLOCK = 8, 4, 2  # pixels
+PERIODS = (0.16, 0.32)  # statures; the mean of the patterns', and twice that: rows of dots alternate
+NUM_PLACES = 2 + 4 * len(PERIODS) + 4 * len(PERIODS)
+NUM_SHARES = len(KINDS) * (CELL // BLOCK) ** 2
+NUM_MAPS = NUM_SHARES + NUM_PLACES * (CELL // QUARTER) ** 2
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,35 +39,50 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="Folder for maps.npy and names.json.")
     parser.add_argument("--height", type=int, default=128, help="Of the pictures in training, pixels.")
     parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--kinds_only", action="store_true", help="Leave out the places on the trunk.")
     parser.add_argument("--num_workers", type=int, default=2)
     return parser.parse_args(arguments)
 
 
-def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> np.ndarray:
-    """All maps of a picture, (NUM_MAPS, h, w), float16."""
-    is_kind = (draw_parts(person, pose, size, KINDS) == np.arange(len(KINDS))[:, None, None]).astype(np.float32)
-    height, width, side = size[0] // CELL, size[1] // CELL, CELL // BLOCK
-    blocks = is_kind.reshape(len(KINDS), height, side, BLOCK, width, side, BLOCK).mean((3, 6))
-    shares = blocks.transpose(0, 2, 4, 1, 3).reshape(-1, height, width)
-    is_clothed = blocks[[KINDS.index(name) for name in CLOTHES]].sum(0).mean((1, 3)) > 0.25
+def fold(maps: np.ndarray, side: int) -> np.ndarray:
+    """Make the squares of `side` pixels of a map channels, (K, H, W) to (K * side**2, H / side, W / side)."""
+    return torch.nn.functional.pixel_unshuffle(torch.from_numpy(maps), side).numpy()
 
+
+def pool(maps: np.ndarray, side: int) -> np.ndarray:
+    return fold(maps, side).reshape(len(maps), side**2, maps.shape[1] // side, -1).mean(1)
+
+
+def describe_places(person: DrawnIdentity, pose: DrawnPose, height: int, width: int) -> np.ndarray:
+    """Places on the trunk of height x width points all over the picture, (NUM_PLACES, height, width)."""
     skeleton = place_skeleton(person, pose)
     axes = trunk_axes(person.body, skeleton.points[1], skeleton.points[HIPS], skeleton.unit, skeleton.turns[1])
     y = (np.arange(height) + 0.5) * FRAME[0] / height
     x = (np.arange(width) + 0.5) * FRAME[1] / width
-    places = np.stack(np.meshgrid(x, y), axis=-1) - axes.origin
-    along, across = (places @ axis / (axis @ axis) for axis in (axes.along, axes.across))
-    maps = [along, across]
-    for period in PERIODS:
-        for place in (along, across):
-            angle = 2 * np.pi * place / period
-            maps += [np.sin(angle), np.cos(angle)]
-    return np.concatenate([shares, np.stack(maps) * is_clothed]).astype(np.float16)
+    offsets = np.stack(np.meshgrid(x, y), axis=-1) - axes.origin
+    along, across = (offsets @ axis / (axis @ axis) for axis in (axes.along, axes.across))
+    waves_along, waves_across = (
+        [wave(2 * np.pi * place / period) for period in PERIODS for wave in (np.sin, np.cos)]
+        for place in (along, across)
+    )
+    products = [one * other for one in waves_along for other in waves_across[:2]]
+    return np.stack([along, across, *waves_along, *waves_across, *products]).astype(np.float32)
 
 
-def describe_person(number: int, people: DrawnFigures, size: tuple[int, int]) -> np.ndarray:
-    person = people.identity(number)
-    return np.stack([describe(person, people.pose(number, pose), size) for pose in range(people.poses_per_identity)])
+def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int], with_places: bool = True) -> np.ndarray:
+    """All maps of a picture, (NUM_MAPS, h, w), or its kinds' shares alone, (NUM_SHARES, h, w); float16."""
+    is_kind = (draw_parts(person, pose, size, KINDS) == np.arange(len(KINDS))[:, None, None]).astype(np.float32)
+    shares = fold(pool(is_kind, BLOCK), CELL // BLOCK)
+    if not with_places:
+        return shares.astype(np.float16)
+    is_clothed = pool(is_kind[[KINDS.index(name) for name in CLOTHES]], QUARTER).sum(0) > 0.25
+    places = describe_places(person, pose, *is_clothed.shape) * is_clothed
+    return np.concatenate([shares, fold(places, CELL // QUARTER)]).astype(np.float16)
+
+
+def describe_person(number: int, people: DrawnFigures, size: tuple[int, int], with_places: bool = True) -> np.ndarray:
+    person, poses = people.identity(number), range(people.poses_per_identity)
+    return np.stack([describe(person, people.pose(number, pose), size, with_places) for pose in poses])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -72,10 +91,11 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"--height and --width must be multiples of {CELL}, got {size[0]} and {size[1]}.")
     folder, poses = Path(args.output_dir), people.poses_per_identity
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (people.num_identities * poses, NUM_MAPS, size[0] // CELL, size[1] // CELL)
+    num_maps = NUM_SHARES if args.kinds_only else NUM_MAPS
+    shape = (people.num_identities * poses, num_maps, size[0] // CELL, size[1] // CELL)
     begun = folder / "maps.begun"
     maps = np.lib.format.open_memmap(begun, "w+", np.float16, shape)
-    work = partial(describe_person, people=people, size=size)
+    work = partial(describe_person, people=people, size=size, with_places=not args.kinds_only)
     with multiprocessing.Pool(args.num_workers) as pool:
         numbers = range(people.num_identities)
         for number, found in enumerate(tqdm(pool.imap(work, numbers, 20), total=len(numbers), desc="People")):

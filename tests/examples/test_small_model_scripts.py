@@ -101,7 +101,7 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     assert maps.shape == (8, script.NUM_MAPS, 16, 12)
     names = json.loads((tmp_path / "names.json").read_text())
     assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
-    shares = maps[:, : 16 * len(script.KINDS)].reshape(8, len(script.KINDS), 16, 16, 12)
+    shares = maps[:, : script.NUM_SHARES].reshape(8, len(script.KINDS), 16, 16, 12)
     np.testing.assert_allclose(shares.astype(np.float32).sum(1), 1, atol=1e-3)
     people = DrawnFigures(4, 2, (256, 176))
     accents = shares[:, list(script.KINDS).index("upper_accent")].astype(np.float32).sum((1, 2, 3)).reshape(4, 2)
@@ -109,11 +109,16 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
         is_plain = people.identity(number).clothes.upper.pattern == "plain"
         assert accents[number].any() != is_plain
     # Sine and cosine where there are clothes, nothing elsewhere.
-    lengths = np.hypot(maps[:, -8].astype(np.float32), maps[:, -7].astype(np.float32))
+    places = maps[:, script.NUM_SHARES :].reshape(8, script.NUM_PLACES, 4, 16, 12).astype(np.float32)
+    lengths = np.hypot(places[:, 2], places[:, 3])
     is_clothed = lengths > 0.5
     assert 0.02 < is_clothed.mean() < 0.5
     np.testing.assert_allclose(lengths, is_clothed, atol=2e-3)
+    np.testing.assert_allclose(places[:, -1], places[:, 5] * places[:, 7], atol=2e-3)
     assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, script.NUM_MAPS, 16, 12)
+    options = ["--train_data_dir", str(drawn), "--output_dir", str(tmp_path / "kinds"), "--num_workers=1"]
+    script.main(script.parse_args([*options, "--kinds_only"]))
+    np.testing.assert_array_equal(np.load(tmp_path / "kinds" / "maps.npy"), maps[:, : script.NUM_SHARES])
 
 
 def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, drawn, tmp_path):

@@ -363,7 +363,8 @@ def test_features_are_aligned_with_maps(script, start, more_data, tmp_path):
     generator = np.random.default_rng(0)
     np.save(maps / "maps.npy", generator.normal(size=(len(names), 3, 16, 16)).astype(np.float16))
     (maps / "names.json").write_text(json.dumps([os.path.relpath(name, more_data) for name in names]))
-    aligned = [f"--alignment_maps={maps}", "--alignment_layer=up_blocks.1.attentions.0", "--use_ema"]
+    aligned = ["--alignment_maps", *[str(maps)] * 2, "--use_ema"]
+    aligned += ["--alignment_layer", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1"]
     runs = {"without": ["--use_ema"], "whole": aligned, "no-weight": [*aligned, "--alignment_weight=0"]}
     for name, options in runs.items():
         AcceleratorState._reset_state(True)
@@ -377,14 +378,16 @@ def test_features_are_aligned_with_maps(script, start, more_data, tmp_path):
     )
     assert_bit_equal(whole, resumed)
     heads = {name for name in whole if name not in without}
-    assert heads == {"alignment_head.weight", "alignment_head.bias"}
-    assert whole["alignment_head.weight"].any()
+    assert heads == {f"alignment_heads.{number}.{name}" for number in (0, 1) for name in ("weight", "bias")}
+    assert all(whole[name].any() for name in heads)
     name = "pose_adapter.conv_in.weight"
     assert torch.equal(unweighted[name], without[name])
     assert not torch.equal(whole[name], without[name])
-    assert "alignment_head" not in CFLDPipeline.from_pretrained(tmp_path / "whole").components
+    assert "alignment_heads" not in CFLDPipeline.from_pretrained(tmp_path / "whole").components
     with pytest.raises(FileNotFoundError, match=r"has no maps\.npy"):
         train(script, start, more_data, tmp_path / "none", f"--alignment_maps={tmp_path}")
+    with pytest.raises(SystemExit):
+        train(script, start, more_data, tmp_path / "none", "--alignment_maps", *[str(maps)] * 2)
 
 
 def test_what_weighs_nothing_is_not_predicted(script, steady_start, data, tmp_path, monkeypatch):

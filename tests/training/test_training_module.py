@@ -288,27 +288,44 @@ def test_an_alignment_head_reads_features(module):
     layer, parts = module.unet.get_submodule(layer_name), set(module.parts)
     module.add_alignment_head(layer_name, 5)
     assert set(module.parts) == parts
-    assert {"alignment_head.weight", "alignment_head.bias"} <= {name for name, _ in module.named_parameters()}
-    batch, seen = inputs(), []
+    assert {"alignment_heads.0.weight", "alignment_heads.0.bias"} <= {name for name, _ in module.named_parameters()}
+    head, batch, seen = module.alignment_heads[0], inputs(), []
     with module.training_attention():
         handle = layer.register_forward_hook(lambda layer, args, output: seen.append(output[0]))
         module(**batch)
-        assert not module.aligned.any()
-        torch.nn.init.normal_(module.alignment_head.weight)
+        assert not module.aligned[0].any()
+        torch.nn.init.normal_(head.weight)
         module(**batch)
-        torch.testing.assert_close(module.aligned, module.alignment_head(seen[1]))
+        torch.testing.assert_close(module.aligned[0], head(seen[1]))
         handle.remove()
-        module.aligned.square().mean().backward()
-        assert module.alignment_head.weight.grad.any()
+        module.aligned[0].square().mean().backward()
+        assert head.weight.grad.any()
         assert module.pose_adapter.conv_in.weight.grad.any()
         module.zero_grad()
         module.enable_gradient_checkpointing()
         module(**batch)
-        module.aligned.square().mean().backward()
+        module.aligned[0].square().mean().backward()
         assert module.pose_adapter.conv_in.weight.grad.any()
     assert not layer._forward_hooks
-    with pytest.raises(ValueError, match="There is an alignment head already"):
+    with pytest.raises(ValueError, match="has an alignment head already"):
         module.add_alignment_head(layer_name, 5)
+
+
+def test_alignment_heads_of_several_layers(module):
+    layer_names = ("up_blocks.1.attentions.1", "up_blocks.0.resnets.0")
+    for number, layer_name in enumerate(layer_names):
+        module.add_alignment_head(layer_name, 3 + number)
+        torch.nn.init.normal_(module.alignment_heads[number].weight)
+    seen = []
+    with module.training_attention():
+        for layer_name in layer_names:
+            module.unet.get_submodule(layer_name).register_forward_hook(
+                lambda layer, args, output: seen.append(output if isinstance(output, torch.Tensor) else output[0])
+            )
+        module(**inputs())
+    # The U-Net comes to the second layer first.
+    for aligned, head, features in zip(module.aligned, module.alignment_heads, reversed(seen), strict=True):
+        torch.testing.assert_close(aligned, head(features))
 
 
 def test_alignment_of_a_layer_that_is_computed_again(module):
@@ -316,13 +333,13 @@ def test_alignment_of_a_layer_that_is_computed_again(module):
         with pytest.raises(ValueError, match="must be an attention or ResNet block of the U-Net"):
             module.add_alignment_head(layer_name, 5)
     module.add_alignment_head("up_blocks.1.resnets.0", 5)
-    torch.nn.init.normal_(module.alignment_head.weight)
+    torch.nn.init.normal_(module.alignment_heads[0].weight)
     found = []
     for prepare in (module.disable_gradient_checkpointing, module.enable_gradient_checkpointing):
         prepare()
         with module.training_attention():
             loss = loss_of(module, inputs())
-            (loss + module.aligned.square().mean()).backward()
+            (loss + module.aligned[0].square().mean()).backward()
         found.append(gradients(module))
     assert_same_gradients(*found)
 

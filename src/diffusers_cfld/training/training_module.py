@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -73,18 +74,18 @@ class CFLDTrainingModule(nn.Module):
         self.appearance_encoder = appearance_encoder
         self.pose_adapter = pose_adapter
         self.dropped_conditions: DroppedConditions = dropped_conditions
-        self.alignment_head: nn.Conv2d | None = None
-        self.aligned: torch.Tensor | None = None
-        """(N, K, h, w), what the alignment head made of the last forward's features; `None` without a head."""
-        self._features: torch.Tensor | None = None
-        self._aligned_layer = ""
+        self.alignment_heads = nn.ModuleList()
+        self.aligned: list[torch.Tensor] = []
+        """(N, K, h, w) for each alignment head, what it made of the last forward's features."""
+        self._aligned_layers: list[str] = []
+        self._features: dict[str, torch.Tensor] = {}
         self._installed: ExitStack | None = None
         self._processors: dict[str, HybridGranularityAttnProcessor] = {}
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The five models by the names that a pipeline registers them under."""
-        return {name: part for name, part in self.named_children() if name != "alignment_head"}
+        return {name: part for name, part in self.named_children() if name != "alignment_heads"}
 
     def add_alignment_head(self, layer_name: str, num_maps: int) -> None:
         """Read maps of the picture from features of the U-Net, linearly, with each forward.
@@ -99,10 +100,10 @@ class CFLDTrainingModule(nn.Module):
             num_maps: K, how many.
 
         Raises:
-            ValueError: There is no such layer, or it does not say how many channels it has, or a head is there.
+            ValueError: There is no such layer, or it does not say how many channels it has, or it has a head.
         """
-        if self.alignment_head is not None:
-            raise ValueError("There is an alignment head already.")
+        if layer_name in self._aligned_layers:
+            raise ValueError(f"The layer {layer_name!r} has an alignment head already.")
         layer = dict(self.unet.named_modules()).get(layer_name)
         channels = getattr(layer, "out_channels", None)
         if layer is None or not isinstance(channels, int):
@@ -110,15 +111,16 @@ class CFLDTrainingModule(nn.Module):
                 f"`layer_name` must be an attention or ResNet block of the U-Net, such as 'up_blocks.1.attentions.0', "
                 f"got {layer_name!r}."
             )
-        self.alignment_head = nn.Conv2d(channels, num_maps, kernel_size=1)
+        head = nn.Conv2d(channels, num_maps, kernel_size=1)
         # At first it asks the U-Net for nothing; random numbers would lead it astray.
-        for parameter in self.alignment_head.parameters():
+        for parameter in head.parameters():
             nn.init.zeros_(parameter)
-        self._aligned_layer = layer_name
+        self.alignment_heads.append(head)
+        self._aligned_layers.append(layer_name)
         self.remove_processors()
 
-    def _keep_features(self, layer: nn.Module, args: Any, output: Any) -> None:
-        self._features = output if isinstance(output, torch.Tensor) else output[0]
+    def _keep_features(self, layer_name: str, layer: nn.Module, args: Any, output: Any) -> None:
+        self._features[layer_name] = output if isinstance(output, torch.Tensor) else output[0]
 
     def set_trainable(self, unet: UNetTrainable = "kv") -> tuple[str, ...]:
         """Train all of S, D, A and P, and of the U-Net what is asked for.
@@ -240,8 +242,10 @@ class CFLDTrainingModule(nn.Module):
             down_intrablock_additional_residuals=list(conditions.pose_residuals),
             return_dict=False,
         )[0]
-        if self.alignment_head is not None:
-            self.aligned, self._features = self.alignment_head(self._features), None
+        self.aligned = [
+            head(self._features.pop(layer_name))
+            for layer_name, head in zip(self._aligned_layers, self.alignment_heads, strict=True)
+        ]
         if noise_pred.requires_grad and not torch.compiler.is_compiling():
             # Runs before anything of the U-Net's backward, so that a checkpointed replay sees this forward's biases.
             query_biases = conditions.query_biases
@@ -269,9 +273,9 @@ class CFLDTrainingModule(nn.Module):
         self._processors = self._installed.enter_context(
             hybrid_granularity_attention(self.unet, dict.fromkeys(layer_names))
         )
-        if self.alignment_head is not None:
-            layer = self.unet.get_submodule(self._aligned_layer)
-            self._installed.callback(layer.register_forward_hook(self._keep_features).remove)
+        for layer_name in self._aligned_layers:
+            layer, keep = self.unet.get_submodule(layer_name), partial(self._keep_features, layer_name)
+            self._installed.callback(layer.register_forward_hook(keep).remove)
 
     def _processors_are_on(self) -> bool:
         """Whether ours are still on every layer: `set_attn_processor` of a user may have replaced them."""
