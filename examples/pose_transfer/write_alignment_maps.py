@@ -4,15 +4,17 @@
 Every picture is drawn once more with one colour for each kind of thing. A cell of 8 x 8 pixels has the shares of nine
 kinds in its 16 blocks of 2 x 2 pixels. Each of its quarters that shows clothes has its place along and across the
 trunk: in statures, as the phases of patterns that repeat after 0.16 and 0.32 of one, and as the products of two
-phases, of which checks, diagonals and dots are made.
+phases, of which checks, diagonals and dots are made. Besides, a cell has the pattern of the clothes that it shows.
 """
 
 import argparse
 import json
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from tqdm.auto import tqdm
 
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose
 from diffusers_cfld.data.drawn_parts import draw_parts
+from diffusers_cfld.data.drawn_people import Pattern
 from diffusers_cfld.data.figure_painting import trunk_axes
 from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
 from diffusers_cfld.file_writing import write_file
@@ -28,9 +31,13 @@ KINDS = ("wall", "skin", "hair", "upper", "upper_accent", "lower", "lower_accent
 CLOTHES = ("upper", "upper_accent", "lower", "lower_accent")
 CELL, QUARTER, BLOCK = 8, 4, 2  # pixels
 PERIODS = (0.16, 0.32)  # statures; the mean of the patterns', and twice that: rows of dots alternate
+PATTERNS = get_args(Pattern)
 NUM_PLACES = 2 + 4 * len(PERIODS) + 4 * len(PERIODS)
-NUM_SHARES = len(KINDS) * (CELL // BLOCK) ** 2
-NUM_MAPS = NUM_SHARES + NUM_PLACES * (CELL // QUARTER) ** 2
+NUM_MAPS = {
+    "shares": len(KINDS) * (CELL // BLOCK) ** 2,
+    "places": NUM_PLACES * (CELL // QUARTER) ** 2,
+    "patterns": 2 * len(PATTERNS),
+}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +46,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="Folder for maps.npy and names.json.")
     parser.add_argument("--height", type=int, default=128, help="Of the pictures in training, pixels.")
     parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--kinds_only", action="store_true", help="Leave out the places on the trunk.")
+    parser.add_argument(
+        "--maps", nargs="+", choices=NUM_MAPS, default=["shares", "places"], help="Which of them are written."
+    )
     parser.add_argument("--num_workers", type=int, default=2)
     return parser.parse_args(arguments)
 
@@ -69,20 +78,34 @@ def describe_places(person: DrawnIdentity, pose: DrawnPose, height: int, width: 
     return np.stack([along, across, *waves_along, *waves_across, *products]).astype(np.float32)
 
 
-def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int], with_places: bool = True) -> np.ndarray:
-    """All maps of a picture, (NUM_MAPS, h, w), or its kinds' shares alone, (NUM_SHARES, h, w); float16."""
+def describe_patterns(person: DrawnIdentity, is_kind: np.ndarray) -> np.ndarray:
+    """Each pattern's share of the cells, for the upper and for the lower garment, (2 * patterns, h, w)."""
+    maps = []
+    for name, fabric in (("upper", person.clothes.upper), ("lower", person.clothes.lower)):
+        garment = is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].sum(0, keepdims=True)
+        is_pattern = np.array([fabric.pattern == pattern for pattern in PATTERNS])
+        maps.append(pool(garment, CELL) * is_pattern[:, None, None])
+    return np.concatenate(maps)
+
+
+def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int], groups: Sequence[str]) -> np.ndarray:
+    """The maps of a picture, one group after the other, (K, h, w), float16."""
     is_kind = (draw_parts(person, pose, size, KINDS) == np.arange(len(KINDS))[:, None, None]).astype(np.float32)
-    shares = fold(pool(is_kind, BLOCK), CELL // BLOCK)
-    if not with_places:
-        return shares.astype(np.float16)
-    is_clothed = pool(is_kind[[KINDS.index(name) for name in CLOTHES]], QUARTER).sum(0) > 0.25
-    places = describe_places(person, pose, *is_clothed.shape) * is_clothed
-    return np.concatenate([shares, fold(places, CELL // QUARTER)]).astype(np.float16)
+    maps = []
+    for group in groups:
+        if group == "shares":
+            maps.append(fold(pool(is_kind, BLOCK), CELL // BLOCK))
+        elif group == "places":
+            is_clothed = pool(is_kind[[KINDS.index(name) for name in CLOTHES]], QUARTER).sum(0) > 0.25
+            maps.append(fold(describe_places(person, pose, *is_clothed.shape) * is_clothed, CELL // QUARTER))
+        else:
+            maps.append(describe_patterns(person, is_kind))
+    return np.concatenate(maps).astype(np.float16)
 
 
-def describe_person(number: int, people: DrawnFigures, size: tuple[int, int], with_places: bool = True) -> np.ndarray:
+def describe_person(number: int, people: DrawnFigures, size: tuple[int, int], groups: Sequence[str]) -> np.ndarray:
     person, poses = people.identity(number), range(people.poses_per_identity)
-    return np.stack([describe(person, people.pose(number, pose), size, with_places) for pose in poses])
+    return np.stack([describe(person, people.pose(number, pose), size, groups) for pose in poses])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -91,11 +114,11 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"--height and --width must be multiples of {CELL}, got {size[0]} and {size[1]}.")
     folder, poses = Path(args.output_dir), people.poses_per_identity
     folder.mkdir(parents=True, exist_ok=True)
-    num_maps = NUM_SHARES if args.kinds_only else NUM_MAPS
+    num_maps = sum(NUM_MAPS[group] for group in args.maps)
     shape = (people.num_identities * poses, num_maps, size[0] // CELL, size[1] // CELL)
     begun = folder / "maps.begun"
     maps = np.lib.format.open_memmap(begun, "w+", np.float16, shape)
-    work = partial(describe_person, people=people, size=size, with_places=not args.kinds_only)
+    work = partial(describe_person, people=people, size=size, groups=args.maps)
     with multiprocessing.Pool(args.num_workers) as pool:
         numbers = range(people.num_identities)
         for number, found in enumerate(tqdm(pool.imap(work, numbers, 20), total=len(numbers), desc="People")):

@@ -94,31 +94,36 @@ def test_labels_cover_the_figure(drawn):
 
 def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     script = load_example("write_alignment_maps")
-    script.main(
-        script.parse_args(["--train_data_dir", str(drawn), "--output_dir", str(tmp_path), "--num_workers", "1"])
-    )
-    maps = np.load(tmp_path / "maps.npy")
-    assert maps.shape == (8, script.NUM_MAPS, 16, 12)
+    options = ["--train_data_dir", str(drawn), "--num_workers=1", "--output_dir"]
+    script.main(script.parse_args([*options, str(tmp_path), "--maps", "shares", "places", "patterns"]))
     names = json.loads((tmp_path / "names.json").read_text())
     assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
-    shares = maps[:, : script.NUM_SHARES].reshape(8, len(script.KINDS), 16, 16, 12)
-    np.testing.assert_allclose(shares.astype(np.float32).sum(1), 1, atol=1e-3)
-    people = DrawnFigures(4, 2, (256, 176))
-    accents = shares[:, list(script.KINDS).index("upper_accent")].astype(np.float32).sum((1, 2, 3)).reshape(4, 2)
-    for number in range(4):
-        is_plain = people.identity(number).clothes.upper.pattern == "plain"
-        assert accents[number].any() != is_plain
+    maps = np.load(tmp_path / "maps.npy")
+    assert maps.shape == (8, sum(script.NUM_MAPS.values()), 16, 12)
+    assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, *maps.shape[1:])
+    ends = np.cumsum(list(script.NUM_MAPS.values()))[:-1]
+    shares, places, patterns = np.split(maps.astype(np.float32), ends, axis=1)
+    shares = shares.reshape(8, len(script.KINDS), 16, 16, 12)
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-3)
+    people = [DrawnFigures(4, 2, (256, 176)).identity(number) for number in range(4)]
+    accents = shares[:, list(script.KINDS).index("upper_accent")].sum((1, 2, 3)).reshape(4, 2)
+    # Of eight patterns the upper garment's first.
+    is_pattern = patterns[:, :8].any((2, 3)).reshape(4, 2, 8)
+    for number, person in enumerate(people):
+        pattern = person.clothes.upper.pattern
+        assert accents[number].any() == (pattern != "plain")
+        assert (is_pattern[number] == [name == pattern for name in script.PATTERNS]).all()
+    clothes = [script.KINDS.index(name) for name in script.CLOTHES]
+    np.testing.assert_allclose(patterns.sum(1), shares[:, clothes].sum(1).mean(1), atol=2e-3)
     # Sine and cosine where there are clothes, nothing elsewhere.
-    places = maps[:, script.NUM_SHARES :].reshape(8, script.NUM_PLACES, 4, 16, 12).astype(np.float32)
+    places = places.reshape(8, script.NUM_PLACES, 4, 16, 12)
     lengths = np.hypot(places[:, 2], places[:, 3])
     is_clothed = lengths > 0.5
     assert 0.02 < is_clothed.mean() < 0.5
     np.testing.assert_allclose(lengths, is_clothed, atol=2e-3)
     np.testing.assert_allclose(places[:, -1], places[:, 5] * places[:, 7], atol=2e-3)
-    assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, script.NUM_MAPS, 16, 12)
-    options = ["--train_data_dir", str(drawn), "--output_dir", str(tmp_path / "kinds"), "--num_workers=1"]
-    script.main(script.parse_args([*options, "--kinds_only"]))
-    np.testing.assert_array_equal(np.load(tmp_path / "kinds" / "maps.npy"), maps[:, : script.NUM_SHARES])
+    script.main(script.parse_args([*options, str(tmp_path / "default")]))
+    np.testing.assert_array_equal(np.load(tmp_path / "default" / "maps.npy"), maps[:, : ends[1]])
 
 
 def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, drawn, tmp_path):
