@@ -4,7 +4,8 @@
 Every picture is drawn once more with one colour for each kind of thing. A cell of 8 x 8 pixels has the shares of nine
 kinds in its 16 blocks of 2 x 2 pixels. Each of its quarters that shows clothes has its place along and across the
 trunk: in statures, as the phases of patterns that repeat after 0.16 and 0.32 of one, and as the products of two
-phases, of which checks, diagonals and dots are made. Besides, a cell has the pattern of the clothes that it shows.
+phases, of which checks, diagonals and dots are made. Besides, a cell has the pattern and the colours of the clothes
+that it shows, and its blocks have the differences in colour that the pattern makes.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose
 from diffusers_cfld.data.drawn_parts import draw_parts
-from diffusers_cfld.data.drawn_people import Pattern
+from diffusers_cfld.data.drawn_people import Color, Pattern
 from diffusers_cfld.data.figure_painting import trunk_axes
 from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
 from diffusers_cfld.file_writing import write_file
@@ -37,6 +38,8 @@ NUM_MAPS = {
     "shares": len(KINDS) * (CELL // BLOCK) ** 2,
     "places": NUM_PLACES * (CELL // QUARTER) ** 2,
     "patterns": 2 * len(PATTERNS),
+    "colors": 5 * 3,
+    "contrasts": 3 * (CELL // BLOCK) ** 2,
 }
 
 
@@ -82,10 +85,40 @@ def describe_patterns(person: DrawnIdentity, is_kind: np.ndarray) -> np.ndarray:
     """Each pattern's share of the cells, for the upper and for the lower garment, (2 * patterns, h, w)."""
     maps = []
     for name, fabric in (("upper", person.clothes.upper), ("lower", person.clothes.lower)):
-        garment = is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].sum(0, keepdims=True)
         is_pattern = np.array([fabric.pattern == pattern for pattern in PATTERNS])
-        maps.append(pool(garment, CELL) * is_pattern[:, None, None])
+        maps.append(pool(is_garment(is_kind, name), CELL) * is_pattern[:, None, None])
     return np.concatenate(maps)
+
+
+def describe_colors(person: DrawnIdentity, is_kind: np.ndarray) -> np.ndarray:
+    """Ground and accent colours of both garments, and that below a jacket, times their shares of the cells."""
+    clothes, maps = person.clothes, []
+    has_accent = {
+        "upper": clothes.upper.pattern != "plain" or clothes.print_shape != "none",
+        "lower": clothes.lower.pattern != "plain",
+    }
+    for name, fabric in (("upper", clothes.upper), ("lower", clothes.lower)):
+        for color in (fabric.color, fabric.accent if has_accent[name] else fabric.color):
+            maps.append(pool(is_garment(is_kind, name), CELL) * scale_color(color))
+    maps.append(pool(is_kind[[KINDS.index("inner")]], CELL) * scale_color(clothes.inner))
+    return np.concatenate(maps)
+
+
+def describe_contrasts(person: DrawnIdentity, is_kind: np.ndarray) -> np.ndarray:
+    """By what the accents differ in colour from their ground, in each block, (3, height, width)."""
+    contrasts = 0
+    for name, fabric in (("upper", person.clothes.upper), ("lower", person.clothes.lower)):
+        is_accent = is_kind[[KINDS.index(f"{name}_accent")]]
+        contrasts = contrasts + is_accent * (scale_color(fabric.accent) - scale_color(fabric.color))
+    return pool(contrasts, BLOCK)
+
+
+def is_garment(is_kind: np.ndarray, name: str) -> np.ndarray:
+    return is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].sum(0, keepdims=True)
+
+
+def scale_color(color: Color) -> np.ndarray:
+    return np.array(color, dtype=np.float32)[:, None, None] / 255
 
 
 def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int], groups: Sequence[str]) -> np.ndarray:
@@ -98,8 +131,12 @@ def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int], grou
         elif group == "places":
             is_clothed = pool(is_kind[[KINDS.index(name) for name in CLOTHES]], QUARTER).sum(0) > 0.25
             maps.append(fold(describe_places(person, pose, *is_clothed.shape) * is_clothed, CELL // QUARTER))
-        else:
+        elif group == "patterns":
             maps.append(describe_patterns(person, is_kind))
+        elif group == "colors":
+            maps.append(describe_colors(person, is_kind))
+        else:
+            maps.append(fold(describe_contrasts(person, is_kind), CELL // BLOCK))
     return np.concatenate(maps).astype(np.float16)
 
 

@@ -95,14 +95,14 @@ def test_labels_cover_the_figure(drawn):
 def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     script = load_example("write_alignment_maps")
     options = ["--train_data_dir", str(drawn), "--num_workers=1", "--output_dir"]
-    script.main(script.parse_args([*options, str(tmp_path), "--maps", "shares", "places", "patterns"]))
+    script.main(script.parse_args([*options, str(tmp_path), "--maps", *script.NUM_MAPS]))
     names = json.loads((tmp_path / "names.json").read_text())
     assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
     maps = np.load(tmp_path / "maps.npy")
     assert maps.shape == (8, sum(script.NUM_MAPS.values()), 16, 12)
     assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, *maps.shape[1:])
     ends = np.cumsum(list(script.NUM_MAPS.values()))[:-1]
-    shares, places, patterns = np.split(maps.astype(np.float32), ends, axis=1)
+    shares, places, patterns, colors, contrasts = np.split(maps.astype(np.float32), ends, axis=1)
     shares = shares.reshape(8, len(script.KINDS), 16, 16, 12)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-3)
     people = [DrawnFigures(4, 2, (256, 176)).identity(number) for number in range(4)]
@@ -115,6 +115,19 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
         assert (is_pattern[number] == [name == pattern for name in script.PATTERNS]).all()
     clothes = [script.KINDS.index(name) for name in script.CLOTHES]
     np.testing.assert_allclose(patterns.sum(1), shares[:, clothes].sum(1).mean(1), atol=2e-3)
+    # Ground and accent of the upper garment, of the lower one, and what is below a jacket.
+    for number, person in enumerate(people):
+        upper = shares[2 * number, clothes[:2]].sum(0).mean(0)
+        ground, accent = (colors[2 * number, 3 * index : 3 * index + 3] for index in (0, 1))
+        np.testing.assert_allclose(
+            ground, upper * np.array(person.clothes.upper.color)[:, None, None] / 255, atol=2e-3
+        )
+        if person.clothes.upper.pattern == "plain":
+            np.testing.assert_array_equal(accent, ground)
+        else:
+            assert np.abs(accent - ground).max() > 0.1
+        is_plain = person.clothes.upper.pattern == person.clothes.lower.pattern == "plain"
+        assert contrasts[2 * number].any() != is_plain
     # Sine and cosine where there are clothes, nothing elsewhere.
     places = places.reshape(8, script.NUM_PLACES, 4, 16, 12)
     lengths = np.hypot(places[:, 2], places[:, 3])
