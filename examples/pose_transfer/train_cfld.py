@@ -608,7 +608,7 @@ def training_loss(
 def alignment_loss(
     args: argparse.Namespace,
     module: CFLDTrainingModule,
-    maps: list[AlignmentMaps],
+    maps: Sequence[AlignmentMaps],
     batch: dict[str, torch.Tensor],
     pairs: list,
 ) -> torch.Tensor:
@@ -618,12 +618,12 @@ def alignment_loss(
         names += [pair.source for pair in chosen]
     if args.transfer_loss_weight:
         names += [pair.target for pair in chosen]
-    loss = torch.zeros((), device=module.aligned[0].device)
-    for aligned, expected in zip(module.aligned, maps, strict=True):
-        expected = F.interpolate(expected(names).to(aligned.device), aligned.shape[-2:], mode="area")
-        loss = loss + F.mse_loss(aligned.float(), expected)
+    losses = []
+    for aligned, layer_maps in zip(module.aligned, maps, strict=True):
+        expected = F.interpolate(layer_maps(names).to(aligned.device), aligned.shape[-2:], mode="area")
+        losses.append(F.mse_loss(aligned.float(), expected))
     module.aligned = []
-    return loss
+    return torch.stack(losses).sum()
 
 
 @contextmanager

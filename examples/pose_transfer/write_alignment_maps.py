@@ -29,31 +29,11 @@ from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
 from diffusers_cfld.file_writing import write_file
 
 KINDS = ("wall", "skin", "hair", "upper", "upper_accent", "lower", "lower_accent", "shoe", "inner")
+GARMENTS = ("upper", "lower")
 CLOTHES = ("upper", "upper_accent", "lower", "lower_accent")
 CELL, QUARTER, BLOCK = 8, 4, 2  # pixels
 PERIODS = (0.16, 0.32)  # statures; the mean of the patterns', and twice that: rows of dots alternate
 PATTERNS = get_args(Pattern)
-NUM_PLACES = 2 + 4 * len(PERIODS) + 4 * len(PERIODS)
-NUM_MAPS = {
-    "shares": len(KINDS) * (CELL // BLOCK) ** 2,
-    "places": NUM_PLACES * (CELL // QUARTER) ** 2,
-    "patterns": 2 * len(PATTERNS),
-    "colors": 5 * 3,
-    "contrasts": 3 * (CELL // BLOCK) ** 2,
-}
-
-
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_data_dir", required=True, help="Folder that DrawnFigures.write_folder wrote.")
-    parser.add_argument("--output_dir", required=True, help="Folder for maps.npy and names.json.")
-    parser.add_argument("--height", type=int, default=128, help="Of the pictures in training, pixels.")
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument(
-        "--maps", nargs="+", choices=NUM_MAPS, default=["shares", "places"], help="Which of them are written."
-    )
-    parser.add_argument("--num_workers", type=int, default=2)
-    return parser.parse_args(arguments)
 
 
 def fold(maps: np.ndarray, side: int) -> np.ndarray:
@@ -62,11 +42,19 @@ def fold(maps: np.ndarray, side: int) -> np.ndarray:
 
 
 def pool(maps: np.ndarray, side: int) -> np.ndarray:
+    """Mean over the squares of `side` pixels, (K, H, W) to (K, H / side, W / side)."""
     return fold(maps, side).reshape(len(maps), side**2, maps.shape[1] // side, -1).mean(1)
 
 
-def describe_places(person: DrawnIdentity, pose: DrawnPose, height: int, width: int) -> np.ndarray:
-    """Places on the trunk of height x width points all over the picture, (NUM_PLACES, height, width)."""
+def describe_shares(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
+    """Shares of the kinds in each block."""
+    return fold(pool(is_kind, BLOCK), CELL // BLOCK)
+
+
+def describe_places(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
+    """Places along and across the trunk, their waves and the products of these, of each quarter that shows clothes."""
+    is_clothed = pool(is_kind[[KINDS.index(name) for name in CLOTHES]], QUARTER).sum(0) > 0.25
+    height, width = is_clothed.shape
     skeleton = place_skeleton(person, pose)
     axes = trunk_axes(person.body, skeleton.points[1], skeleton.points[HIPS], skeleton.unit, skeleton.turns[1])
     y = (np.arange(height) + 0.5) * FRAME[0] / height
@@ -78,71 +66,82 @@ def describe_places(person: DrawnIdentity, pose: DrawnPose, height: int, width: 
         for place in (along, across)
     )
     products = [one * other for one in waves_along for other in waves_across[:2]]
-    return np.stack([along, across, *waves_along, *waves_across, *products]).astype(np.float32)
+    places = np.stack([along, across, *waves_along, *waves_across, *products]).astype(np.float32)
+    return fold(places * is_clothed, CELL // QUARTER)
 
 
-def describe_patterns(person: DrawnIdentity, is_kind: np.ndarray) -> np.ndarray:
-    """Each pattern's share of the cells, for the upper and for the lower garment, (2 * patterns, h, w)."""
+def describe_patterns(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
+    """Each pattern's share of the cells, for the upper and for the lower garment."""
     maps = []
-    for name, fabric in (("upper", person.clothes.upper), ("lower", person.clothes.lower)):
-        is_pattern = np.array([fabric.pattern == pattern for pattern in PATTERNS])
-        maps.append(pool(is_garment(is_kind, name), CELL) * is_pattern[:, None, None])
+    for name in GARMENTS:
+        is_pattern = np.array([getattr(person.clothes, name).pattern == pattern for pattern in PATTERNS])
+        maps.append(cover_garment(is_kind, name) * is_pattern[:, None, None])
     return np.concatenate(maps)
 
 
-def describe_colors(person: DrawnIdentity, is_kind: np.ndarray) -> np.ndarray:
+def describe_colors(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
     """Ground and accent colours of both garments, and that below a jacket, times their shares of the cells."""
     clothes, maps = person.clothes, []
-    has_accent = {
-        "upper": clothes.upper.pattern != "plain" or clothes.print_shape != "none",
-        "lower": clothes.lower.pattern != "plain",
-    }
-    for name, fabric in (("upper", clothes.upper), ("lower", clothes.lower)):
-        for color in (fabric.color, fabric.accent if has_accent[name] else fabric.color):
-            maps.append(pool(is_garment(is_kind, name), CELL) * scale_color(color))
+    for name in GARMENTS:
+        fabric = getattr(clothes, name)
+        has_accent = fabric.pattern != "plain" or (name == "upper" and clothes.print_shape != "none")
+        for color in (fabric.color, fabric.accent if has_accent else fabric.color):
+            maps.append(cover_garment(is_kind, name) * scale_color(color))
     maps.append(pool(is_kind[[KINDS.index("inner")]], CELL) * scale_color(clothes.inner))
     return np.concatenate(maps)
 
 
-def describe_contrasts(person: DrawnIdentity, is_kind: np.ndarray) -> np.ndarray:
-    """By what the accents differ in colour from their ground, in each block, (3, height, width)."""
-    contrasts = 0
-    for name, fabric in (("upper", person.clothes.upper), ("lower", person.clothes.lower)):
-        is_accent = is_kind[[KINDS.index(f"{name}_accent")]]
-        contrasts = contrasts + is_accent * (scale_color(fabric.accent) - scale_color(fabric.color))
-    return pool(contrasts, BLOCK)
+def describe_contrasts(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
+    """By what the accents differ in colour from their ground, in each block."""
+    contrasts = np.zeros((3, *is_kind.shape[1:]), np.float32)
+    for name in GARMENTS:
+        fabric = getattr(person.clothes, name)
+        is_accent = is_kind[KINDS.index(f"{name}_accent")]
+        contrasts += is_accent * (scale_color(fabric.accent) - scale_color(fabric.color))
+    return fold(pool(contrasts, BLOCK), CELL // BLOCK)
 
 
-def is_garment(is_kind: np.ndarray, name: str) -> np.ndarray:
-    return is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].sum(0, keepdims=True)
+def cover_garment(is_kind: np.ndarray, name: str) -> np.ndarray:
+    """Share of a garment with its accents in each cell, (1, h, w)."""
+    return pool(is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].sum(0, keepdims=True), CELL)
 
 
 def scale_color(color: Color) -> np.ndarray:
     return np.array(color, dtype=np.float32)[:, None, None] / 255
 
 
-def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int], groups: Sequence[str]) -> np.ndarray:
+# Each takes who and how, and whether each pixel shows each kind, (kinds, height, width); it returns (K, h, w).
+MAPS = {
+    "shares": describe_shares,
+    "places": describe_places,
+    "patterns": describe_patterns,
+    "colors": describe_colors,
+    "contrasts": describe_contrasts,
+}
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train_data_dir", required=True, help="Folder that DrawnFigures.write_folder wrote.")
+    parser.add_argument("--output_dir", required=True, help="Folder for maps.npy and names.json.")
+    parser.add_argument("--height", type=int, default=128, help="Of the pictures in training, pixels.")
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument(
+        "--maps", nargs="+", choices=MAPS, default=["shares", "places"], help="Which of them are written."
+    )
+    parser.add_argument("--num_workers", type=int, default=2)
+    return parser.parse_args(arguments)
+
+
+def describe(person: DrawnIdentity, pose: DrawnPose, size: tuple[int, int], names: Sequence[str]) -> np.ndarray:
     """The maps of a picture, one group after the other, (K, h, w), float16."""
     is_kind = (draw_parts(person, pose, size, KINDS) == np.arange(len(KINDS))[:, None, None]).astype(np.float32)
-    maps = []
-    for group in groups:
-        if group == "shares":
-            maps.append(fold(pool(is_kind, BLOCK), CELL // BLOCK))
-        elif group == "places":
-            is_clothed = pool(is_kind[[KINDS.index(name) for name in CLOTHES]], QUARTER).sum(0) > 0.25
-            maps.append(fold(describe_places(person, pose, *is_clothed.shape) * is_clothed, CELL // QUARTER))
-        elif group == "patterns":
-            maps.append(describe_patterns(person, is_kind))
-        elif group == "colors":
-            maps.append(describe_colors(person, is_kind))
-        else:
-            maps.append(fold(describe_contrasts(person, is_kind), CELL // BLOCK))
-    return np.concatenate(maps).astype(np.float16)
+    return np.concatenate([MAPS[name](person, pose, is_kind) for name in names]).astype(np.float16)
 
 
-def describe_person(number: int, people: DrawnFigures, size: tuple[int, int], groups: Sequence[str]) -> np.ndarray:
+def describe_person(number: int, people: DrawnFigures, size: tuple[int, int], names: Sequence[str]) -> np.ndarray:
     person, poses = people.identity(number), range(people.poses_per_identity)
-    return np.stack([describe(person, people.pose(number, pose), size, groups) for pose in poses])
+    return np.stack([describe(person, people.pose(number, pose), size, names) for pose in poses])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -151,14 +150,13 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"--height and --width must be multiples of {CELL}, got {size[0]} and {size[1]}.")
     folder, poses = Path(args.output_dir), people.poses_per_identity
     folder.mkdir(parents=True, exist_ok=True)
-    num_maps = sum(NUM_MAPS[group] for group in args.maps)
-    shape = (people.num_identities * poses, num_maps, size[0] // CELL, size[1] // CELL)
+    work = partial(describe_person, people=people, size=size, names=args.maps)
+    shape = (people.num_identities * poses, *work(0).shape[1:])
     begun = folder / "maps.begun"
     maps = np.lib.format.open_memmap(begun, "w+", np.float16, shape)
-    work = partial(describe_person, people=people, size=size, groups=args.maps)
-    with multiprocessing.Pool(args.num_workers) as pool:
+    with multiprocessing.Pool(args.num_workers) as workers:
         numbers = range(people.num_identities)
-        for number, found in enumerate(tqdm(pool.imap(work, numbers, 20), total=len(numbers), desc="People")):
+        for number, found in enumerate(tqdm(workers.imap(work, numbers, 20), total=len(numbers), desc="People")):
             maps[number * poses : (number + 1) * poses] = found
     maps.flush()
     begun.rename(folder / "maps.npy")

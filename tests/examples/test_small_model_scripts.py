@@ -95,13 +95,14 @@ def test_labels_cover_the_figure(drawn):
 def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     script = load_example("write_alignment_maps")
     options = ["--train_data_dir", str(drawn), "--num_workers=1", "--output_dir"]
-    script.main(script.parse_args([*options, str(tmp_path), "--maps", *script.NUM_MAPS]))
+    script.main(script.parse_args([*options, str(tmp_path), "--maps", *script.MAPS]))
     names = json.loads((tmp_path / "names.json").read_text())
     assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
     maps = np.load(tmp_path / "maps.npy")
-    assert maps.shape == (8, sum(script.NUM_MAPS.values()), 16, 12)
+    sizes = (9 * 16, 18 * 4, 2 * 8, 5 * 3, 3 * 16)
+    assert maps.shape == (8, sum(sizes), 16, 12)
     assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, *maps.shape[1:])
-    ends = np.cumsum(list(script.NUM_MAPS.values()))[:-1]
+    ends = np.cumsum(sizes)[:-1]
     shares, places, patterns, colors, contrasts = np.split(maps.astype(np.float32), ends, axis=1)
     shares = shares.reshape(8, len(script.KINDS), 16, 16, 12)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-3)
@@ -129,7 +130,7 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
         is_plain = person.clothes.upper.pattern == person.clothes.lower.pattern == "plain"
         assert contrasts[2 * number].any() != is_plain
     # Sine and cosine where there are clothes, nothing elsewhere.
-    places = places.reshape(8, script.NUM_PLACES, 4, 16, 12)
+    places = places.reshape(8, 18, 4, 16, 12)
     lengths = np.hypot(places[:, 2], places[:, 3])
     is_clothed = lengths > 0.5
     assert 0.02 < is_clothed.mean() < 0.5
