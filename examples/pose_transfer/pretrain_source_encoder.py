@@ -9,7 +9,7 @@ not show is not asked for. These heads are thrown away, and the prompts are brou
 at the start, which the U-Net's keys and values are used to.
 
 `accelerate launch` runs it in several processes. The pictures and coverages are stored once, in the
-folder `labels` of the data.
+folder `labels` of the data; interrupted, that goes on where it stopped.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from diffusers_cfld import CFLDPipeline, PerceptionRefinedDecoder
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity
 from diffusers_cfld.data.drawn_parts import PARTS, draw_parts
 from diffusers_cfld.data.drawn_people import DrawnPose, Pattern
+from diffusers_cfld.file_writing import ResumableArrays
 from diffusers_cfld.training import Muon
 
 CELL = 8  # pixels
@@ -171,19 +172,13 @@ def load_pictures(args: argparse.Namespace, people: DrawnFigures, size: tuple[in
         load = partial(load_person, people=people, folder=root, num_poses=args.poses_per_identity, size=size)
         files[0].parent.mkdir(parents=True, exist_ok=True)
         number, shapes = people.num_identities * args.poses_per_identity, ((*size, 3), coverage_shape(size))
-        begun = [file.with_suffix(".begun") for file in files]
-        arrays = [
-            np.lib.format.open_memmap(file, "w+", np.uint8, (number, *shape))
-            for file, shape in zip(begun, shapes, strict=True)
-        ]
+        arrays = ResumableArrays(files, [(number, *shape) for shape in shapes], np.uint8, repr(people))
+        numbers = range(arrays.num_done // args.poses_per_identity, people.num_identities)
         with multiprocessing.Pool(args.num_workers) as pool:
-            found = (entry for person in pool.imap(load, range(people.num_identities), 20) for entry in person)
-            for index, entry in enumerate(found):
-                for array, value in zip(arrays, entry, strict=True):
-                    array[index] = value
-        for array, old, new in zip(arrays, begun, files, strict=True):
-            array.flush()
-            os.replace(old, new)
+            for person in pool.imap(load, numbers, 20):
+                for picture, shares in person:
+                    arrays.append(picture, shares, note_every=100 * args.poses_per_identity)
+        arrays.finish()
     return tuple(np.load(file, mmap_mode="r") for file in files)
 
 

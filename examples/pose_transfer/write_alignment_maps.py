@@ -6,6 +6,8 @@ kinds in its 16 blocks of 2 x 2 pixels. Each of its quarters that shows clothes 
 trunk: in statures, as the phases of patterns that repeat after 0.16 and 0.32 of one, and as the products of two
 phases, of which checks, diagonals and dots are made. Besides, a cell has the pattern and the colours of the clothes
 that it shows, and its blocks have the differences in colour that the pattern makes.
+
+Interrupted, the same command goes on where it stopped.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from diffusers_cfld.data.drawn_parts import draw_parts
 from diffusers_cfld.data.drawn_people import Color, Pattern
 from diffusers_cfld.data.figure_painting import trunk_axes
 from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
-from diffusers_cfld.file_writing import write_file
+from diffusers_cfld.file_writing import ResumableArrays, write_file
 
 KINDS = ("wall", "skin", "hair", "upper", "upper_accent", "lower", "lower_accent", "shoe", "inner")
 GARMENTS = ("upper", "lower")
@@ -152,14 +154,13 @@ def main(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     work = partial(describe_person, people=people, size=size, names=args.maps)
     shape = (people.num_identities * poses, *work(0).shape[1:])
-    begun = folder / "maps.begun"
-    maps = np.lib.format.open_memmap(begun, "w+", np.float16, shape)
+    maps = ResumableArrays([folder / "maps.npy"], [shape], np.float16, [repr(people), size, args.maps])
+    numbers = range(maps.num_done // poses, people.num_identities)
     with multiprocessing.Pool(args.num_workers) as workers:
-        numbers = range(people.num_identities)
-        for number, found in enumerate(tqdm(workers.imap(work, numbers, 20), total=len(numbers), desc="People")):
-            maps[number * poses : (number + 1) * poses] = found
-    maps.flush()
-    begun.rename(folder / "maps.npy")
+        for found in tqdm(workers.imap(work, numbers, 20), initial=numbers.start, total=numbers.stop, desc="People"):
+            for described in found:
+                maps.append(described, note_every=100 * poses)
+    maps.finish()
     names = [people.image_name(number, pose) for number in range(people.num_identities) for pose in range(poses)]
     write_file(folder / "names.json", json.dumps(names).encode())
 

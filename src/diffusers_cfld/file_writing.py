@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replacing", "write_file"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ResumableArrays", "replacing", "write_file"]
 
 
 @contextmanager
@@ -46,3 +51,69 @@ def write_file(path: Path, content: bytes) -> None:
     """
     with replacing(path) as partial:
         partial.write_bytes(content)
+
+
+class ResumableArrays:
+    """Arrays in `.npy` files that are filled row by row and go on after an interruption.
+
+    Until [`finish`] they have the suffix `.begun`, and `.progress` beside the first tells how many rows are done.
+
+    Args:
+        files: Where they shall be.
+        shapes: Of each; all have as many rows.
+        dtype: Of all.
+        settings: What the rows depend on, as JSON can hold it. What was begun with other settings is begun anew.
+
+    Attributes:
+        num_done: How many rows there are already.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], shapes: Sequence[tuple[int, ...]], dtype: npt.DTypeLike, settings: Any
+    ) -> None:
+        self._files = list(files)
+        self._begun = [file.with_suffix(".begun") for file in self._files]
+        self._progress = self._files[0].with_suffix(".progress")
+        self._settings = json.loads(json.dumps([settings, shapes, np.dtype(dtype).name]))
+        self.num_done = self._count_done()
+        self._num_noted = self.num_done
+        mode = "r+" if self.num_done else "w+"
+        self._arrays = [
+            np.lib.format.open_memmap(begun, mode, dtype, shape)
+            for begun, shape in zip(self._begun, shapes, strict=True)
+        ]
+
+    def append(self, *rows: npt.ArrayLike, note_every: int = 256) -> None:
+        """Add the next row of each array.
+
+        Args:
+            *rows: One for each array.
+            note_every: After how many rows they are brought to disk and counted as done.
+        """
+        for array, row in zip(self._arrays, rows, strict=True):
+            array[self.num_done] = row
+        self.num_done += 1
+        if self.num_done - self._num_noted >= note_every:
+            for array in self._arrays:
+                array.flush()
+            write_file(self._progress, json.dumps({"settings": self._settings, "rows": self.num_done}).encode())
+            self._num_noted = self.num_done
+
+    def finish(self) -> None:
+        """Bring the filled arrays to their places.
+
+        Raises:
+            ValueError: Rows are missing.
+        """
+        if self.num_done < len(self._arrays[0]):
+            raise ValueError(f"{self._files[0]} must get {len(self._arrays[0])} rows, got {self.num_done}.")
+        for array, begun, file in zip(self._arrays, self._begun, self._files, strict=True):
+            array.flush()
+            os.replace(begun, file)
+        self._progress.unlink(missing_ok=True)
+
+    def _count_done(self) -> int:
+        if not all(file.exists() for file in (self._progress, *self._begun)):
+            return 0
+        noted = json.loads(self._progress.read_text(encoding="utf-8"))
+        return int(noted["rows"]) if noted["settings"] == self._settings else 0

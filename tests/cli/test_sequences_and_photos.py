@@ -300,7 +300,14 @@ def test_interpolate_names_what_is_wrong(folder, tmp_path, capsys, monkeypatch, 
     assert message in error
 
 
-def test_without_a_model_it_is_the_small_one(folder, tmp_path):
-    command = ["generate", "--image", str(folder / "a.png"), "--pose", str(folder / "pose.json"), "--steps", "1"]
-    assert main([*command, "--device", "cpu", "--output", str(tmp_path / "out.png")]) == 0
-    assert PIL.Image.open(tmp_path / "out.png").size == (88, 128)
+def test_without_a_model_it_is_the_small_one_as_suits_it(folder, tmp_path):
+    command = ["generate", "--image", str(folder / "a.png"), "--pose", str(folder / "pose.json"), "--seed", "0"]
+    given = [(), ("--steps", "3", "--guidance-scale", "1.25"), ("--steps", "2"), ("--guidance-scale", "2")]
+    pictures = []
+    for number, options in enumerate(given):
+        path = tmp_path / f"{number}.png"
+        assert main([*command, *options, "--device", "cpu", "--output", str(path)]) == 0
+        pictures.append(PIL.Image.open(path))
+    assert pictures[0].size == (88, 128)
+    assert pictures[0] == pictures[1]
+    assert pictures[2] != pictures[0] != pictures[3]

@@ -9,6 +9,7 @@ from example_scripts import load_example
 
 from diffusers_cfld import CFLDPipeline
 from diffusers_cfld.data.drawn_figures import DrawnFigures
+from diffusers_cfld.file_writing import ResumableArrays
 from diffusers_cfld.training import AlignmentMaps
 
 
@@ -136,8 +137,40 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     assert 0.02 < is_clothed.mean() < 0.5
     np.testing.assert_allclose(lengths, is_clothed, atol=2e-3)
     np.testing.assert_allclose(places[:, -1], places[:, 5] * places[:, 7], atol=2e-3)
+    # The first two people are there from an interrupted run.
+    (tmp_path / "default").mkdir()
+    figures = DrawnFigures(4, 2, (256, 176))
+    begun = ResumableArrays(
+        [tmp_path / "default" / "maps.npy"],
+        [(8, int(ends[1]), 16, 12)],
+        np.float16,
+        [repr(figures), (128, 96), ["shares", "places"]],
+    )
+    for _ in range(4):
+        begun.append(np.full((ends[1], 16, 12), 5), note_every=1)
     script.main(script.parse_args([*options, str(tmp_path / "default")]))
-    np.testing.assert_array_equal(np.load(tmp_path / "default" / "maps.npy"), maps[:, : ends[1]])
+    written = np.load(tmp_path / "default" / "maps.npy")
+    np.testing.assert_array_equal(written[:4], 5)
+    np.testing.assert_array_equal(written[4:], maps[4:, : ends[1]])
+
+
+def test_labels_go_on_where_they_stopped(drawn):
+    script = load_example("pretrain_source_encoder")
+    options = ["--pretrained_model_name_or_path=x", "--output_dir=x", "--train_data_dir", str(drawn)]
+    args = script.parse_args([*options, "--num_workers=1", "--poses_per_identity=2"])
+    people = DrawnFigures.from_folder(drawn)
+    files = [drawn / "labels" / f"{kind}-2-128x96.npy" for kind in ("pictures", "coverages")]
+    files[0].parent.mkdir(exist_ok=True)
+    shapes = [(8, 128, 96, 3), (8, *script.coverage_shape((128, 96)))]
+    begun = ResumableArrays(files, shapes, np.uint8, repr(people))
+    for _ in range(2):
+        begun.append(*(np.full(shape[1:], 9) for shape in shapes), note_every=1)
+    pictures, coverages = script.load_pictures(args, people, (128, 96))
+    for array in (pictures, coverages):
+        assert (array[:2] == 9).all()
+        assert (array[2:].reshape(6, -1).std(1) > 0).all()
+    for file in files:
+        file.unlink()
 
 
 def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, drawn, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..file_writing import write_file
+from ..small_model import SAMPLING_OPTIONS
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -37,17 +38,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--offload", action="store_true", help="keep models on the CPU until each is needed")
 
 
-def add_sampling_options(parser: argparse.ArgumentParser, *, steps: int = 50) -> None:
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the denoising.
 
     Args:
         parser: Of a command.
-        steps: Default number of steps.
     """
+    small_steps, small_scale = SAMPLING_OPTIONS["num_inference_steps"], SAMPLING_OPTIONS["guidance_scale"]
     group = parser.add_argument_group("sampling")
-    group.add_argument("--steps", type=int, default=steps, metavar="N", help="denoising steps (default %(default)s)")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help=f"denoising steps (default 50; with the small model {small_steps})"
+    )
     group.add_argument("--scheduler", metavar="NAME", help="scheduler class of diffusers, e.g. DDIMScheduler")
-    group.add_argument("--guidance-scale", type=float, default=2.0, metavar="X", help="both weights (default 2.0)")
+    group.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        help=f"both weights (default 2.0; with the small model {small_scale:g})",
+    )
     group.add_argument("--pose-guidance-scale", type=float, metavar="X", help="weight of the pose alone")
     group.add_argument("--appearance-guidance-scale", type=float, metavar="X", help="weight of the source alone")
     group.add_argument("--height", type=int, metavar="H", help="height in pixels, a multiple of 8")
@@ -66,20 +74,23 @@ def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Turn the options of [`add_sampling_options`] into arguments of the pipeline.
 
     Args:
-        args: Parsed.
+        args: Parsed, together with those of [`add_model_options`].
 
     Returns:
-        Keyword arguments.
+        Keyword arguments. What is not given is the pipeline's default, or what suits the small model if that runs.
 
     Raises:
         ValueError: A number is out of range.
     """
-    check_at_least(args, steps=1)
+    if args.steps is not None:
+        check_at_least(args, steps=1)
+    given = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
+    defaults = SAMPLING_OPTIONS if args.model is None else {}
     return {
+        **defaults,
+        **{name: value for name, value in given.items() if value is not None},
         "height": args.height,
         "width": args.width,
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance_scale,
         "pose_guidance_scale": args.pose_guidance_scale,
         "appearance_guidance_scale": args.appearance_guidance_scale,
         "output_size": None,
