@@ -157,6 +157,13 @@ def test_all_choices_occur():
     )
 
 
+def test_the_accent_of_checks_is_the_lighter_colour():
+    people = [DrawnIdentity.from_seed(seed).clothes for seed in range(200)]
+    checked = [fabric for c in people for fabric in (c.upper, c.lower) if fabric.pattern == "checks"]
+    assert len(checked) > 10
+    assert all(sum(fabric.accent) >= sum(fabric.color) for fabric in checked)
+
+
 def test_the_example_in_the_documentation_works():
     (example,) = (test for test in doctest.DocTestFinder().find(DrawnFigures, "DrawnFigures") if test.examples)
     assert doctest.DocTestRunner().run(example).failed == 0

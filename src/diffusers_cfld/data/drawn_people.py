@@ -176,6 +176,9 @@ class DrawnIdentity:
     def from_seed(cls, seed: Seed) -> DrawnIdentity:
         """Make up a person.
 
+        The accent of checks is never darker than their ground; only the squares' places on the body would else tell
+        the two apart.
+
         Args:
             seed: Whole number >= 0, or a generator to draw from. Equal numbers give equal people.
 
@@ -451,6 +454,8 @@ def _weave(rng: np.random.Generator, color: Color, plain: float, block: bool) ->
     accent = _choose_color(rng, (color,), 190)
     index = rng.choice(len(patterns), p=weights / weights.sum())
     pattern: Pattern = "plain" if rng.random() < plain else patterns[index]
+    if pattern == "checks" and sum(accent) < sum(color):
+        color, accent = accent, color
     return Fabric(color, accent, pattern, rng.uniform(0.15, 0.17))
 
 
