@@ -10,7 +10,7 @@ from testing_utils import tiny_pipeline
 
 from diffusers_cfld import Keypoints, align_pose, fit_keypoints, fit_photo
 from diffusers_cfld.cli import main
-from diffusers_cfld.small_model import example_poses
+from diffusers_cfld.small_model import SAMPLING_OPTIONS, example_poses
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,9 @@ def test_interpolate_names_what_is_wrong(folder, tmp_path, capsys, monkeypatch, 
 
 def test_without_a_model_it_is_the_small_one_as_suits_it(folder, tmp_path):
     command = ["generate", "--image", str(folder / "a.png"), "--pose", str(folder / "pose.json"), "--seed", "0"]
-    given = [(), ("--steps", "3", "--guidance-scale", "1.25"), ("--steps", "2"), ("--guidance-scale", "2")]
+    steps, scale = SAMPLING_OPTIONS["num_inference_steps"], SAMPLING_OPTIONS["guidance_scale"]
+    same = ("--steps", str(steps), "--guidance-scale", str(scale))
+    given = [(), same, ("--steps", str(steps - 1)), ("--guidance-scale", str(scale + 1))]
     pictures = []
     for number, options in enumerate(given):
         path = tmp_path / f"{number}.png"
