@@ -49,3 +49,23 @@ def test_what_was_begun_otherwise_begins_anew(files, options):
         arrays.append([row, 7], 7)
     arrays.finish()
     assert (np.load(files[1]) == 7).all()
+
+
+def test_what_was_overwritten_does_not_count_as_done(files):
+    arrays = begin(files)
+    for row in range(4):
+        arrays.append([row, row], row, note_every=1)
+    del arrays
+    begin(files, settings="y").append([8, 8], 8)  # killed before it noted any row
+    assert begin(files).num_done == 0
+
+
+def test_rows_that_do_not_fit_are_refused(files):
+    arrays = begin(files, num_rows=1)
+    with pytest.raises(ValueError, match="shorter"):
+        arrays.append([2, 2])
+    with pytest.raises(ValueError, match="broadcast"):
+        arrays.append([1, 2, 3], 2)
+    arrays.append([1, 1], 1)
+    with pytest.raises(IndexError):
+        arrays.append([2, 2], 2)

@@ -60,7 +60,7 @@ class ResumableArrays:
 
     Args:
         files: Where they shall be.
-        shapes: Of each; all have as many rows.
+        shapes: (N, ...) of each, N rows in all of them.
         dtype: Of all.
         settings: What the rows depend on, as JSON can hold it. What was begun with other settings is begun anew.
 
@@ -78,6 +78,9 @@ class ResumableArrays:
         self.num_done = self._count_done()
         self._num_noted = self.num_done
         mode = "r+" if self.num_done else "w+"
+        if not self.num_done:
+            # What it tells is of the rows that are overwritten now.
+            self._progress.unlink(missing_ok=True)
         self._arrays = [
             np.lib.format.open_memmap(begun, mode, dtype, shape)
             for begun, shape in zip(self._begun, shapes, strict=True)
@@ -87,8 +90,12 @@ class ResumableArrays:
         """Add the next row of each array.
 
         Args:
-            *rows: One for each array.
+            *rows: One for each array, of its shape without N.
             note_every: After how many rows they are brought to disk and counted as done.
+
+        Raises:
+            IndexError: All N rows are there.
+            ValueError: There are not as many rows as arrays, or one has another shape.
         """
         for array, row in zip(self._arrays, rows, strict=True):
             array[self.num_done] = row

@@ -82,8 +82,7 @@ def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: A number is out of range.
     """
-    if args.steps is not None:
-        check_at_least(args, steps=1)
+    check_at_least(args, steps=1)
     given = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     defaults = SAMPLING_OPTIONS if args.model is None else {}
     return {
@@ -210,15 +209,16 @@ def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
     """Check whole numbers before any work is done.
 
     Args:
-        args: Parsed.
+        args: Parsed; what is None was not given, which is fine.
         **bounds: The least that an option may be, by its name.
 
     Raises:
         ValueError: One is less.
     """
     for name, bound in bounds.items():
-        if getattr(args, name) < bound:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}, got {getattr(args, name)}.")
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}, got {value}.")
 
 
 def check_seed(seed: int | None) -> None:
