@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from diffusers_cfld.data import drawn_figures
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose, draw_figure, figure_keypoints
-from diffusers_cfld.data.drawn_people import ArmPose, LegPose
+from diffusers_cfld.data.drawn_people import ArmPose, Fabric, LegPose
+from diffusers_cfld.data.figure_brush import Brush, Shape
 from diffusers_cfld.keypoints import JOINT_NAMES, Keypoints
 
 SIZE = (128, 88)
@@ -240,7 +241,8 @@ def test_the_mirrored_pose_has_the_mirrored_keypoints(seed):
 
 
 def test_an_upright_pose_is_its_own_mirror_image_but_for_the_light():
-    picture, keypoints = draw_figure(dressed(2, print_shape="none"), standing(), (256, 176))
+    plain = Fabric((90, 120, 60), (90, 120, 60))
+    picture, keypoints = draw_figure(dressed(2, print_shape="none", lower=plain), standing(), (256, 176))
     assert np.allclose(keypoints.xy, keypoints.mirror().xy, atol=0.02)
     difference = np.abs(picture.astype(int) - picture[:, ::-1]).max(axis=2)
     assert (difference > 80).mean() < 0.02
@@ -252,7 +254,7 @@ def test_bones_are_as_long_in_every_pose_seen_from_the_front():
         pose = replace(DrawnPose.from_seed(seed), camera=0.0)
         identity = DrawnIdentity.from_seed(seed)
         keypoints = figure_keypoints(identity, pose, (256, 176))
-        unit = 236.0 if pose.crop is None else 256.0 / pose.crop
+        unit = 246.0 if pose.crop is None else 256.0 / pose.crop
         for start, end, length in ((8, 9, 0.51), (9, 10, 0.49), (11, 12, 0.51), (12, 13, 0.49)):
             if keypoints.visible[[start, end]].all():
                 seen_length = np.linalg.norm(keypoints.xy[start] - keypoints.xy[end])
@@ -316,6 +318,20 @@ def test_sleeves_end_where_the_garment_says(sleeve):
         point = shoulder + place * (elbow - shoulder) if place <= 1 else elbow + (place - 1) * (wrist - elbow)
         color = fabric.color if place < sleeve else identity.body.skin
         assert same_hue(color_at(picture, *point), color), place
+
+
+def test_an_arm_before_the_body_casts_a_shadow_on_it():
+    canvas = np.full((40, 60, 3), 200, np.uint8)
+    wall = canvas[:, :1].copy()
+    canvas[:, :40] = 120
+    brush = Brush(canvas, unit=100.0)
+    brush.shadow(Shape(discs=[(np.array([40.0, 20.0]), 8.0)]), wall, reach=0.05, dark=0.5)
+    # All of it below the arm, half at the edge, nothing beyond; the wall is not reached.
+    np.testing.assert_allclose(canvas[20, 36], 60, atol=2)
+    assert 80 < canvas[20, 32, 0] < 100
+    assert (canvas[:, :20] == 120).all()
+    assert (canvas[:, 40:] == 200).all()
+    brush.shadow(Shape(discs=[(np.array([400.0, 20.0]), 8.0)]), wall)
 
 
 def test_stripes_turn_with_the_arm():

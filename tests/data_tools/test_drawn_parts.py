@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from diffusers_cfld.data.drawn_figures import DrawnFigures, draw_figure
-from diffusers_cfld.data.drawn_parts import PARTS, PATTERN_ACCENTS, draw_parts
+from diffusers_cfld.data.drawn_figures import DrawnFigures, draw_figure, figure_keypoints
+from diffusers_cfld.data.drawn_parts import ARMS, PARTS, PATTERN_ACCENTS, draw_arms, draw_parts
 
 PEOPLE = DrawnFigures(12, 2)
 
@@ -35,6 +37,26 @@ def test_accents_are_parts_of_their_own_where_asked_for():
             # Without them they are the garment's.
             plain = draw_parts(person, pose, (128, 88))
             assert (plain[is_accent] == PARTS.index("upper")).mean() > 0.9
+
+
+def test_arms_are_told_apart_and_where_their_sleeves_end():
+    for number in range(12):
+        person = PEOPLE.identity(number)
+        # From the front, arms beside the body.
+        pose = replace(PEOPLE.pose(number, 0), azimuth=0.0, twist=0.0, crop=None)
+        hanging = replace(pose.right_arm, anchor="shoulder", offset=(0.17, 0.26, 0.0), elbow=(0.6, 0.2, -0.8))
+        pose = replace(pose, right_arm=hanging, left_arm=hanging)
+        keypoints = figure_keypoints(person, pose, (256, 176)).xy
+        for sleeve in (0.0, 0.55, 1.5):
+            person = replace(person, clothes=replace(person.clothes, kind="top", sleeve=sleeve))
+            arms = draw_arms(person, pose, (256, 176))
+            assert arms.shape == (256, 176)
+            for side, elbow in (("right", 3), ("left", 6)):
+                along = [keypoints[elbow] + part * (keypoints[elbow + 1] - keypoints[elbow]) for part in (0.2, 0.8)]
+                upper, lower = (ARMS[arms[tuple(np.rint(point[::-1]).astype(int))]] for point in along)
+                assert upper == (f"{side}_sleeve" if sleeve > 1.2 else f"{side}_skin")
+                assert lower == f"{side}_skin"
+                assert (arms == ARMS.index(f"{side}_sleeve")).any() == (sleeve > 0)
 
 
 def test_errors():

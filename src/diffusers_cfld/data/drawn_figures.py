@@ -25,7 +25,7 @@ from .figure_skeleton import figure_keypoints, place_skeleton, skeleton_keypoint
 __all__ = ["DrawnFigures", "DrawnIdentity", "DrawnPair", "DrawnPose", "draw_figure", "figure_keypoints"]
 
 # Changes when the same seeds give other pictures; a folder is only continued with the drawings it was begun with.
-_DRAWING_VERSION = 4
+_DRAWING_VERSION = 5
 
 _IDENTITIES, _POSES = 3, 4  # first entries of the seed sequences
 _SETTINGS_FILE, _PAIRS_FILE, _IMAGE_FOLDER = "drawn_figures.json", "pairs.jsonl", "images"

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from .drawn_figures import draw_figure
 from .drawn_people import Color, DrawnIdentity, DrawnPose, Fabric
+from .figure_painting import paint_figure
+from .figure_skeleton import place_skeleton
 
-__all__ = ["PARTS", "PATTERN_ACCENTS", "draw_parts"]
+__all__ = ["ARMS", "PARTS", "PATTERN_ACCENTS", "draw_arms", "draw_parts"]
 
 # The colour that stands for a part.
 _CODES: dict[str, Color] = {
@@ -31,6 +33,16 @@ PATTERN_ACCENTS = ("upper_accent", "lower_accent")
 
 PARTS = tuple(name for name in _CODES if name not in PATTERN_ACCENTS)
 """What can cover a pixel: the wall, skin, hair or headgear, the garments, shoes, what is worn under a jacket."""
+
+_ARM_CODES: dict[str, Color] = {
+    "rest": (255, 255, 255),
+    "right_skin": (255, 0, 0),
+    "right_sleeve": (255, 255, 0),
+    "left_skin": (0, 0, 255),
+    "left_sleeve": (0, 255, 255),
+}
+ARMS = tuple(_ARM_CODES)
+"""Skin and sleeve of the person's own right and left arm, hands included, after all that is no arm."""
 
 
 def draw_parts(
@@ -73,11 +85,48 @@ def draw_parts(
             clothes, **garments, inner=_CODES["inner"], shoe=_CODES["shoe"], belt=None, print_shape="none"
         ),
     )
-    pixels = draw_figure(coded, pose, size)[0].reshape(-1, 3).astype(np.float32)
-    # Shading changes a colour's length, not its direction.
-    directions = np.array([_CODES[name] for name in parts], np.float32)
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    likeness = pixels @ directions.T
+    likeness = _resemble(draw_figure(coded, pose, size)[0], [_CODES[name] for name in parts])
     # An edge between two parts can have the colour of an accent.
     likeness[:, [name in absent for name in parts]] = 0
     return np.asarray(likeness.argmax(axis=1).reshape(size), dtype=np.int64)
+
+
+def draw_arms(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """Draw a figure once more, all of it white but its arms, and tell these and their sleeves apart.
+
+    A pixel on the edge of two counts as the one that its colour resembles, which may be a third.
+
+    Args:
+        identity: Who.
+        pose: How they stand and how they are framed.
+        size: (height, width) of the picture, pixels.
+
+    Returns:
+        (height, width), each pixel's index in `ARMS`.
+    """
+    white = _ARM_CODES["rest"]
+    cloth = Fabric(white, white)
+    blank = replace(
+        identity,
+        body=replace(identity.body, skin=white),
+        hair=replace(identity.hair, color=white, hat=white),
+        background=(white, white),
+        clothes=replace(
+            identity.clothes, upper=cloth, lower=cloth, inner=white, shoe=white, belt=None, print_shape="none"
+        ),
+    )
+    fabrics = {name: Fabric(color, color) for name, color in _ARM_CODES.items()}
+    arms = [(fabrics[f"{side}_skin"], fabrics[f"{side}_sleeve"]) for side in ("right", "left")]
+    picture = paint_figure(blank, place_skeleton(identity, pose), size, arms)
+    likeness = _resemble(picture, list(_ARM_CODES.values()))
+    # Lips and eyes have colours of their own, but paler ones.
+    likeness[np.ptp(picture.reshape(-1, 3).astype(np.int64), axis=1) < 90, 1:] = 0
+    return np.asarray(likeness.argmax(axis=1).reshape(size), dtype=np.int64)
+
+
+def _resemble(picture: npt.NDArray[np.uint8], colors: Sequence[Color]) -> npt.NDArray[np.float32]:
+    """Return how much each pixel has of each colour, (pixels, colors)."""
+    # Shading changes a colour's length, not its direction.
+    directions = np.array(colors, np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return np.asarray(picture.reshape(-1, 3).astype(np.float32) @ directions.T, dtype=np.float32)

@@ -306,7 +306,7 @@ class DrawnPose:
             left_arm=left_arm,
             right_leg=right_leg,
             left_leg=left_leg,
-            stature=rng.uniform(196, 236),
+            stature=rng.uniform(214, 246),
             crop=crop,
             place=(rng.uniform(-1, 1), rng.uniform(0.25, 0.85)),
         )
@@ -392,10 +392,10 @@ def _style_hair(rng: np.random.Generator, skin: Color) -> Hair:
 def _dress(rng: np.random.Generator, skin: Color, wall: Color) -> Clothes:
     kinds: tuple[Literal["top", "shirt", "jacket", "dress"], ...] = ("top", "shirt", "jacket", "dress")
     kind = kinds[rng.choice(4, p=(0.47, 0.13, 0.18, 0.22))]
-    upper_color = _choose_color(rng, (wall, skin), 85)
-    upper = _weave(rng, upper_color, 0.45 if kind != "jacket" else 0.75, block=kind in ("top", "dress"))
+    upper_color = _choose_color(rng, (wall, skin), 120)
+    upper = _weave(rng, upper_color, skin, 0.45 if kind != "jacket" else 0.75, block=kind in ("top", "dress"))
     lower_color = _choose_color(rng, (wall, skin, upper_color), 85, denim=True)
-    lower = _weave(rng, lower_color, 0.72, block=False)
+    lower = _weave(rng, lower_color, skin, 0.72, block=False)
     sleeves = (0.0, 0.55, 1.0, 1.5, 1.95)
     weights = {
         "top": (0.16, 0.34, 0.05, 0.13, 0.32),
@@ -448,10 +448,11 @@ def _dress(rng: np.random.Generator, skin: Color, wall: Color) -> Clothes:
     )
 
 
-def _weave(rng: np.random.Generator, color: Color, plain: float, block: bool) -> Fabric:
+def _weave(rng: np.random.Generator, color: Color, skin: Color, plain: float, block: bool) -> Fabric:
     patterns: list[Pattern] = ["horizontal", "vertical", "diagonal", "dots", "checks", "windows", "block"]
     weights = np.array([0.26, 0.16, 0.08, 0.16, 0.14, 0.08, 0.12 if block else 0.0])
-    accent = _choose_color(rng, (color,), 190)
+    # Of stripes like skin nobody could tell whether they are cloth, or where the sleeve ends.
+    accent = _choose_color(rng, (color, skin), 190)
     index = rng.choice(len(patterns), p=weights / weights.sum())
     pattern: Pattern = "plain" if rng.random() < plain else patterns[index]
     if pattern == "checks" and sum(accent) < sum(color):

@@ -119,6 +119,30 @@ class Brush:
             cv2.copyTo(cv2.LUT(shade, _shades(fabric.accent, light)), figure, cloth)
         cv2.copyTo(cloth, mask, self.canvas[y0:y1, x0:x1])
 
+    def shadow(self, shape: Shape, background: Picture, *, reach: float = 0.034, dark: float = 0.6) -> None:
+        """Darken what has been painted around a shape, but not the background.
+
+        Args:
+            shape: What casts the shadow.
+            background: (H, 1, 3), the colour of each row where nothing has been painted.
+            reach: How far the shadow reaches beyond the shape, statures.
+            dark: How much light is lost below the shape, 0 to 1; half of it at its edge.
+        """
+        pixels = max(round(reach * self.unit), 2)
+        box = np.concatenate([*shape.polygons, *(np.array([c - r, c + r]) for c, r in shape.discs)])
+        x0, y0 = np.maximum(np.floor(box.min(axis=0)).astype(int) - pixels, 0)
+        x1, y1 = np.minimum(np.ceil(box.max(axis=0)).astype(int) + pixels, (self.width, self.height))
+        if x0 >= x1 or y0 >= y1:
+            return
+        mask = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
+        _draw(mask, shape, np.array([x0, y0], dtype=np.float64), 255)
+        for _ in range(2):
+            mask = cv2.blur(mask, (pixels, pixels))
+        region = self.canvas[y0:y1, x0:x1]
+        is_painted = (region != background[y0:y1]).any(axis=2)
+        lost = mask.astype(np.float32) * is_painted * (dark / 255)
+        region[:] = np.rint(region * (1 - lost[:, :, None]))
+
     def disc(self, center: Array, radius: float, color: Color, width: float = 1.0) -> None:
         """Paint a flat disc of `radius` pixels; `width` narrows it to an ellipse."""
         axes = (_length(radius * width), _length(radius))

@@ -53,19 +53,27 @@ _TRUNK = (
 _NECK = 0.036
 
 
-def paint_figure(identity: DrawnIdentity, skeleton: Skeleton, size: tuple[int, int]) -> Picture:
+def paint_figure(
+    identity: DrawnIdentity,
+    skeleton: Skeleton,
+    size: tuple[int, int],
+    arms: Sequence[tuple[Fabric, Fabric]] | None = None,
+) -> Picture:
     """Paint a figure.
 
     Args:
         identity: Who.
         skeleton: Their points, from `place_skeleton`.
         size: (height, width) of the picture, pixels. The frame of 256x176 is squeezed into it.
+        arms: Skin and sleeve of the right and of the left arm, where they are not to be the identity's own.
 
     Returns:
         (height, width, 3), RGB.
     """
     scale = _SAMPLES * max(size) / FRAME[0]
     painter = _Painter(identity, skeleton, scale)
+    if arms is not None:
+        painter.arm_fabrics = tuple(arms)
     painter.paint_all()
     # The area of each pixel is averaged, which smooths every edge.
     picture = cv2.resize(painter.canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
@@ -107,8 +115,13 @@ class _Painter:
         self.hip_turn, self.turn, self.face_turn = skeleton.turns
         self.height, self.width = round(FRAME[0] * scale), round(FRAME[1] * scale)
         self.canvas = self._paint_background()
+        self.background = self.canvas[:, :1].copy()
         self.brush = Brush(self.canvas, self.unit)
         self.skin = Fabric(self.body.skin, self.body.skin)
+        # A block of colour belongs to the trunk; the sleeves show its ground.
+        upper = self.clothes.upper
+        sleeve = upper if upper.pattern != "block" else replace(upper, pattern="plain")
+        self.arm_fabrics: tuple[tuple[Fabric, Fabric], ...] = ((self.skin, sleeve),) * 2
         self.frontal = np.cos(self.turn) > 0
 
         units = {"n": _NECK, "s": self.body.shoulder, "w": self.body.waist, "h": self.body.breadth}
@@ -140,8 +153,10 @@ class _Painter:
         if not self.frontal:
             self._paint_hair_fall()
         for index in before:
+            self._cast_shadow(index)
             self._paint_arm(index)
         for index in forearms:
+            self._cast_shadow(index)
             self._paint_arm(index, forearm_only=True)
 
     def _sort_arms(self) -> tuple[list[int], list[int], list[int]]:
@@ -554,25 +569,40 @@ class _Painter:
         far = self.depth[2 + 3 * index] < self.depth[5 - 3 * index] - 0.05
         light = 0.92 if far else 1.0
         start = 1 if forearm_only else 0
-        radii = np.array([0.028, 0.025, 0.0175]) * body.limb
+        radii = self._arm_radii()
+        skin = self.arm_fabrics[index][0]
         bare = Shape()
         palm = wrist + 0.55 * (hand - wrist)
         path = np.array([shoulder, elbow, wrist])[start:]
         # Sleeves and skin run into the shoulder without an edge.
-        joint = Shape(discs=[(shoulder + self.down * 0.01 * self.unit, 0.062 * self.unit)])
+        joint = Shape(discs=[(shoulder + self.down * 0.01 * self.unit, 0.066 * self.unit)])
         merge = None if forearm_only or far else joint
         if clothes.sleeve < 1.9:
             self._tube(path, radii[start:3].tolist(), bare)
-            self.brush.fill([bare], self.skin, light=light, merge=merge)
+            self.brush.fill([bare], skin, light=light, merge=merge)
         fist = Shape()
-        self._tube(np.array([wrist, palm, hand]), [radii[2], 0.021 * body.limb**0.5, 0.0125], fist)
+        self._tube(np.array([wrist, palm, hand]), [radii[2], 0.029 * body.limb**0.5, 0.019], fist)
         near = self.depth[HANDS[index]] > self.depth[3 + 3 * index] + 0.04
         if near and clothes.sleeve > start:
             self._paint_sleeve(index, start, radii, light, merge)
-        self.brush.fill([fist], self.skin, light=light, soft=0.02, merge=Shape(discs=[(wrist, 0.02 * self.unit)]))
+        self.brush.fill([fist], skin, light=light, soft=0.02, merge=Shape(discs=[(wrist, 0.028 * self.unit)]))
         # A hand that points away from the camera goes into its sleeve.
         if not near and clothes.sleeve > start:
             self._paint_sleeve(index, start, radii, light, merge)
+
+    def _arm_radii(self) -> Array:
+        """Return the radii of an arm at shoulder, elbow and wrist, statures."""
+        return np.array([0.035, 0.033, 0.027]) * self.body.limb
+
+    def _cast_shadow(self, index: int) -> None:
+        """Darken what an arm before the body lies on, or sleeves would not be seen before the garment they are of."""
+        shoulder, elbow, wrist, hand = self.arms[index]
+        radii = self._arm_radii() + (0.4 * self.clothes.ease + 0.003 if self.clothes.sleeve > 0 else 0.0)
+        # Not at the shoulder, which the arm grows out of.
+        start = shoulder + 0.45 * (elbow - shoulder)
+        shape = Shape()
+        self._tube(np.array([start, elbow, wrist, hand]), [radii[1], radii[1], radii[2], 0.019], shape)
+        self.brush.shadow(shape, self.background)
 
     def _paint_sleeve(self, index: int, start: int, radii: Array, light: float, merge: Shape | None) -> None:
         clothes, body = self.clothes, self.body
@@ -594,9 +624,7 @@ class _Painter:
             width = float(np.interp(end - 1, [0, 1], widths[1:]))
             self._tube(np.array([elbow, stop]), [widths[1], width], lower, flat_end=True)
             shapes.append(lower)
-        # A block of colour belongs to the trunk; the sleeves show its ground.
-        fabric = clothes.upper if clothes.upper.pattern != "block" else replace(clothes.upper, pattern="plain")
-        self.brush.fill(shapes, fabric, light=light, soft=0.035, merge=merge)
+        self.brush.fill(shapes, self.arm_fabrics[index][1], light=light, soft=0.035, merge=merge)
 
     # Head -------------------------------------------------------------------------------------------------------
 
