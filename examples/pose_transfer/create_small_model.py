@@ -3,10 +3,13 @@
 
 Everything but the autoencoder starts from random weights, or all but S and D with `--source_encoder_from`, or A alone
 with `--all_but_biases_from`, or none of it with `--all_from`; `train_autoencoder.py` makes the autoencoder.
-Transformer layers that the U-Net to start from does not have begin as if they were not there.
+Transformer layers that the U-Net to start from does not have begin as if they were not there. Where it is half as
+wide, each channel becomes two that are read in random shares, so that at first they do together what the one did; the
+few normalisations of channels of different widths side by side give nearly what they gave.
 """
 
 import argparse
+import re
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -22,7 +25,8 @@ from diffusers_cfld import (
 )
 from diffusers_cfld.small_model import SMALL_MODEL
 
-WIDTHS, DIM, LAYERS_PER_BLOCK = (64, 96, 128), 128, 1
+WIDTHS, DIM, LAYERS_PER_BLOCK = (128, 96, 128), 128, 1
+TIME_EMBEDDING_DIM = 256
 # Of each cross-attention of the decoder; what a cell shows is decided where the cells are finest.
 DECODER_TRANSFORMER_LAYERS = (1, 1, 3)
 
@@ -71,6 +75,44 @@ def skip_new_layers(unet: UNet2DConditionModel, taught: UNet2DConditionModel) ->
             for layer in (module.attn1.to_out[0], module.attn2.to_out[0], module.ff.net[-1]):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
+
+
+def spread(old: int, new: int) -> torch.Tensor:
+    """Which channel each of `new` channels is the twin of; in front, some may have no twin."""
+    single = 2 * old - new
+    if not 0 <= single < old:
+        raise SystemExit(f"Only as many or twice as many channels can be made of {old}, not {new}.")
+    return torch.cat([torch.arange(single), torch.arange(single, old).repeat_interleave(2)])
+
+
+@torch.no_grad()
+def widen(taught: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights for `model` from those of one that has half as many channels in some places."""
+    widened, wide = {}, model.state_dict()
+    for name, old in taught.items():
+        new = wide.get(name)
+        if new is None or new.shape == old.shape:
+            widened[name] = old
+            continue
+        if name == "time_embedding.linear_1.weight":
+            # Of twice as many frequencies every other one is an old one.
+            widened[name] = torch.zeros_like(new)
+            widened[name][:, ::2] = old
+            continue
+        value = old
+        if new.shape[0] != old.shape[0]:
+            value = value[spread(old.shape[0], new.shape[0])]
+            if re.search(r"attn\d\.to_q\.|^encoders\.\d+\.proj_out\.", name):
+                # The sum over twice the channels doubles; attention divides it by the root of their number.
+                value = value / 2**0.5
+        if new.ndim > 1 and new.shape[1] != old.shape[1]:
+            count, single = old.shape[1], 2 * old.shape[1] - new.shape[1]
+            # Never halves: twins that are read alike would stay alike.
+            share = 0.5 + 0.3 * (2 * torch.rand(new.shape[0], count - single) - 1)
+            shares = torch.cat([torch.ones(new.shape[0], single), torch.stack([share, 1 - share], 2).flatten(1)], 1)
+            value = value[:, spread(count, new.shape[1])] * shares.reshape(*shares.shape, *[1] * (new.ndim - 2))
+        widened[name] = value
+    return widened
 
 
 def main(args: argparse.Namespace) -> None:
@@ -124,6 +166,7 @@ def main(args: argparse.Namespace) -> None:
             cross_attention_dim=DIM,
             attention_head_dim=4,
             norm_num_groups=8,
+            time_embedding_dim=TIME_EMBEDDING_DIM,
         ),
         scheduler=DDPMScheduler(
             beta_start=0.00085,
@@ -156,7 +199,9 @@ def main(args: argparse.Namespace) -> None:
         if "unet" in names:
             skip_new_layers(pipeline.unet, taught.unet)
         for name in names:
-            getattr(pipeline, name).load_state_dict(getattr(taught, name).state_dict(), strict=name != "unet")
+            component = getattr(pipeline, name)
+            weights = widen(getattr(taught, name).state_dict(), component)
+            component.load_state_dict(weights, strict=name != "unet")
     pipeline.save_pretrained(args.output_dir)
     for name, component in pipeline.components.items():
         if isinstance(component, nn.Module):

@@ -5,7 +5,8 @@ Every picture is drawn once more with one colour for each kind of thing. A cell 
 kinds in its 16 blocks of 2 x 2 pixels. Each of its quarters that shows clothes has its place along and across the
 trunk: in statures, as the phases of patterns that repeat after 0.16 and 0.32 of one, and as the products of two
 phases, of which checks, diagonals and dots are made. Besides, a cell has the pattern and the colours of the clothes
-that it shows, and its blocks have the differences in colour that the pattern makes.
+that it shows, and its blocks have the differences in colour that the pattern makes, and the shares of each arm's skin
+and sleeve.
 
 Interrupted, the same command goes on where it stopped.
 """
@@ -24,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose
-from diffusers_cfld.data.drawn_parts import draw_parts
+from diffusers_cfld.data.drawn_parts import ARMS, draw_arms, draw_parts
 from diffusers_cfld.data.drawn_people import Color, Pattern
 from diffusers_cfld.data.figure_painting import trunk_axes
 from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
@@ -103,6 +104,12 @@ def describe_contrasts(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarr
     return fold(pool(contrasts, BLOCK), CELL // BLOCK)
 
 
+def describe_arms(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
+    """Shares of the right and of the left arm's skin and sleeve in each block."""
+    is_arm = draw_arms(person, pose, is_kind.shape[1:]) == np.arange(1, len(ARMS))[:, None, None]
+    return fold(pool(is_arm.astype(np.float32), BLOCK), CELL // BLOCK)
+
+
 def cover_garment(is_kind: np.ndarray, name: str) -> np.ndarray:
     """Share of a garment with its accents in each cell, (1, h, w)."""
     return pool(is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].sum(0, keepdims=True), CELL)
@@ -119,6 +126,7 @@ MAPS = {
     "patterns": describe_patterns,
     "colors": describe_colors,
     "contrasts": describe_contrasts,
+    "arms": describe_arms,
 }
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from example_scripts import load_example
 
-from diffusers_cfld import CFLDPipeline
+from diffusers_cfld import CFLDPipeline, hybrid_granularity_attention
 from diffusers_cfld.data.drawn_figures import DrawnFigures
+from diffusers_cfld.data.drawn_parts import draw_arms
 from diffusers_cfld.file_writing import ResumableArrays
 from diffusers_cfld.training import AlignmentMaps
 
@@ -81,6 +82,41 @@ def test_new_layers_of_the_u_net_add_nothing_at_first(start, tmp_path, monkeypat
         torch.testing.assert_close(grown.unet(*inputs).sample, small.unet(*inputs).sample)
 
 
+@pytest.mark.parametrize("finest", [32, 96])
+def test_channels_are_doubled_without_changing_what_they_do(tmp_path, monkeypatch, finest):
+    script = load_example("create_small_model")
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "WIDTHS", (finest // 2, 40, 64))
+        script.main(script.parse_args(["--output_dir", str(tmp_path / "narrow")]))
+        # All widths doubled leave every group of the normalisations as it was; one alone not those of concatenations.
+        patch.setattr(script, "WIDTHS", (finest, 80, 128) if finest == 32 else (finest, 40, 64))
+        options = ["--all_from", str(tmp_path / "narrow"), "--seed", "1", "--output_dir", str(tmp_path / "wide")]
+        script.main(script.parse_args(options))
+        patch.setattr(script, "WIDTHS", (5 * finest // 2, 40, 64))
+        with pytest.raises(SystemExit, match="Only as many or twice as many channels"):
+            script.main(script.parse_args(options))
+    narrow, wide = (CFLDPipeline.from_pretrained(tmp_path / name) for name in ("narrow", "wide"))
+    assert wide.unet.config.block_out_channels[0] == 2 * narrow.unet.config.block_out_channels[0]
+    weight = wide.unet.conv_out.weight
+    assert not torch.equal(weight[:, ::2], weight[:, 1::2])
+    pose_map, feature_maps = torch.rand(2, 21, 128, 96), narrow.source_encoder(torch.rand(2, 3, 128, 96)).feature_maps
+    latents, timesteps, prompt = torch.randn(2, 8, 16, 12), torch.tensor([999, 0]), torch.randn(2, 16, 128)
+    found = []
+    with torch.no_grad():
+        for pipe in (narrow, wide):
+            residuals = pipe.pose_adapter(pose_map).residuals
+            biases = pipe.appearance_encoder(feature_maps).query_biases
+            tokens = {name: bias.flatten(2).transpose(1, 2) for name, bias in biases.items()}
+            with hybrid_granularity_attention(pipe.unet, tokens):
+                sample = pipe.unet(latents, timesteps, prompt, return_dict=True).sample
+            found.append((residuals["down_blocks.0"], sample))
+    torch.testing.assert_close(found[1][0][:, ::2], found[0][0], atol=1e-4, rtol=1e-4)
+    if finest == 32:
+        torch.testing.assert_close(found[1][1], found[0][1], atol=1e-4, rtol=1e-4)
+    else:
+        assert (found[1][1] - found[0][1]).std() < 0.15 * found[0][1].std()
+
+
 def test_labels_cover_the_figure(drawn):
     script = load_example("pretrain_source_encoder")
     people = DrawnFigures(4, 2, (256, 176))
@@ -100,11 +136,11 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     names = json.loads((tmp_path / "names.json").read_text())
     assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
     maps = np.load(tmp_path / "maps.npy")
-    sizes = (9 * 16, 18 * 4, 2 * 8, 5 * 3, 3 * 16)
+    sizes = (9 * 16, 18 * 4, 2 * 8, 5 * 3, 3 * 16, 4 * 16)
     assert maps.shape == (8, sum(sizes), 16, 12)
     assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, *maps.shape[1:])
     ends = np.cumsum(sizes)[:-1]
-    shares, places, patterns, colors, contrasts = np.split(maps.astype(np.float32), ends, axis=1)
+    shares, places, patterns, colors, contrasts, arms = np.split(maps.astype(np.float32), ends, axis=1)
     shares = shares.reshape(8, len(script.KINDS), 16, 16, 12)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-3)
     people = [DrawnFigures(4, 2, (256, 176)).identity(number) for number in range(4)]
@@ -130,6 +166,11 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
             assert np.abs(accent - ground).max() > 0.1
         is_plain = person.clothes.upper.pattern == person.clothes.lower.pattern == "plain"
         assert contrasts[2 * number].any() != is_plain
+    # Right skin, right sleeve, left skin, left sleeve.
+    for row in range(8):
+        parts = draw_arms(people[row // 2], DrawnFigures(4, 2, (256, 176)).pose(row // 2, row % 2), (128, 96))
+        counts = [(parts == index).sum() / 4 for index in range(1, 5)]
+        np.testing.assert_allclose(arms[row].reshape(4, -1).sum(1), counts, rtol=1e-3)
     # Sine and cosine where there are clothes, nothing elsewhere.
     places = places.reshape(8, 18, 4, 16, 12)
     lengths = np.hypot(places[:, 2], places[:, 3])
