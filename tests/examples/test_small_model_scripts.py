@@ -82,6 +82,22 @@ def test_new_layers_of_the_u_net_add_nothing_at_first(start, tmp_path, monkeypat
         torch.testing.assert_close(grown.unet(*inputs).sample, small.unet(*inputs).sample)
 
 
+def test_attention_where_cells_are_coarsest_is_left_out(start, tmp_path):
+    script = load_example("create_small_model")
+    small = CFLDPipeline.from_pretrained(start)
+    config = {**small.unet.config, "mid_block_type": "UNetMidBlock2DCrossAttn"}
+    config |= {"down_block_types": ["CrossAttnDownBlock2D"] * 3, "up_block_types": ["CrossAttnUpBlock2D"] * 3}
+    small.register_modules(unet=script.UNet2DConditionModel.from_config(config))
+    small.save_pretrained(tmp_path / "before")
+    options = ["--output_dir", str(tmp_path / "after"), "--all_from", str(tmp_path / "before")]
+    script.main(script.parse_args(options))
+    kept = CFLDPipeline.from_pretrained(tmp_path / "after").unet.state_dict()
+    before = small.unet.state_dict()
+    assert all(torch.equal(kept[name], before[name]) for name in kept)
+    left_out = {name for name in before if name not in kept}
+    assert left_out == {name for name in before if name.startswith(script.LEFT_OUT)}
+
+
 @pytest.mark.parametrize("finest", [32, 96])
 def test_channels_are_doubled_without_changing_what_they_do(tmp_path, monkeypatch, finest):
     script = load_example("create_small_model")
