@@ -64,3 +64,6 @@ def test_errors():
     for parts in (PARTS[1:], (*PARTS, "belt"), (*PARTS, "wall")):
         with pytest.raises(ValueError, match="`parts` must hold"):
             draw_parts(person, pose, (128, 88), parts)
+    for draw in (draw_parts, draw_arms):
+        with pytest.raises(ValueError, match="from 8 to 2048"):
+            draw(person, pose, (4, 88))

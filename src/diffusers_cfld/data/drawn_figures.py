@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..file_writing import write_file
 from ..keypoints import Keypoints
-from .drawn_people import DrawnIdentity, DrawnPose
+from .drawn_people import DrawnIdentity, DrawnPose, Fabric
 from .figure_brush import Picture
 from .figure_painting import paint_figure
 from .figure_skeleton import figure_keypoints, place_skeleton, skeleton_keypoints
@@ -40,7 +40,13 @@ class DrawnPair(TypedDict):
     target_keypoints: Keypoints
 
 
-def draw_figure(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> tuple[Picture, Keypoints]:
+def draw_figure(
+    identity: DrawnIdentity,
+    pose: DrawnPose,
+    size: tuple[int, int],
+    *,
+    arms: Sequence[tuple[Fabric, Fabric]] | None = None,
+) -> tuple[Picture, Keypoints]:
     """Draw one person in one pose.
 
     Args:
@@ -48,6 +54,7 @@ def draw_figure(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int])
         pose: How they stand and how they are framed.
         size: (height, width) of the picture, pixels. Figures are composed in a frame of 256x176 that is squeezed into
             it, as the field squeezes its photos into squares.
+        arms: Skin and sleeve of the right and of the left arm, where they are not to be the identity's own.
 
     Returns:
         The picture, (height, width, 3), RGB, uint8, and the keypoints in it. Noses and eyes of people who look away,
@@ -59,7 +66,7 @@ def draw_figure(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int])
     """
     size = _check_size(size)
     skeleton = place_skeleton(identity, pose)
-    return paint_figure(identity, skeleton, size), skeleton_keypoints(skeleton, size)
+    return paint_figure(identity, skeleton, size, arms), skeleton_keypoints(skeleton, size)
 
 
 class DrawnFigures:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .drawn_figures import draw_figure
 from .drawn_people import Color, DrawnIdentity, DrawnPose, Fabric
-from .figure_painting import paint_figure
-from .figure_skeleton import place_skeleton
 
 __all__ = ["ARMS", "PARTS", "PATTERN_ACCENTS", "draw_arms", "draw_parts"]
 
@@ -67,7 +64,7 @@ def draw_parts(
     if len(set(parts)) < len(parts) or not set(PARTS) <= set(parts) <= set(_CODES):
         raise ValueError(f"`parts` must hold {PARTS}, and of {PATTERN_ACCENTS} what is wanted, got {tuple(parts)}.")
     clothes = identity.clothes
-    garments: dict[str, Any] = {}
+    garments: dict[str, Fabric] = {}
     absent = set()
     for name, fabric in (("upper", clothes.upper), ("lower", clothes.lower)):
         accent = f"{name}_accent"
@@ -76,15 +73,7 @@ def draw_parts(
         else:
             garments[name] = Fabric(_CODES[name], _CODES[name])
             absent.add(accent)
-    coded = replace(
-        identity,
-        body=replace(identity.body, skin=_CODES["skin"]),
-        hair=replace(identity.hair, color=_CODES["hair"], hat=_CODES["hair"]),
-        background=(_CODES["wall"], _CODES["wall"]),
-        clothes=replace(
-            clothes, **garments, inner=_CODES["inner"], shoe=_CODES["shoe"], belt=None, print_shape="none"
-        ),
-    )
+    coded = _recolor(identity, _CODES, garments["upper"], garments["lower"])
     likeness = _resemble(draw_figure(coded, pose, size)[0], [_CODES[name] for name in parts])
     # An edge between two parts can have the colour of an accent.
     likeness[:, [name in absent for name in parts]] = 0
@@ -103,25 +92,40 @@ def draw_arms(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -
 
     Returns:
         (height, width), each pixel's index in `ARMS`.
+
+    Raises:
+        ValueError: `size` is smaller than 8 or larger than 2048 pixels.
+        TypeError: `size` is not a pair of whole numbers.
     """
     white = _ARM_CODES["rest"]
     cloth = Fabric(white, white)
-    blank = replace(
-        identity,
-        body=replace(identity.body, skin=white),
-        hair=replace(identity.hair, color=white, hat=white),
-        background=(white, white),
-        clothes=replace(
-            identity.clothes, upper=cloth, lower=cloth, inner=white, shoe=white, belt=None, print_shape="none"
-        ),
-    )
+    blank = _recolor(identity, dict.fromkeys(PARTS, white), cloth, cloth)
     fabrics = {name: Fabric(color, color) for name, color in _ARM_CODES.items()}
     arms = [(fabrics[f"{side}_skin"], fabrics[f"{side}_sleeve"]) for side in ("right", "left")]
-    picture = paint_figure(blank, place_skeleton(identity, pose), size, arms)
+    picture = draw_figure(blank, pose, size, arms=arms)[0]
     likeness = _resemble(picture, list(_ARM_CODES.values()))
     # Lips and eyes have colours of their own, but paler ones.
     likeness[np.ptp(picture.reshape(-1, 3).astype(np.int64), axis=1) < 90, 1:] = 0
     return np.asarray(likeness.argmax(axis=1).reshape(size), dtype=np.int64)
+
+
+def _recolor(identity: DrawnIdentity, colors: Mapping[str, Color], upper: Fabric, lower: Fabric) -> DrawnIdentity:
+    """Give each part of a person another colour; belts and prints, which are no parts, are left out."""
+    return replace(
+        identity,
+        body=replace(identity.body, skin=colors["skin"]),
+        hair=replace(identity.hair, color=colors["hair"], hat=colors["hair"]),
+        background=(colors["wall"], colors["wall"]),
+        clothes=replace(
+            identity.clothes,
+            upper=upper,
+            lower=lower,
+            inner=colors["inner"],
+            shoe=colors["shoe"],
+            belt=None,
+            print_shape="none",
+        ),
+    )
 
 
 def _resemble(picture: npt.NDArray[np.uint8], colors: Sequence[Color]) -> npt.NDArray[np.float32]:

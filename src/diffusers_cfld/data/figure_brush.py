@@ -79,11 +79,7 @@ class Brush:
             merge: Shape that counts as the same surface for the shading, so that no edge is seen against it.
             light: Factor on the brightness.
         """
-        corners = [polygon for shape in shapes for polygon in shape.polygons]
-        corners += [np.array([c - r, c + r]) for shape in shapes for c, r in shape.discs]
-        box = np.concatenate(corners)
-        x0, y0 = np.maximum(np.floor(box.min(axis=0)).astype(int) - 2, 0)
-        x1, y1 = np.minimum(np.ceil(box.max(axis=0)).astype(int) + 3, (self.width, self.height))
+        x0, y0, x1, y1 = self._box(shapes, 2, 3)
         if x0 >= x1 or y0 >= y1:
             return
         corner = np.array([x0, y0], dtype=np.float64)
@@ -129,9 +125,7 @@ class Brush:
             dark: How much light is lost below the shape, 0 to 1; half of it at its edge.
         """
         pixels = max(round(reach * self.unit), 2)
-        box = np.concatenate([*shape.polygons, *(np.array([c - r, c + r]) for c, r in shape.discs)])
-        x0, y0 = np.maximum(np.floor(box.min(axis=0)).astype(int) - pixels, 0)
-        x1, y1 = np.minimum(np.ceil(box.max(axis=0)).astype(int) + pixels, (self.width, self.height))
+        x0, y0, x1, y1 = self._box([shape], pixels, pixels)
         if x0 >= x1 or y0 >= y1:
             return
         mask = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
@@ -142,6 +136,15 @@ class Brush:
         is_painted = (region != background[y0:y1]).any(axis=2)
         lost = mask.astype(np.float32) * is_painted * (dark / 255)
         region[:] = np.rint(region * (1 - lost[:, :, None]))
+
+    def _box(self, shapes: Sequence[Shape], before: int, after: int) -> tuple[int, int, int, int]:
+        """Return left, top, right and bottom of what shapes cover of the canvas, and so many pixels around it."""
+        corners = [polygon for shape in shapes for polygon in shape.polygons]
+        corners += [np.array([c - r, c + r]) for shape in shapes for c, r in shape.discs]
+        box = np.concatenate(corners)
+        x0, y0 = np.maximum(np.floor(box.min(axis=0)).astype(int) - before, 0).tolist()
+        x1, y1 = np.minimum(np.ceil(box.max(axis=0)).astype(int) + after, (self.width, self.height)).tolist()
+        return x0, y0, x1, y1
 
     def disc(self, center: Array, radius: float, color: Color, width: float = 1.0) -> None:
         """Paint a flat disc of `radius` pixels; `width` narrows it to an ellipse."""

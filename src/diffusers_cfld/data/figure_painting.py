@@ -71,9 +71,7 @@ def paint_figure(
         (height, width, 3), RGB.
     """
     scale = _SAMPLES * max(size) / FRAME[0]
-    painter = _Painter(identity, skeleton, scale)
-    if arms is not None:
-        painter.arm_fabrics = tuple(arms)
+    painter = _Painter(identity, skeleton, scale, arms)
     painter.paint_all()
     # The area of each pixel is averaged, which smooths every edge.
     picture = cv2.resize(painter.canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
@@ -104,7 +102,13 @@ def trunk_axes(body: Body, neck: Array, hips: Array, unit: float, turn: float) -
 class _Painter:
     """A canvas and the figure's geometry in its pixels."""
 
-    def __init__(self, identity: DrawnIdentity, skeleton: Skeleton, scale: float) -> None:
+    def __init__(
+        self,
+        identity: DrawnIdentity,
+        skeleton: Skeleton,
+        scale: float,
+        arms: Sequence[tuple[Fabric, Fabric]] | None = None,
+    ) -> None:
         self.identity = identity
         self.body = identity.body
         self.clothes = identity.clothes
@@ -121,7 +125,7 @@ class _Painter:
         # A block of colour belongs to the trunk; the sleeves show its ground.
         upper = self.clothes.upper
         sleeve = upper if upper.pattern != "block" else replace(upper, pattern="plain")
-        self.arm_fabrics: tuple[tuple[Fabric, Fabric], ...] = ((self.skin, sleeve),) * 2
+        self.arm_fabrics = arms or ((self.skin, sleeve),) * 2
         self.frontal = np.cos(self.turn) > 0
 
         units = {"n": _NECK, "s": self.body.shoulder, "w": self.body.waist, "h": self.body.breadth}
@@ -594,10 +598,14 @@ class _Painter:
         """Return the radii of an arm at shoulder, elbow and wrist, statures."""
         return np.array([0.035, 0.033, 0.027]) * self.body.limb
 
+    def _sleeve_ease(self) -> float:
+        """Return by how much a sleeve stands off the arm where it begins, statures."""
+        return 0.4 * self.clothes.ease + 0.003
+
     def _cast_shadow(self, index: int) -> None:
         """Darken what an arm before the body lies on, or sleeves would not be seen before the garment they are of."""
         shoulder, elbow, wrist, hand = self.arms[index]
-        radii = self._arm_radii() + (0.4 * self.clothes.ease + 0.003 if self.clothes.sleeve > 0 else 0.0)
+        radii = self._arm_radii() + (self._sleeve_ease() if self.clothes.sleeve > 0 else 0.0)
         # Not at the shoulder, which the arm grows out of.
         start = shoulder + 0.45 * (elbow - shoulder)
         shape = Shape()
@@ -608,9 +616,9 @@ class _Painter:
         clothes, body = self.clothes, self.body
         shoulder, elbow, wrist, _ = self.arms[index]
         lengths = (0.53 * body.arm, 0.47 * body.arm)
-        ease = 0.4 * clothes.ease + 0.003
         end = clothes.sleeve
-        widths = radii[:3] + ease + clothes.sleeve_width * np.array([0.1, 0.5, 1.0]) * (1.0 if end > 1 else 1.6)
+        flare = clothes.sleeve_width * np.array([0.1, 0.5, 1.0]) * (1.0 if end > 1 else 1.6)
+        widths = radii + self._sleeve_ease() + flare
         shapes = []
         if start == 0:
             upper = Shape(self._limb_axes(shoulder, elbow, lengths[0]))
