@@ -5,7 +5,8 @@ Everything but the autoencoder starts from random weights, or all but S and D wi
 with `--all_but_biases_from`, or none of it with `--all_from`; `train_autoencoder.py` makes the autoencoder.
 Transformer layers that the U-Net to start from does not have begin as if they were not there. Where it is half as
 wide, each channel becomes two that are read in random shares, so that at first they do together what the one did; the
-few normalisations of channels of different widths side by side give nearly what they gave.
+few normalisations of channels of different widths side by side give nearly what they gave. Attention that it has where
+the cells are coarsest is left out.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from diffusers_cfld import (
 from diffusers_cfld.small_model import SMALL_MODEL
 
 WIDTHS, DIM, LAYERS_PER_BLOCK = (128, 96, 128), 128, 1
-TIME_EMBEDDING_DIM = 256
+TIME_EMBEDDING_DIM = 256  # four times the finest width before that was doubled
 # Of each cross-attention of the decoder; what a cell shows is decided where the cells are finest.
 DECODER_TRANSFORMER_LAYERS = (1, 1, 3)
 # Where there are 4 x 3 cells attention had learned nothing that showed; a U-Net to start from may have it.
