@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -58,6 +59,24 @@ class Brush:
         self.canvas = canvas
         self.height, self.width = canvas.shape[:2]
         self.unit = unit
+
+    def tube(self, path: Array, radii: Sequence[float], shape: Shape, *, flat_end: bool = False) -> None:
+        """Add a limb along `path` (n, 2) to a shape; radii in statures at each point."""
+        for index in range(len(path) - 1):
+            step = path[index + 1] - path[index]
+            normal = np.array([-step[1], step[0]]) / max(math.hypot(step[0], step[1]), 1e-6)
+            first, second = normal * radii[index] * self.unit, normal * radii[index + 1] * self.unit
+            shape.polygons.append(
+                np.array(
+                    [path[index] + first, path[index + 1] + second, path[index + 1] - second, path[index] - first]
+                )
+            )
+            if index or not flat_end:
+                shape.discs.append((path[index], radii[index] * self.unit))
+        if flat_end:
+            shape.discs.append((path[0], radii[0] * self.unit))
+        else:
+            shape.discs.append((path[-1], radii[-1] * self.unit))
 
     def fill(
         self,

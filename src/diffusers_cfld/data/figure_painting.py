@@ -12,16 +12,14 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from .drawn_people import Body, DrawnIdentity, Fabric
-from .figure_brush import Axes, Brush, Picture, Shape, circle, darker, ellipse, hull, smooth
+from .figure_brush import Axes, Brush, Picture, Shape, circle, darker, hull, smooth
+from .figure_head import HeadPainter
 from .figure_skeleton import (
     FRAME,
     HANDS,
     HEAD,
-    HEAD_DEPTH,
-    HEAD_WIDTH,
     HEELS,
     HIPS,
     TOES,
@@ -138,6 +136,7 @@ class _Painter:
         self.trunk_axes = trunk_axes(self.body, neck, hips, self.unit, self.turn)
         self.arms = tuple(self.points[[2 + 3 * i, 3 + 3 * i, 4 + 3 * i, HANDS[i]]] for i in (0, 1))
         self.legs = tuple(self.points[[8 + 3 * i, 9 + 3 * i, 10 + 3 * i]] for i in (0, 1))
+        self.head = HeadPainter(identity, skeleton, self.points, self.right, self.down, self.brush)
         self.far, self.near = (0, 1) if self._leg_depth(0) <= self._leg_depth(1) else (1, 0)
 
     # The order of things ----------------------------------------------------------------------------------------
@@ -146,16 +145,16 @@ class _Painter:
         self._paint_shadow()
         behind, before, forearms = self._sort_arms()
         if self.frontal:
-            self._paint_hair_fall()
+            self.head.paint_hair_fall()
         for index in behind:
             self._paint_arm(index)
         self.brush.fill([Shape(polygons=[self._trunk(-0.08, 1.0, 0.0)])], self.skin)
         self._paint_legs()
         self._paint_trunk()
         self._paint_neck()
-        self._paint_head()
+        self.head.paint()
         if not self.frontal:
-            self._paint_hair_fall()
+            self.head.paint_hair_fall()
         for index in before:
             self._cast_shadow(index)
             self._paint_arm(index)
@@ -253,24 +252,6 @@ class _Painter:
         axes = Axes(top, along * self.unit, np.array([along[1], -along[0]]) * _norm(self.trunk_axes.across), start)
         return Shape(axes, [hull(np.array(corners))])
 
-    def _tube(self, path: Array, radii: Sequence[float], shape: Shape, *, flat_end: bool = False) -> None:
-        """Add a limb along `path` (n, 2) to a shape; radii in statures at each point."""
-        for index in range(len(path) - 1):
-            step = path[index + 1] - path[index]
-            normal = np.array([-step[1], step[0]]) / max(_norm(step), 1e-6)
-            first, second = normal * radii[index] * self.unit, normal * radii[index + 1] * self.unit
-            shape.polygons.append(
-                np.array(
-                    [path[index] + first, path[index + 1] + second, path[index + 1] - second, path[index] - first]
-                )
-            )
-            if index or not flat_end:
-                shape.discs.append((path[index], radii[index] * self.unit))
-        if flat_end:
-            shape.discs.append((path[0], radii[0] * self.unit))
-        else:
-            shape.discs.append((path[-1], radii[-1] * self.unit))
-
     def _limb_axes(self, start: Array, end: Array, length: float, at: float = 0.0) -> Axes:
         """Return a pattern's axes on a limb of the given true length, statures."""
         step = end - start
@@ -328,7 +309,7 @@ class _Painter:
         shape = Shape()
         path = np.array([hip, knee, knee + 0.32 * (ankle - knee), ankle])
         radii = np.array([self._thigh(), 0.034 * limb, 0.033 * limb, 0.019 * limb])
-        self._tube(path, radii.tolist(), shape)
+        self.brush.tube(path, radii.tolist(), shape)
         self.brush.fill([shape], self.skin, light=light)
 
     def _thigh(self) -> float:
@@ -356,7 +337,7 @@ class _Painter:
         knee = self.points[9 + 3 * index]
         shaft = Shape()
         top = ankle + 0.42 * (knee - ankle)
-        self._tube(np.array([ankle, top]), [0.027 * self.body.limb, 0.036 * self.body.limb], shaft, flat_end=True)
+        self.brush.tube(np.array([ankle, top]), [0.027 * self.body.limb, 0.036 * self.body.limb], shaft, flat_end=True)
         self.brush.fill([foot, shaft], fabric, soft=0.025, light=light)
 
     def _foot(self, ankle: Array, heel: Array, toe: Array, lower: float) -> Array:
@@ -379,13 +360,13 @@ class _Painter:
             stop, _ = _along(path, end)
             # Short legs stand off at their end.
             radius = float(np.interp(end, [0, 1], radii[:2])) + 0.006
-            self._tube(np.array([path[0], stop]), [radii[0], radius], upper, flat_end=True)
+            self.brush.tube(np.array([path[0], stop]), [radii[0], radius], upper, flat_end=True)
             return [upper]
-        self._tube(path[:2], radii[:2].tolist(), upper)
+        self.brush.tube(path[:2], radii[:2].tolist(), upper)
         stop, _ = _along(path, end)
         lower = Shape(self._limb_axes(path[1], path[2], shin, thigh))
         radius = float(np.interp(end - 1, [0, 1], radii[1:]))
-        self._tube(np.array([path[1], stop]), [radii[1], radius], lower, flat_end=True)
+        self.brush.tube(np.array([path[1], stop]), [radii[1], radius], lower, flat_end=True)
         return [upper, lower]
 
     def _paint_trouser_leg(self, index: int, light: float) -> None:
@@ -533,14 +514,14 @@ class _Painter:
         shape = Shape()
         # It ends in the neckline; the chin's shadow comes from the head's edge.
         path = np.array([head, neck - self.down * 0.014 * self.unit])
-        self._tube(path, [0.031 * body.limb**0.5, 0.035 * body.limb**0.5], shape, flat_end=True)
+        self.brush.tube(path, [0.031 * body.limb**0.5, 0.035 * body.limb**0.5], shape, flat_end=True)
         self.brush.fill([shape], self.skin, light=0.93, merge=Shape(discs=[(neck, 0.06 * self.unit)]))
         if clothes.kind == "jacket":
             return
         if clothes.neckline == "turtle":
             collar = Shape(self.trunk_axes)
             step = (head - neck) * 0.42
-            self._tube(np.array([neck, neck + step]), [0.043, 0.038], collar, flat_end=True)
+            self.brush.tube(np.array([neck, neck + step]), [0.043, 0.038], collar, flat_end=True)
             self.brush.fill([collar], clothes.upper, soft=0.025, merge=Shape(discs=[(neck, 0.06 * self.unit)]))
         elif clothes.neckline == "collar":
             self._paint_collar()
@@ -582,10 +563,10 @@ class _Painter:
         joint = Shape(discs=[(shoulder + self.down * 0.01 * self.unit, 0.066 * self.unit)])
         merge = None if forearm_only or far else joint
         if clothes.sleeve < 1.9:
-            self._tube(path, radii[start:3].tolist(), bare)
+            self.brush.tube(path, radii[start:3].tolist(), bare)
             self.brush.fill([bare], skin, light=light, merge=merge)
         fist = Shape()
-        self._tube(np.array([wrist, palm, hand]), [radii[2], 0.029 * body.limb**0.5, 0.019], fist)
+        self.brush.tube(np.array([wrist, palm, hand]), [radii[2], 0.029 * body.limb**0.5, 0.019], fist)
         near = self.depth[HANDS[index]] > self.depth[3 + 3 * index] + 0.04
         if near and clothes.sleeve > start:
             self._paint_sleeve(index, start, radii, light, merge)
@@ -609,7 +590,7 @@ class _Painter:
         # Not at the shoulder, which the arm grows out of.
         start = shoulder + 0.45 * (elbow - shoulder)
         shape = Shape()
-        self._tube(np.array([start, elbow, wrist, hand]), [radii[1], radii[1], radii[2], 0.019], shape)
+        self.brush.tube(np.array([start, elbow, wrist, hand]), [radii[1], radii[1], radii[2], 0.019], shape)
         self.brush.shadow(shape, self.background)
 
     def _paint_sleeve(self, index: int, start: int, radii: Array, light: float, merge: Shape | None) -> None:
@@ -624,173 +605,15 @@ class _Painter:
             upper = Shape(self._limb_axes(shoulder, elbow, lengths[0]))
             stop = shoulder + min(end, 1.0) * (elbow - shoulder)
             width = float(np.interp(min(end, 1.0), [0, 1], widths[:2]))
-            self._tube(np.array([shoulder, stop]), [widths[0], width], upper, flat_end=end <= 1)
+            self.brush.tube(np.array([shoulder, stop]), [widths[0], width], upper, flat_end=end <= 1)
             shapes.append(upper)
         if end > 1:
             lower = Shape(self._limb_axes(elbow, wrist, lengths[1], lengths[0]))
             stop = elbow + (end - 1) * (wrist - elbow)
             width = float(np.interp(end - 1, [0, 1], widths[1:]))
-            self._tube(np.array([elbow, stop]), [widths[1], width], lower, flat_end=True)
+            self.brush.tube(np.array([elbow, stop]), [widths[1], width], lower, flat_end=True)
             shapes.append(lower)
         self.brush.fill(shapes, self.arm_fabrics[index][1], light=light, soft=0.035, merge=merge)
-
-    # Head -------------------------------------------------------------------------------------------------------
-
-    def _head_axes(self) -> tuple[Array, Array, float]:
-        """Return the head's direction to the picture's right and down, and half its height in pixels."""
-        ears = self.points[17] - self.points[16]
-        cos = float(np.cos(self.face_turn))
-        down = self.down
-        if abs(cos) > 0.3:
-            ears = ears * np.sign(cos)
-            # Half of it: the ears also slant when a nodding head is seen from the side.
-            angle = np.arctan2(ears[1], ears[0])
-            down = np.array([-np.sin(angle), np.cos(angle)])
-        return np.array([down[1], -down[0]]), down, self.body.head * self.unit
-
-    def _on_head(self, points: npt.ArrayLike) -> Array:
-        """Convert points (n, 2) from half heads (to the picture's right, down) to pixels."""
-        right, down, half = self._head_axes()
-        pairs = np.asarray(points, dtype=np.float64)
-        return self.points[HEAD] + half * (pairs[:, :1] * right + pairs[:, 1:] * down)
-
-    def _head_width(self) -> float:
-        return float(np.hypot(HEAD_WIDTH * np.cos(self.face_turn), HEAD_DEPTH * np.sin(self.face_turn)))
-
-    def _paint_head(self) -> None:
-        sin, cos = float(np.sin(self.face_turn)), float(np.cos(self.face_turn))
-        width = self._head_width()
-        for row in (16, 17):
-            if self.known[row] and self.identity.hair.style in ("short", "bun", "ponytail", "bald", "cap"):
-                self.brush.fill(
-                    [Shape(discs=[(self.points[row], 0.15 * self.body.head * self.unit)])], self.skin, soft=0.01
-                )
-        outline = ellipse(0, 0, width, 1.0)
-        outline[:, 0] *= 1 - 0.2 * np.clip(outline[:, 1], 0, 1) ** 2
-        self.brush.fill([Shape(polygons=[self._on_head(outline)])], self.skin, soft=0.035)
-        if cos > -0.45:
-            self._paint_face(sin, cos)
-        self._paint_hair(sin, cos, width)
-
-    def _paint_face(self, sin: float, cos: float) -> None:
-        half = self.body.head * self.unit
-        dark = darker(self.body.skin, 0.62)
-        for row in (14, 15):
-            if not self.known[row]:
-                continue
-            center = self.points[row]
-            # Eyes are narrower where the face turns away.
-            side = np.radians(26.0 if row == 15 else -26.0)
-            narrow = max(float(np.cos(self.face_turn + side)), 0.3)
-            self.brush.disc(center, 0.085 * half, (245, 243, 240), width=1.8 * narrow)
-            pupil = center + np.array([0.04 * half * sin, 0.0])
-            self.brush.disc(pupil, 0.085 * half, (38, 28, 26))
-            right, down, _ = self._head_axes()
-            brow = [center - down * 0.2 * half + right * x * half * narrow for x in (-0.17, 0.17)]
-            self.brush.line(np.array(brow), darker(self.identity.hair.color, 0.8), 0.006)
-        if self.known[0]:
-            nose = self.points[0]
-            right, down, _ = self._head_axes()
-            tip = [nose - down * 0.16 * half, nose + right * 0.07 * half * (np.sign(sin) if abs(sin) > 0.3 else 1)]
-            self.brush.line(np.array([*tip, nose - right * 0.04 * half]), dark, 0.004)
-            if cos < 0.05:
-                return
-            depth = HEAD_DEPTH * 0.86 * sin
-            mouth = self._on_head([[depth - 0.2 * cos, 0.53], [depth, 0.575], [depth + 0.2 * cos, 0.53]])
-            red, green, blue = self.body.skin
-            self.brush.line(mouth, (int(0.72 * red + 30), int(0.5 * green), int(0.52 * blue)), 0.0075)
-
-    def _face_outline(self, sin: float, cos: float, fringe: float) -> list[Array]:
-        """Return the part of the head that hair leaves free, (n, 2) in half heads; empty when seen from behind."""
-        free = float(np.clip((cos + 0.5) / 0.5, 0, 1))
-        if free < 0.15:
-            return []
-        middle = sin * (0.5 + 0.35 * (1 - free))
-        half = free * float(np.hypot(0.63 * max(cos, 0.0), 0.5 * sin))
-        top = -0.6 + 0.32 * fringe
-        outline = ellipse(middle, 0.5 * (top + 1.1), half, 0.5 * (1.1 - top))
-        # A straight hairline, not a pointed one.
-        high = outline[:, 1] < top + 0.35
-        outline[high, 1] = np.maximum(outline[high, 1] - 0.12, top)
-        if abs(sin) < 0.25:
-            return [outline]
-        # No hair in front of a face that is seen from the side.
-        return [outline, outline + np.array([0.45 * np.sign(sin), 0.0])]
-
-    def _paint_hair(self, sin: float, cos: float, width: float) -> None:
-        hair = self.identity.hair
-        fabric, hat = Fabric(hair.color, hair.color), Fabric(hair.hat, hair.hat)
-        if hair.style == "bald":
-            return
-        face = [self._on_head(outline) for outline in self._face_outline(sin, cos, hair.fringe)]
-        # The nape is covered lower down than the temples.
-        low = 0.12 + 0.38 * (1 - cos) / 2 * 1.5
-        dome = ellipse(-0.04 * sin, -0.06, 1.09 * width + 0.02, 1.08)
-        if hair.style in ("bob", "long"):
-            end = 0.95 if hair.style == "bob" else 1.05
-            upper = dome[dome[:, 1] <= 0.0]
-            side = 1.17 * width + 0.02
-            sides = [[side, 0.5], [0.98 * side, end], [0.5 * side, end + 0.08]]
-            sides += [[-0.5 * side, end + 0.08], [-0.98 * side, end], [-side, 0.5]]
-            upper = upper[np.argsort(np.arctan2(upper[:, 1], upper[:, 0]))]
-            shapes = [Shape(polygons=[smooth(self._on_head(np.concatenate([upper, sides])))])]
-        elif hair.style == "afro":
-            shapes = [Shape(polygons=[self._on_head(ellipse(-0.12 * sin, -0.22, 1.5 * width, 1.3))])]
-        else:
-            dome[:, 1] = np.minimum(dome[:, 1], low)
-            shapes = [Shape(polygons=[self._on_head(dome)])]
-        if hair.style == "bun":
-            shapes.append(Shape(discs=[(self._on_head([[-0.45 * sin, -1.2]])[0], 0.42 * self.body.head * self.unit)]))
-        # From the side hair covers the back of the neck, not the throat.
-        throat = []
-        if hair.style in ("bob", "long") and cos > -0.3:
-            edge = sin * (0.5 + 0.35 * (1 - float(np.clip((cos + 0.5) / 0.5, 0, 1))))
-            half = max(0.36 * cos, 0.0) + 0.45 * abs(sin)
-            low_edge = edge - half - (0.7 if sin < -0.25 else 0.0)
-            high_edge = edge + half + (0.7 if sin > 0.25 else 0.0)
-            corners = [[low_edge, 0.6], [high_edge, 0.6], [high_edge, 1.6], [low_edge, 1.6]]
-            throat = [self._on_head(corners)]
-        if hair.style not in ("cap", "beanie"):
-            self.brush.fill(shapes, fabric, soft=0.035, cut=[*face, *throat])
-            return
-        self.brush.fill(shapes, fabric, soft=0.035, cut=face)
-        brim = -0.3 if hair.style == "cap" else -0.34
-        crown = ellipse(-0.04 * sin, -0.08, 1.13 * width + 0.03, 1.12 if hair.style == "cap" else 1.22)
-        crown[:, 1] = np.minimum(crown[:, 1], brim)
-        self.brush.fill([Shape(polygons=[self._on_head(crown)])], hat, soft=0.03)
-        if hair.style == "beanie":
-            edge = 1.14 * width + 0.03
-            band = [[-edge, brim - 0.22], [edge, brim - 0.22], [edge, brim + 0.06], [-edge, brim + 0.06]]
-            color = darker(hair.hat, 0.75)
-            self.brush.fill([Shape(polygons=[self._on_head(band)])], Fabric(color, color), soft=0.015)
-        elif cos > -0.4:
-            visor = ellipse(0.95 * sin, brim + 0.03, 0.35 + 0.35 * max(cos, 0.0), 0.13)
-            color = darker(hair.hat, 0.7)
-            self.brush.fill([Shape(polygons=[self._on_head(visor)])], Fabric(color, color), soft=0.01)
-
-    def _paint_hair_fall(self) -> None:
-        """Paint what hangs down the back: behind the trunk in front views, over it in back views."""
-        hair, sin = self.identity.hair, float(np.sin(self.face_turn))
-        if hair.style not in ("long", "ponytail"):
-            return
-        length = hair.length * self.unit
-        width = self._head_width() * self.body.head * self.unit
-        back = self.points[HEAD] - self.right * self.unit * 0.035 * sin
-        shape = Shape()
-        if hair.style == "long":
-            end = back + self.down * length
-            corners = [back - self.right * 1.1 * width, back + self.right * 1.1 * width]
-            corners += [end + self.right * 1.0 * width, end + self.right * 0.5 * width + self.down * 0.03 * self.unit]
-            corners += [end - self.right * 0.5 * width + self.down * 0.03 * self.unit, end - self.right * 1.0 * width]
-            shape.polygons.append(smooth(np.array(corners)))
-            merge = Shape(discs=[(self.points[HEAD], 1.1 * width)])
-        else:
-            knot = self._on_head([[-0.95 * sin, -0.15]])[0]
-            drop = 0.75 * length * self.down
-            away = -self.right * 0.05 * self.unit * sin
-            self._tube(np.array([knot, knot + away + 0.4 * drop, knot + away + drop]), [0.02, 0.03, 0.012], shape)
-            merge = None
-        self.brush.fill([shape], Fabric(hair.color, hair.color), soft=0.035, merge=merge)
 
 
 def _along(path: Array, place: float) -> tuple[Array, Array]:
