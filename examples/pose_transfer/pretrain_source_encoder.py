@@ -172,7 +172,7 @@ def load_pictures(args: argparse.Namespace, people: DrawnFigures, size: tuple[in
         load = partial(load_person, people=people, folder=root, num_poses=args.poses_per_identity, size=size)
         files[0].parent.mkdir(parents=True, exist_ok=True)
         number, shapes = people.num_identities * args.poses_per_identity, ((*size, 3), coverage_shape(size))
-        arrays = ResumableArrays(files, [(number, *shape) for shape in shapes], np.uint8, repr(people))
+        arrays = ResumableArrays(files, [(number, *shape) for shape in shapes], np.uint8, people.settings)
         numbers = range(arrays.num_done // args.poses_per_identity, people.num_identities)
         with multiprocessing.Pool(args.num_workers) as pool:
             for person in pool.imap(load, numbers, 20):

@@ -162,7 +162,7 @@ def main(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     work = partial(describe_person, people=people, size=size, names=args.maps)
     shape = (people.num_identities * poses, *work(0).shape[1:])
-    maps = ResumableArrays([folder / "maps.npy"], [shape], np.float16, [repr(people), size, args.maps])
+    maps = ResumableArrays([folder / "maps.npy"], [shape], np.float16, [people.settings, size, args.maps])
     numbers = range(maps.num_done // poses, people.num_identities)
     with multiprocessing.Pool(args.num_workers) as workers:
         for found in tqdm(workers.imap(work, numbers, 20), initial=numbers.start, total=numbers.stop, desc="People"):

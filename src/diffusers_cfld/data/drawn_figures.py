@@ -146,6 +146,18 @@ class DrawnFigures:
         source, target = divmod(pair, self.poses_per_identity - 1)
         return identity, source, target + (target >= source)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the pictures, as JSON can hold it; with the version of the drawing itself."""
+        return {
+            "drawing_version": _DRAWING_VERSION,
+            "num_identities": self.num_identities,
+            "poses_per_identity": self.poses_per_identity,
+            "size": list(self.size),
+            "seed": self.seed,
+            "first_identity": self.first_identity,
+        }
+
     def identity(self, identity: int) -> DrawnIdentity:
         """Make up one of the people.
 
@@ -286,14 +298,7 @@ class DrawnFigures:
 
     def _claim(self, folder: Path) -> None:
         """Check that the folder is new or was begun with these settings, and note them in it."""
-        settings = {
-            "drawing_version": _DRAWING_VERSION,
-            "num_identities": self.num_identities,
-            "poses_per_identity": self.poses_per_identity,
-            "size": list(self.size),
-            "seed": self.seed,
-            "first_identity": self.first_identity,
-        }
+        settings = self.settings
         file = folder / _SETTINGS_FILE
         if file.exists():
             found = json.loads(file.read_text())
