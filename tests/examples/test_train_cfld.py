@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
 
-from diffusers_cfld import CFLDPipeline, SwinImageEncoder
+from diffusers_cfld import CFLDPipeline, PoseAdapter, SwinImageEncoder
 from diffusers_cfld.data import PosePairDataset, collate_pose_pairs, load_pairs, unique_images, write_shards
 from diffusers_cfld.training import CFLDTrainingModule, encode_moments, scaled_learning_rate
 
@@ -346,12 +346,12 @@ def test_options_of_the_objective(script, start, data, tmp_path):
     for name, options in runs.items():
         AcceleratorState._reset_state(True)
         train(script, start, data, tmp_path / name, *GRADIENT_SIZED_STEPS, *options)
-        weights[name] = CFLDPipeline.from_pretrained(tmp_path / name).pose_adapter.conv_in.weight
+        weights[name] = PoseAdapter.from_pretrained(tmp_path / name / "pose_adapter").conv_in.weight
     names = list(runs)
     for index, one in enumerate(names):
         for other in names[index + 1 :]:
             assert not torch.equal(weights[one], weights[other]), (one, other)
-    assert torch.equal(weights["frozen"], CFLDPipeline.from_pretrained(start).pose_adapter.conv_in.weight)
+    assert torch.equal(weights["frozen"], PoseAdapter.from_pretrained(start / "pose_adapter").conv_in.weight)
     scheduler = CFLDPipeline.from_pretrained(tmp_path / "velocity").scheduler
     assert scheduler.config.prediction_type == "v_prediction"
 
