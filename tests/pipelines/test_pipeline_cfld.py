@@ -503,11 +503,14 @@ class TestSaving:
         loaded = DiffusionPipeline.from_pretrained(tmp_path)
         assert type(loaded) is CFLDPipeline
 
-    def test_importing_the_package_first_is_enough_for_that(self, pipe, tmp_path):
-        """`test_hub.loads_generically_after_the_import` has the other order."""
+    @pytest.mark.parametrize(
+        "imports",
+        ["import diffusers_cfld; import diffusers", "from diffusers import DiffusionPipeline; import diffusers_cfld"],
+    )
+    def test_importing_the_package_in_any_order_is_enough_for_that(self, pipe, tmp_path, imports):
         pipe.save_pretrained(tmp_path)
-        load = "print(type(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])))"
-        command = [sys.executable, "-c", f"import sys, diffusers_cfld, diffusers; {load}", str(tmp_path)]
+        load = "import diffusers; print(type(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])))"
+        command = [sys.executable, "-c", f"import sys; {imports}; {load}", str(tmp_path)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert "CFLDPipeline" in result.stdout, result.stderr

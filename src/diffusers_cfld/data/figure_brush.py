@@ -64,7 +64,7 @@ class Brush:
         """Add a limb along `path` (n, 2) to a shape; radii in statures at each point."""
         for index in range(len(path) - 1):
             step = path[index + 1] - path[index]
-            normal = np.array([-step[1], step[0]]) / max(math.hypot(step[0], step[1]), 1e-6)
+            normal = np.array([-step[1], step[0]]) / max(math.hypot(*step), 1e-6)
             first, second = normal * radii[index] * self.unit, normal * radii[index + 1] * self.unit
             shape.polygons.append(
                 np.array(

@@ -34,21 +34,22 @@ class HeadPainter:
         self.right, self.down = right, down
         self.brush, self.unit = brush, brush.unit
         self.half = identity.body.head * brush.unit
+        self.width = float(np.hypot(HEAD_WIDTH * np.cos(self.turn), HEAD_DEPTH * np.sin(self.turn)))
+        self.head_right, self.head_down = self._axes()
         self.skin = Fabric(identity.body.skin, identity.body.skin)
 
     def paint(self) -> None:
         """Paint all but what `paint_hair_fall` paints."""
         sin, cos = float(np.sin(self.turn)), float(np.cos(self.turn))
-        width = self._width()
         for row in (16, 17):
             if self.known[row] and self.identity.hair.style in ("short", "bun", "ponytail", "bald", "cap"):
                 self.brush.fill([Shape(discs=[(self.points[row], 0.15 * self.half)])], self.skin, soft=0.01)
-        outline = ellipse(0, 0, width, 1.0)
+        outline = ellipse(0, 0, self.width, 1.0)
         outline[:, 0] *= 1 - 0.2 * np.clip(outline[:, 1], 0, 1) ** 2
         self.brush.fill([Shape(polygons=[self._on_head(outline)])], self.skin, soft=0.035)
         if cos > -0.45:
             self._paint_face(sin, cos)
-        self._paint_hair(sin, cos, width)
+        self._paint_hair(sin, cos)
 
     def paint_hair_fall(self) -> None:
         """Paint what hangs down the back: behind the trunk in front views, over it in back views."""
@@ -56,7 +57,7 @@ class HeadPainter:
         if hair.style not in ("long", "ponytail"):
             return
         length = hair.length * self.unit
-        width = self._width() * self.half
+        width = self.width * self.half
         back = self.points[HEAD] - self.right * self.unit * 0.035 * sin
         shape = Shape()
         if hair.style == "long":
@@ -74,29 +75,25 @@ class HeadPainter:
             merge = None
         self.brush.fill([shape], Fabric(hair.color, hair.color), soft=0.035, merge=merge)
 
-    def _axes(self) -> tuple[Array, Array, float]:
-        """Return the head's direction to the picture's right and down, and half its height in pixels."""
+    def _axes(self) -> tuple[Array, Array]:
+        """Return the head's directions to the picture's right and down."""
         ears = self.points[17] - self.points[16]
         cos = float(np.cos(self.turn))
         down = self.down
+        # From the side ears also slant when the head nods, and tell nothing of its tilt.
         if abs(cos) > 0.3:
             ears = ears * np.sign(cos)
-            # Half of it: the ears also slant when a nodding head is seen from the side.
             angle = np.arctan2(ears[1], ears[0])
             down = np.array([-np.sin(angle), np.cos(angle)])
-        return np.array([down[1], -down[0]]), down, self.half
+        return np.array([down[1], -down[0]]), down
 
     def _on_head(self, points: npt.ArrayLike) -> Array:
         """Convert points (n, 2) from half heads (to the picture's right, down) to pixels."""
-        right, down, half = self._axes()
         pairs = np.asarray(points, dtype=np.float64)
-        return self.points[HEAD] + half * (pairs[:, :1] * right + pairs[:, 1:] * down)
-
-    def _width(self) -> float:
-        return float(np.hypot(HEAD_WIDTH * np.cos(self.turn), HEAD_DEPTH * np.sin(self.turn)))
+        return self.points[HEAD] + self.half * (pairs[:, :1] * self.head_right + pairs[:, 1:] * self.head_down)
 
     def _paint_face(self, sin: float, cos: float) -> None:
-        half = self.half
+        half, right, down = self.half, self.head_right, self.head_down
         dark = darker(self.identity.body.skin, 0.62)
         for row in (14, 15):
             if not self.known[row]:
@@ -108,12 +105,10 @@ class HeadPainter:
             self.brush.disc(center, 0.085 * half, (245, 243, 240), width=1.8 * narrow)
             pupil = center + np.array([0.04 * half * sin, 0.0])
             self.brush.disc(pupil, 0.085 * half, (38, 28, 26))
-            right, down, _ = self._axes()
             brow = [center - down * 0.2 * half + right * x * half * narrow for x in (-0.17, 0.17)]
             self.brush.line(np.array(brow), darker(self.identity.hair.color, 0.8), 0.006)
         if self.known[0]:
             nose = self.points[0]
-            right, down, _ = self._axes()
             tip = [nose - down * 0.16 * half, nose + right * 0.07 * half * (np.sign(sin) if abs(sin) > 0.3 else 1)]
             self.brush.line(np.array([*tip, nose - right * 0.04 * half]), dark, 0.004)
             if cos < 0.05:
@@ -140,8 +135,8 @@ class HeadPainter:
         # No hair in front of a face that is seen from the side.
         return [outline, outline + np.array([0.45 * np.sign(sin), 0.0])]
 
-    def _paint_hair(self, sin: float, cos: float, width: float) -> None:
-        hair = self.identity.hair
+    def _paint_hair(self, sin: float, cos: float) -> None:
+        hair, width = self.identity.hair, self.width
         fabric, hat = Fabric(hair.color, hair.color), Fabric(hair.hat, hair.hat)
         if hair.style == "bald":
             return
