@@ -70,6 +70,7 @@ from diffusers_cfld.training import (
     AlignmentMaps,
     CFLDTrainingModule,
     LatentCache,
+    LossWeightMaps,
     Muon,
     cfld_loss,
     check_trainable_dtype,
@@ -194,6 +195,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "for autoencoders whose channels differ in that.",
     )
     group.add_argument(
+        "--loss_weight_maps",
+        metavar="FOLDER",
+        default=None,
+        help="Maps of the training pictures that say how much each cell of the latents counts, e.g. more for hands "
+        "or garments: see diffusers_cfld.training.LossWeightMaps. All count alike if not given (the paper).",
+    )
+    group.add_argument(
         "--alignment_maps",
         nargs="+",
         default=[],
@@ -295,7 +303,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.dataset_format == "auto" and (is_index or "://" in args.train_data_dir):
         args.dataset_format = "shards"
     if args.dataset_format == "shards":
-        for name in ("cache_latents", "max_train_samples", "targets_per_source", "loss_metric", "alignment_maps"):
+        per_file = ("cache_latents", "max_train_samples", "targets_per_source", "loss_metric", "loss_weight_maps")
+        for name in (*per_file, "alignment_maps"):
             if getattr(args, name) != parser.get_default(name):
                 parser.error(f"--{name} needs a list of files, not shards, which are read once from end to end.")
         if args.validation_steps and not args.validation_data_dir:
@@ -552,6 +561,12 @@ def estimate_metric(accelerator: Accelerator, vae: AutoencoderKL, pairs: list, s
     return metric.to(accelerator.device)
 
 
+def name_pictures(batch: dict[str, torch.Tensor], pairs: list) -> list[str]:
+    """Files of a batch's sources, then of its targets."""
+    chosen = [pairs[index] for index in batch["index"].tolist()]
+    return [pair.source for pair in chosen] + [pair.target for pair in chosen]
+
+
 def training_loss(
     args: argparse.Namespace,
     model: torch.nn.Module,
@@ -560,9 +575,10 @@ def training_loss(
     batch: dict[str, torch.Tensor],
     moments: torch.Tensor,
     metric: torch.Tensor | None,
+    cell_weights: torch.Tensor | None,
     epoch: int,
 ) -> torch.Tensor:
-    """Eq. 6 on a batch of B pairs; `moments` are those of the B pairs' sources, then of their targets."""
+    """Eq. 6 on a batch of B pairs; moments and weights are those of the B pairs' sources, then of their targets."""
     channels, height, width = moments.shape[1] // 2, *moments.shape[2:]
     random = sample_pair_randomness(batch["index"], (channels, height, width), seed=args.seed, epoch=epoch)
     random = random.to(moments.device)
@@ -602,6 +618,7 @@ def training_loss(
         transfer_weight=args.transfer_loss_weight,
         sample_weights=weights,
         metric=metric,
+        cell_weights=cell_weights,
     )
 
 
@@ -613,11 +630,9 @@ def alignment_loss(
     pairs: list,
 ) -> torch.Tensor:
     """Mean squared error of the maps that the heads made of the last step's features, summed over the heads."""
-    chosen, names = [pairs[index] for index in batch["index"].tolist()], []
-    if args.reconstruction_loss_weight:
-        names += [pair.source for pair in chosen]
-    if args.transfer_loss_weight:
-        names += [pair.target for pair in chosen]
+    names, half = name_pictures(batch, pairs), len(batch["index"])
+    # What weighs nothing was not predicted.
+    names = names[0 if args.reconstruction_loss_weight else half : None if args.transfer_loss_weight else half]
     losses = []
     for aligned, layer_maps in zip(module.aligned, maps, strict=True):
         expected = F.interpolate(layer_maps(names).to(aligned.device), aligned.shape[-2:], mode="area")
@@ -935,6 +950,7 @@ def main(args: argparse.Namespace) -> None:
     components = load_components(args)
     vae, noise_scheduler = components["vae"], components["scheduler"]
     maps = [AlignmentMaps(folder, args.train_data_dir) for folder in args.alignment_maps]
+    loss_weights = LossWeightMaps(args.loss_weight_maps, args.train_data_dir) if args.loss_weight_maps else None
     module = make_module(args, components, maps)
     vae.requires_grad_(False).to(accelerator.device)
     pipeline = CFLDPipeline(**components)
@@ -1046,11 +1062,14 @@ def main(args: argparse.Namespace) -> None:
                     with autocast(accelerator):
                         moments = encode_moments(vae, pixel_values).float()
                 else:
-                    chosen = [dataset.pairs[index] for index in batch["index"].tolist()]
-                    moments = cache([pair.source for pair in chosen] + [pair.target for pair in chosen])
-                    moments = moments.to(accelerator.device)
+                    moments = cache(name_pictures(batch, dataset.pairs)).to(accelerator.device)
+                cell_weights = None
+                if loss_weights is not None:
+                    cell_weights = loss_weights(name_pictures(batch, dataset.pairs)).to(accelerator.device)
                 with accelerator.accumulate(model):
-                    loss = training_loss(args, model, vae, noise_scheduler, batch, moments, metric, epoch)
+                    loss = training_loss(
+                        args, model, vae, noise_scheduler, batch, moments, metric, cell_weights, epoch
+                    )
                     if maps:
                         loss = loss + args.alignment_weight * alignment_loss(args, module, maps, batch, dataset.pairs)
                     mean_of_processes = accelerator.reduce(loss.detach(), reduction="mean").item()

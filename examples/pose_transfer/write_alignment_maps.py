@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write what every cell of the drawn pictures shows, for `train_cfld.py --alignment_maps`.
+"""Write what every cell of the drawn pictures shows, for `train_cfld.py --alignment_maps` and `--loss_weight_maps`.
 
 Every picture is drawn once more with one colour for each kind of thing. A cell of 8 x 8 pixels has the shares of nine
 kinds in its 16 blocks of 2 x 2 pixels. Each of its quarters that shows clothes has its place along and across the
@@ -7,6 +7,9 @@ trunk: in statures, as the phases of patterns that repeat after 0.16 and 0.32 of
 phases, of which checks, diagonals and dots are made. Besides, a cell has the pattern and the colours of the clothes
 that it shows, and its blocks have the differences in colour that the pattern makes, and the shares of each arm's skin
 and sleeve.
+
+The weights are for `--loss_weight_maps`, which takes no other map beside them: clothes inside the figure's outline and
+arms count up to five times as much as the rest.
 
 Interrupted, the same command goes on where it stopped.
 """
@@ -110,6 +113,15 @@ def describe_arms(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -
     return fold(pool(is_arm.astype(np.float32), BLOCK), CELL // BLOCK)
 
 
+def describe_weights(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
+    """1, and up to 4 more by the share of arms and of clothes that are at least a block away from the wall."""
+    walls = torch.from_numpy(pool(is_kind[[KINDS.index("wall")]], BLOCK))
+    is_inside = torch.nn.functional.max_pool2d(walls, kernel_size=3, stride=1, padding=1).numpy()[0] <= 0.25
+    clothes = pool(is_kind[[KINDS.index(name) for name in (*CLOTHES, "inner")]], BLOCK).sum(0) * is_inside
+    arms = pool((draw_arms(person, pose, is_kind.shape[1:]) > 0).astype(np.float32)[None], BLOCK)[0]
+    return 1 + 4 * pool(np.minimum(clothes + arms, 1)[None], CELL // BLOCK)
+
+
 def cover_garment(is_kind: np.ndarray, name: str) -> np.ndarray:
     """Share of a garment with its accents in each cell, (1, h, w)."""
     return pool(is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].sum(0, keepdims=True), CELL)
@@ -127,6 +139,7 @@ MAPS = {
     "colors": describe_colors,
     "contrasts": describe_contrasts,
     "arms": describe_arms,
+    "weights": describe_weights,
 }
 
 

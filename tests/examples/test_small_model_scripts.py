@@ -152,11 +152,11 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     names = json.loads((tmp_path / "names.json").read_text())
     assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
     maps = np.load(tmp_path / "maps.npy")
-    sizes = (9 * 16, 18 * 4, 2 * 8, 5 * 3, 3 * 16, 4 * 16)
+    sizes = (9 * 16, 18 * 4, 2 * 8, 5 * 3, 3 * 16, 4 * 16, 1)
     assert maps.shape == (8, sum(sizes), 16, 12)
     assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, *maps.shape[1:])
     ends = np.cumsum(sizes)[:-1]
-    shares, places, patterns, colors, contrasts, arms = np.split(maps.astype(np.float32), ends, axis=1)
+    shares, places, patterns, colors, contrasts, arms, weights = np.split(maps.astype(np.float32), ends, axis=1)
     shares = shares.reshape(8, len(script.KINDS), 16, 16, 12)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-3)
     people = [DrawnFigures(4, 2, (256, 176)).identity(number) for number in range(4)]
@@ -187,6 +187,17 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
         parts = draw_arms(people[row // 2], DrawnFigures(4, 2, (256, 176)).pose(row // 2, row % 2), (128, 96))
         counts = [(parts == index).sum() / 4 for index in range(1, 5)]
         np.testing.assert_allclose(arms[row].reshape(4, -1).sum(1), counts, rtol=1e-3)
+    # 1 on the wall, more for arms, 5 where there are clothes and no wall near.
+    clothed = shares[:, [*clothes, script.KINDS.index("inner")]].sum(1).mean(1)
+    wall = np.pad(shares[:, 0].mean(1), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    walls = np.lib.stride_tricks.sliding_window_view(wall, (3, 3), axis=(1, 2)).sum((-1, -2))
+    weights, arms = weights[:, 0], arms.sum(1) / 16
+    assert (weights[(clothed == 0) & (arms == 0)] == 1).all()
+    assert (weights >= 1 + 4 * arms - 1e-2).all()
+    assert weights.max() <= 5
+    inside = (clothed > 0.999) & (walls == 0)
+    assert inside.sum() > 5
+    np.testing.assert_allclose(weights[inside], 5, atol=1e-2)
     # Sine and cosine where there are clothes, nothing elsewhere.
     places = places.reshape(8, 18, 4, 16, 12)
     lengths = np.hypot(places[:, 2], places[:, 3])

@@ -330,6 +330,8 @@ def test_shards_are_streamed_and_resumed(script, start, more_data, tmp_path):
 
 def test_options_of_the_objective(script, start, data, tmp_path):
     """Each of them changes what is learned."""
+    images = unique_images(load_pairs(data))
+    write_maps(tmp_path / "maps", np.random.default_rng(0).uniform(0, 4, (len(images), 1, 16, 16)), images, data)
     runs = {
         "default": [],
         "uniform": ["--timestep_sampling=uniform"],
@@ -338,6 +340,7 @@ def test_options_of_the_objective(script, start, data, tmp_path):
         "transfer": ["--reconstruction_loss_weight=0"],
         "muon": ["--optimizer=muon"],
         "pixel-metric": ["--loss_metric=pixel"],
+        "cell-weights": [f"--loss_weight_maps={tmp_path / 'maps'}"],
         "slower": ["--learning_rate_multiplier", "pose_adapter=0.1"],
         "frozen": ["--freeze", "pose_adapter"],
         "published-drop": ["--condition_dropout_prob=1", "--dropped_conditions=prompt"],
@@ -352,17 +355,23 @@ def test_options_of_the_objective(script, start, data, tmp_path):
         for other in names[index + 1 :]:
             assert not torch.equal(weights[one], weights[other]), (one, other)
     assert torch.equal(weights["frozen"], PoseAdapter.from_pretrained(start / "pose_adapter").conv_in.weight)
+    with pytest.raises(ValueError, match=r"`cell_weights` must have shape"):
+        write_maps(tmp_path / "small", np.ones((len(images), 1, 2, 2)), images, data)
+        train(script, start, data, tmp_path / "none", f"--loss_weight_maps={tmp_path / 'small'}")
     scheduler = CFLDPipeline.from_pretrained(tmp_path / "velocity").scheduler
     assert scheduler.config.prediction_type == "v_prediction"
+
+
+def write_maps(folder, maps, names, data):
+    folder.mkdir()
+    np.save(folder / "maps.npy", maps.astype(np.float16))
+    (folder / "names.json").write_text(json.dumps([os.path.relpath(name, data) for name in names]))
 
 
 def test_features_are_aligned_with_maps(script, start, more_data, tmp_path):
     names = unique_images(load_pairs(more_data))
     maps = tmp_path / "maps"
-    maps.mkdir()
-    generator = np.random.default_rng(0)
-    np.save(maps / "maps.npy", generator.normal(size=(len(names), 3, 16, 16)).astype(np.float16))
-    (maps / "names.json").write_text(json.dumps([os.path.relpath(name, more_data) for name in names]))
+    write_maps(maps, np.random.default_rng(0).normal(size=(len(names), 3, 16, 16)), names, more_data)
     aligned = ["--alignment_maps", *[str(maps)] * 2, "--use_ema"]
     aligned += ["--alignment_layer", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1"]
     runs = {"without": ["--use_ema"], "whole": aligned, "no-weight": [*aligned, "--alignment_weight=0"]}

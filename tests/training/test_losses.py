@@ -68,6 +68,22 @@ def test_a_metric_weighs_channels():
         cfld_loss(noise_pred, target, metric=torch.eye(3))
 
 
+def test_cells_are_weighed():
+    noise_pred, target = randn(6, 4, 8, 8, seed=1), randn(6, 4, 8, 8, seed=2)
+    weights = torch.zeros(6, 1, 8, 8)
+    torch.testing.assert_close(
+        cfld_loss(noise_pred, target, cell_weights=weights + 2), 2 * cfld_loss(noise_pred, target)
+    )
+    weights[4, 0, 2, 5] = 6 * 64
+    only = cfld_loss(noise_pred, target, cell_weights=weights)
+    torch.testing.assert_close(only, (noise_pred - target)[4, :, 2, 5].square().mean())
+    metric = torch.diag(torch.tensor([4.0, 0.0, 0.0, 0.0]))
+    first = cfld_loss(noise_pred, target, cell_weights=weights, metric=metric)
+    torch.testing.assert_close(first, (noise_pred - target)[4, 0, 2, 5].square())
+    with pytest.raises(ValueError, match=r"`cell_weights` must have shape \(6, 1, 8, 8\), got \(6, 8, 8\)"):
+        cfld_loss(noise_pred, target, cell_weights=weights[:, 0])
+
+
 def test_the_loss_of_half_precision_is_computed_in_float32():
     noise_pred, target = (300 * randn(2, 4, 8, 8, seed=s) for s in (1, 2))  # squares overflow float16
     half = noise_pred.half()

@@ -1,6 +1,5 @@
 """Formulas and parts of CFLD's training; the loop around them is `examples/pose_transfer/train_cfld.py`."""
 
-from .alignment_maps import AlignmentMaps as AlignmentMaps
 from .condition_dropout import Conditions as Conditions
 from .condition_dropout import drop_conditions as drop_conditions
 from .condition_dropout import sample_condition_drop_mask as sample_condition_drop_mask
@@ -26,6 +25,9 @@ from .parameter_groups import check_trainable_dtype as check_trainable_dtype
 from .parameter_groups import parameter_groups as parameter_groups
 from .parameter_groups import set_unet_trainable as set_unet_trainable
 from .parameter_groups import trainable_parameters as trainable_parameters
+from .picture_maps import AlignmentMaps as AlignmentMaps
+from .picture_maps import LossWeightMaps as LossWeightMaps
+from .picture_maps import PictureMaps as PictureMaps
 from .timestep_sampling import cubic_timesteps as cubic_timesteps
 from .timestep_sampling import sample_timesteps_cubic as sample_timesteps_cubic
 from .timestep_sampling import sample_timesteps_uniform as sample_timesteps_uniform
@@ -40,8 +42,10 @@ __all__ = [
     "Conditions",
     "DoubledBatch",
     "LatentCache",
+    "LossWeightMaps",
     "Muon",
     "PairRandomness",
+    "PictureMaps",
     "cfld_loss",
     "check_trainable_dtype",
     "cubic_timesteps",

@@ -157,6 +157,7 @@ def cfld_loss(
     transfer_weight: float = 1.0,
     sample_weights: torch.Tensor | None = None,
     metric: torch.Tensor | None = None,
+    cell_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The objective of a doubled batch.
 
@@ -172,13 +173,16 @@ def cfld_loss(
         sample_weights: (2B,), e.g. [`min_snr_weights`]; `None` weighs all samples equally, as the paper does.
         metric: M, (C, C), symmetric and positive semi-definite with trace C, e.g. [`pixel_metric`]: a cell's error e
             counts e^T M e / C. `None` is the identity, as in the paper.
+        cell_weights: (2B, 1, h, w), >= 0, of each cell's squared error, e.g. [`LossWeightMaps`]; a term is the mean of
+            the weighted errors, so that weights of mean 1 keep its size. `None` weighs all cells equally, as the paper
+            does.
 
     Returns:
         A float32 scalar, computed in float32 whatever the inputs' dtypes.
 
     Raises:
-        ValueError: The shapes differ, the batch is odd, `metric` is not (C, C), a weight is negative or not finite,
-            or both are zero.
+        ValueError: The shapes differ, the batch is odd, `metric` is not (C, C), `cell_weights` are not (2B, 1, h, w),
+            a term's weight is negative or not finite, or both are zero.
     """
     if noise_pred.shape != target.shape or noise_pred.shape[0] % 2 or not noise_pred.shape[0]:
         raise ValueError(
@@ -199,6 +203,11 @@ def cfld_loss(
         if metric.shape != (channels, channels):
             raise ValueError(f"`metric` must have shape {(channels, channels)}, got {tuple(metric.shape)}.")
         squares = error * torch.einsum("cd,ndhw->nchw", metric.to(error), error)
+    if cell_weights is not None:
+        cells = (error.shape[0], 1, *error.shape[2:])
+        if cell_weights.shape != cells:
+            raise ValueError(f"`cell_weights` must have shape {cells}, got {tuple(cell_weights.shape)}.")
+        squares = squares * cell_weights.to(squares)
     loss = squares.flatten(1).mean(1)  # (2B,)
     if sample_weights is not None:
         if sample_weights.shape != loss.shape:

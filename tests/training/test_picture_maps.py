@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_cfld.training import AlignmentMaps
+from diffusers_cfld.training import AlignmentMaps, LossWeightMaps, PictureMaps
 
 
 def write_maps(folder, maps, names):
@@ -27,6 +27,24 @@ def test_rows_by_name_standardised(tmp_path):
     assert not chosen[:, 2].any()
     scaled = torch.from_numpy(maps[4, 0].astype(np.float32))
     torch.testing.assert_close(chosen[0, 0] - chosen[0, 0, 0, 0], (scaled - scaled[0, 0]) / 2, atol=0.3, rtol=0)
+
+
+def test_rows_as_they_are_and_weights_of_mean_one(tmp_path):
+    maps = np.random.default_rng(0).uniform(0, 4, (5, 1, 4, 4)).astype(np.float32)
+    names = [f"{number}.png" for number in range(5)]
+    write_maps(tmp_path, maps, names)
+    files = [str(tmp_path / name) for name in names]
+    assert torch.equal(PictureMaps(tmp_path, tmp_path)(files[2:4]), torch.from_numpy(maps[2:4]))
+    weights = LossWeightMaps(tmp_path, tmp_path)(files)
+    assert weights.shape == (5, 1, 4, 4)
+    torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
+    torch.testing.assert_close(weights / weights[0, 0, 0, 0], torch.from_numpy(maps / maps[0, 0, 0, 0]))
+    for wrong in (np.concatenate([maps, maps], axis=1), maps - 1, maps * np.nan, maps * 0):
+        write_maps(tmp_path, wrong, names)
+        with pytest.raises(
+            ValueError, match=r"must have shape \(N, 1, h, w\) and hold finite numbers >= 0, not all 0"
+        ):
+            LossWeightMaps(tmp_path, tmp_path)
 
 
 def test_errors(tmp_path):
