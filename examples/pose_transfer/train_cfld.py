@@ -33,6 +33,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    broadcast_object_list,
     gather_object,
     send_to_device,
     set_seed,
@@ -41,6 +42,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DCon
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
@@ -65,6 +67,7 @@ from diffusers_cfld.data import (
     unique_images,
 )
 from diffusers_cfld.data.pair_transform import UnreadableImageError, decode_picture, read_bytes
+from diffusers_cfld.picture_modes import to_rgb
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     AlignmentMaps,
@@ -138,7 +141,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         default=None,
         metavar=("HEIGHT", "WIDTH"),
-        help="Shape of the photos, to which the pipeline pads others; default: the first one's, 256 176 for shards.",
+        help="Shape of the photos, to which the pipeline pads others; default: the first one's, for shards that of "
+        "the model which is trained on, or 256 176.",
     )
     group.add_argument("--flip_source_prob", type=float, default=0.0, help="0.5 as published: left and right blur.")
     group.add_argument(
@@ -150,7 +154,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--cache_latents", action="store_true", help="Encode all pictures by the VAE once, ahead.")
     group.add_argument("--latent_cache_dir", default=None, help="Where to; OUTPUT_DIR/latents otherwise.")
-    group.add_argument("--dataloader_num_workers", type=int, default=4)
+    group.add_argument(
+        "--dataloader_num_workers", type=int, default=4, help="Processes that decode and render, on each device."
+    )
 
     group = parser.add_argument_group("what trains, on which objective")
     group.add_argument(
@@ -164,7 +170,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--unet_lora_alpha", type=int, default=None, help="The rank if not given.")
     group.add_argument("--freeze", nargs="*", choices=PARTS[1:], default=[], help="Parts that do not train.")
-    group.add_argument("--condition_dropout_prob", type=float, default=0.2)
+    group.add_argument(
+        "--condition_dropout_prob",
+        type=float,
+        default=0.2,
+        help="How often a sample loses its conditions, for guidance (the paper: 0.2).",
+    )
     group.add_argument(
         "--dropped_conditions",
         choices=["all", "prompt"],
@@ -186,7 +197,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--reconstruction_loss_weight", type=float, default=1.0, help="0 trains the transfer only, in less time."
     )
-    group.add_argument("--transfer_loss_weight", type=float, default=1.0)
+    group.add_argument(
+        "--transfer_loss_weight", type=float, default=1.0, help="Of source to target; the paper weighs both alike."
+    )
     group.add_argument(
         "--loss_metric",
         choices=["latent", "pixel"],
@@ -220,8 +233,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--train_batch_size", type=int, default=8, help="Pairs per device; the U-Net sees twice that.")
-    group.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    group.add_argument("--num_train_epochs", type=int, default=100)
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches of an optimizer step.")
+    group.add_argument("--num_train_epochs", type=int, default=100, help="Passes over the pairs (the paper: 100).")
     group.add_argument("--max_train_steps", type=int, default=None, help="Overrides the epochs.")
     group.add_argument(
         "--learning_rate", type=float, default=LEARNING_RATE_PER_PAIR, help="Of one pair with --scale_lr (the paper)."
@@ -238,14 +251,21 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "--lr_scheduler",
-        choices=["cfld", *(kind.value for kind in SchedulerType)],
+        choices=["cfld", *(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)],
         default="cfld",
         help="cfld: warm-up, then steps down at --lr_decay_epochs (the paper).",
     )
-    group.add_argument("--lr_warmup_steps", type=int, default=1000)
-    group.add_argument("--lr_warmup_start_factor", type=float, default=0.1)
-    group.add_argument("--lr_decay_epochs", type=int, nargs="*", default=[50])
-    group.add_argument("--lr_decay_factor", type=float, default=0.1)
+    group.add_argument(
+        "--lr_warmup_steps", type=int, default=1000, help="Over which the rate rises (the paper: 1000)."
+    )
+    group.add_argument(
+        "--lr_warmup_start_factor", type=float, default=0.1, help="Of the rate, at the first step, with cfld."
+    )
+    group.add_argument("--lr_num_cycles", type=int, default=1, help="Hard restarts with cosine_with_restarts.")
+    group.add_argument(
+        "--lr_decay_epochs", type=int, nargs="*", default=[50], help="After which the rate steps down, with cfld."
+    )
+    group.add_argument("--lr_decay_factor", type=float, default=0.1, help="By which it does.")
     group.add_argument(
         "--optimizer",
         choices=["adamw", "muon"],
@@ -253,41 +273,51 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="adamw: the paper's Adam. muon: fewer steps for networks that start untrained, see "
         "diffusers_cfld.training.Muon.",
     )
-    group.add_argument("--adam_beta1", type=float, default=0.9)
-    group.add_argument("--adam_beta2", type=float, default=0.999)
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="Decay of the gradients' average.")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="Decay of the squared gradients' average.")
     group.add_argument("--adam_weight_decay", type=float, default=0.0, help="The paper trains with Adam: none.")
-    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="Adam's term against division by zero.")
     group.add_argument("--use_8bit_adam", action="store_true", help="Needs bitsandbytes and CUDA.")
     group.add_argument("--max_grad_norm", type=float, default=None, help="The paper does not clip.")
     group.add_argument("--use_ema", action="store_true", help="Validate and save an average of the weights.")
-    group.add_argument("--ema_decay", type=float, default=0.9999)
+    group.add_argument("--ema_decay", type=float, default=0.9999, help="The longest; it is shorter at first.")
 
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="accelerate's otherwise."
     )
-    group.add_argument("--gradient_checkpointing", action="store_true")
-    group.add_argument("--allow_tf32", action="store_true")
+    group.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="Less memory: activations are computed again in the backward.",
+    )
+    group.add_argument(
+        "--allow_tf32", action="store_true", help="Faster float32 products on GPUs since Ampere, less exact."
+    )
     group.add_argument(
         "--channels_last", action="store_true", help="Memory format of convolutions; try which is faster."
     )
     group.add_argument("--seed", type=int, default=3407, help="Fixes everything that is random.")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", required=True)
+    group.add_argument("--output_dir", required=True, help="Folder for checkpoints, logs and the final pipeline.")
     group.add_argument("--logging_dir", default="logs", help="Under OUTPUT_DIR.")
     group.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, all or none.")
-    group.add_argument("--tracker_project_name", default="cfld")
-    group.add_argument("--checkpointing_steps", type=int, default=500)
-    group.add_argument("--checkpoints_total_limit", type=int, default=None)
+    group.add_argument("--tracker_project_name", default="cfld", help="Name of the run's project there.")
+    group.add_argument("--checkpointing_steps", type=int, default=500, help="Save a checkpoint each so many steps.")
+    group.add_argument(
+        "--checkpoints_total_limit", type=int, default=None, help="Keep the newest so many; all if not given."
+    )
     group.add_argument("--resume_from_checkpoint", default=None, help="A checkpoint's folder, or latest.")
     group.add_argument("--validation_steps", type=int, default=None, help="Draw a grid each so many steps.")
-    group.add_argument("--num_validation_pairs", type=int, default=4)
-    group.add_argument("--validation_inference_steps", type=int, default=20)
-    group.add_argument("--validation_guidance_scale", type=float, default=2.0)
-    group.add_argument("--push_to_hub", action="store_true")
-    group.add_argument("--hub_model_id", default=None)
-    group.add_argument("--hub_token", default=None)
+    group.add_argument("--num_validation_pairs", type=int, default=4, help="Pairs in the grid.")
+    group.add_argument("--validation_inference_steps", type=int, default=20, help="Steps of its sampling.")
+    group.add_argument("--validation_guidance_scale", type=float, default=2.0, help="Its guidance.")
+    group.add_argument("--push_to_hub", action="store_true", help="Upload the final pipeline with a model card.")
+    group.add_argument(
+        "--hub_model_id", default=None, help="Repository; the name of OUTPUT_DIR in your account if not given."
+    )
+    group.add_argument("--hub_token", default=None, help="Better: log in with `hf auth login`.")
 
     args = parser.parse_args(arguments)
     if args.unet_lora_rank is not None and args.train_unet == "all":
@@ -298,6 +328,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--reconstruction_loss_weight and --transfer_loss_weight are both 0: nothing would be learned.")
     if args.hub_token and ("wandb" in args.report_to or args.report_to == "all"):
         parser.error("wandb logs the command line with its --hub_token: log in with `hf auth login` instead.")
+    for name, partner in (("latent_cache_dir", "cache_latents"), ("validation_split", "validation_data_dir")):
+        if getattr(args, name) is not None and not getattr(args, partner):
+            parser.error(f"--{name} is for --{partner}: give both or neither.")
+    if args.validation_data_dir and not args.validation_steps:
+        parser.error("--validation_data_dir is for --validation_steps: give both or neither.")
     check_numbers(parser, args)
     is_index = Path(args.train_data_dir, SHARD_INDEX).is_file()
     if args.dataset_format == "auto" and (is_index or "://" in args.train_data_dir):
@@ -316,6 +351,7 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     least = dict.fromkeys(("lr_warmup_steps", "dataloader_num_workers", "seed"), 0)
     counts = (
         "train_batch_size",
+        "lr_num_cycles",
         "targets_per_source",
         "gradient_accumulation_steps",
         "num_train_epochs",
@@ -346,8 +382,13 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             f"--alignment_layer must name one layer for each of the {len(args.alignment_maps)} folders of "
             f"--alignment_maps, got {args.alignment_layer}."
         )
-    if not args.alignment_weight >= 0:
-        parser.error(f"--alignment_weight must be 0 or more, got {args.alignment_weight}.")
+    for name in ("reconstruction_loss_weight", "transfer_loss_weight", "alignment_weight"):
+        if not 0 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} must be 0 or more, got {getattr(args, name)}.")
+    if args.snr_gamma is not None and not 0 < args.snr_gamma < math.inf:
+        parser.error(f"--snr_gamma must be above 0, got {args.snr_gamma}: without it nothing is weighed by it.")
+    if args.lr_decay_epochs != sorted(args.lr_decay_epochs) or min(args.lr_decay_epochs, default=0) < 0:
+        parser.error(f"--lr_decay_epochs must be 0 or more and ascend, got {args.lr_decay_epochs}.")
     if args.max_grad_norm is not None and not args.max_grad_norm > 0:
         parser.error(f"--max_grad_norm must be above 0, got {args.max_grad_norm}: without it nothing is clipped.")
 
@@ -356,7 +397,8 @@ def load_components(args: argparse.Namespace) -> dict[str, Any]:
     """Components of a pipeline, from one or made for a Stable Diffusion's U-Net."""
     path, options = args.pretrained_model_name_or_path, {"revision": args.revision, "variant": args.variant}
     config = DiffusionPipeline.load_config(path, revision=args.revision)
-    if config["_class_name"] == CFLDPipeline.__name__:
+    # Not by the class's name: CFLDInpaintPipeline has the same components.
+    if "source_encoder" in config:
         components = CFLDPipeline.from_pretrained(path, **options).components
         scheduler_config = components["scheduler"].config
     else:
@@ -400,7 +442,7 @@ def make_pipeline(args: argparse.Namespace, components: dict[str, Any], pairs: l
     shape = args.photo_shape
     for pair in pairs if shape is None else []:
         try:
-            picture = decode_picture(read_bytes(pair.source), pair.source)
+            picture = to_rgb(decode_picture(read_bytes(pair.source), pair.source))
         except UnreadableImageError:
             continue
         shape = picture.height, picture.width
@@ -574,9 +616,10 @@ def training_loss(
     noise_scheduler: DDPMScheduler,
     batch: dict[str, torch.Tensor],
     moments: torch.Tensor,
-    metric: torch.Tensor | None,
-    cell_weights: torch.Tensor | None,
     epoch: int,
+    *,
+    metric: torch.Tensor | None = None,
+    cell_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Eq. 6 on a batch of B pairs; moments and weights are those of the B pairs' sources, then of their targets."""
     channels, height, width = moments.shape[1] // 2, *moments.shape[2:]
@@ -680,7 +723,7 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
     height, width = pipeline.target_size
     rows, psnr = [], []
     for number, pair in enumerate(pairs):
-        source, target = (PIL.Image.open(path).convert("RGB") for path in (pair.source, pair.target))
+        source, target = (to_rgb(decode_picture(read_bytes(path), path)) for path in (pair.source, pair.target))
         with autocast(accelerator):
             result = pipeline(
                 image=source,
@@ -714,6 +757,7 @@ def save_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, 
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()  # each process writes a file of its own
     if accelerator.is_main_process:
         if ema is not None:
             names = trainable_parameters(module)
@@ -723,6 +767,7 @@ def save_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, 
             "step": step,
             "ema_step": None if ema is None else ema.optimization_step,
             "batches": describe_batches(args, accelerator),
+            "trained": describe_trained(args),
         }
         (partial / "trainer_state.json").write_text(json.dumps(state))
         shutil.rmtree(final, ignore_errors=True)
@@ -745,6 +790,15 @@ def describe_batches(args: argparse.Namespace, accelerator: Accelerator) -> dict
     return batches
 
 
+def describe_trained(args: argparse.Namespace) -> dict[str, Any]:
+    """What the states of optimizer and heads depend on, beside the names and shapes of what trains."""
+    return {
+        "optimizer": args.optimizer,
+        "use_8bit_adam": args.use_8bit_adam,
+        "alignment_layer": args.alignment_layer if args.alignment_maps else [],
+    }
+
+
 def collect_report(accelerator: Accelerator, report: SkipReport) -> None:
     """Bring what all processes skipped to the main one, whose report is the one that is saved and told."""
     others = gather_object([report.state_dict()])[1:]
@@ -760,20 +814,77 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def load_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, ema: EMAModel | None) -> int:
-    """Go on from a checkpoint; returns its step."""
-    checkpoints = list_checkpoints(Path(args.output_dir))
+def find_checkpoint(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
+    """The same one for all processes, or none."""
     if args.resume_from_checkpoint == "latest":
-        if not checkpoints:
-            logger.info("There is no checkpoint in %s yet: starting anew.", args.output_dir)
-            return 0
-        folder = checkpoints[-1]
+        found = [str(folder) for folder in list_checkpoints(Path(args.output_dir))[-1:]]
+        (name,) = broadcast_object_list([*found, None][:1])
+        if name is None:
+            return None
     else:
-        folder = Path(args.resume_from_checkpoint)
-        if not (folder / "trainer_state.json").exists():
-            raise SystemExit(f"--resume_from_checkpoint must be latest or a checkpoint's folder, got {str(folder)!r}.")
-    accelerator.load_state(str(folder))
+        name = args.resume_from_checkpoint
+    folder = Path(name)
+    is_there = gather_object([(folder / "trainer_state.json").exists()])
+    if not any(is_there):
+        raise SystemExit(f"--resume_from_checkpoint must be latest or a checkpoint's folder, got {name!r}.")
+    if not all(is_there):
+        raise SystemExit(
+            f"{is_there.count(False)} of {len(is_there)} processes do not see {name!r}: put it and --output_dir where "
+            "all machines can read them."
+        )
+    return folder
+
+
+def check_checkpoint(args: argparse.Namespace, folder: Path, state: dict[str, Any], module) -> None:
+    """Refuse what cannot be gone on from with this run's options."""
+    for name, value in describe_trained(args).items():
+        if state.get("trained", {}).get(name, value) != value:
+            raise SystemExit(
+                f"{folder} was made with --{name} {state['trained'][name]}, this run has {value}: give the same, or "
+                "begin in another --output_dir from the weights of a finished run."
+            )
+    file = folder / "trained.safetensors"
+    if not file.exists():
+        return
+    with safe_open(file, framework="pt") as tensors:
+        found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    here = {name: tuple(parameter.shape) for name, parameter in trainable_parameters(module).items()}
+    differing = sorted(name for name in {**found, **here} if found.get(name) != here.get(name))
+    if differing:
+        raise SystemExit(
+            f"In the run of {folder} other weights trained than in this one, {differing[0]!r} among {len(differing)}: "
+            "give the same --train_unet, --unet_lora_rank, --freeze and --alignment_maps, or begin in another "
+            "--output_dir from the weights of a finished run."
+        )
+
+
+def load_checkpoint(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    module: CFLDTrainingModule,
+    ema: EMAModel | None,
+    optimizer: torch.optim.Optimizer,
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR,
+) -> int:
+    """Go on from a checkpoint; returns its step."""
+    folder = find_checkpoint(args, accelerator)
+    if folder is None:
+        logger.info("There is no checkpoint in %s yet: starting anew.", args.output_dir)
+        return 0
     state = json.loads((folder / "trainer_state.json").read_text())
+    check_checkpoint(args, folder, state, module)
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    accelerator.load_state(str(folder))
+    # Rates and the like are those of this run's options, which --scale_lr may have made others than the checkpoint's.
+    for group, options in zip(optimizer.param_groups, groups, strict=True):
+        group.update(options)
+    lr_scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    lr_scheduler._last_lr = [
+        rate * factor(lr_scheduler.last_epoch)
+        for rate, factor in zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
     # A checkpoint stands between two steps, also one that was left in the middle of an accumulation.
     accelerator.step = state["step"] * args.gradient_accumulation_steps
     has_averages = (folder / "ema.safetensors").exists()
@@ -870,13 +981,14 @@ def make_optimizer(
 
 def make_lr_scheduler(
     args: argparse.Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: float, max_train_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+) -> torch.optim.lr_scheduler.LambdaLR:
     if args.lr_scheduler != "cfld":
         return get_scheduler(
             args.lr_scheduler,
             optimizer,
             num_warmup_steps=args.lr_warmup_steps,
             num_training_steps=max_train_steps,
+            num_cycles=args.lr_num_cycles,
         )
     factor_of_step = learning_rate_lambda(
         steps_per_epoch,
@@ -888,19 +1000,25 @@ def make_lr_scheduler(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor_of_step)
 
 
+def has_finite_weights(accelerator: Accelerator, module: CFLDTrainingModule) -> bool:
+    """Whether all processes' weights are numbers."""
+    finite = all(torch.isfinite(parameter).all() for parameter in trainable_parameters(module).values())
+    return all(gather_object([finite]))
+
+
 def stop_at_nan(
-    args: argparse.Namespace, accelerator: Accelerator, module, ema: EMAModel | None, step: int, what: str
+    args: argparse.Namespace, accelerator: Accelerator, module, ema: EMAModel | None, step: int, loss: float | None
 ):
     """Leave a checkpoint, unless the weights are broken, and end the run."""
-    if all(torch.isfinite(parameter).all() for parameter in trainable_parameters(module).values()):
-        checkpoint = save_checkpoint(args, accelerator, module, ema, step)
-        where = f"; the weights that gave it are in {checkpoint}"
+    what = f"{'The weights are not finite' if loss is None else f'The loss is {loss}'} after {step} steps"
+    if loss is not None and has_finite_weights(accelerator, module):
+        where = f"the weights that gave it are in {save_checkpoint(args, accelerator, module, ema, step)}"
     else:
+        what += "" if loss is None else ", and the weights are not finite either"
         good = list_checkpoints(Path(args.output_dir))
         where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-        where = f", and the weights are not finite either; {where}"
     accelerator.end_training()
-    raise SystemExit(f"{what} after {step} steps{where}.")
+    raise SystemExit(f"{what}; {where}.")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -1035,7 +1153,9 @@ def main(args: argparse.Namespace) -> None:
     accelerator.init_trackers(args.tracker_project_name, config=settings)
     if args.report_to != "none" and accelerator.is_main_process and not accelerator.trackers:
         logger.warning("--report_to %s is not installed: nothing is logged to it.", args.report_to)
-    step = load_checkpoint(args, accelerator, module, ema) if args.resume_from_checkpoint else 0
+    step = 0
+    if args.resume_from_checkpoint:
+        step = load_checkpoint(args, accelerator, module, ema, optimizer, lr_scheduler)
     if not accelerator.is_main_process:
         report.load_state_dict(SkipReport().state_dict())  # what all processes have found or loaded alike
     logger.info("%d pairs, %d of them in an optimizer step, %d steps.", num_pairs, total_batch_size, max_train_steps)
@@ -1067,14 +1187,13 @@ def main(args: argparse.Namespace) -> None:
                 if loss_weights is not None:
                     cell_weights = loss_weights(name_pictures(batch, dataset.pairs)).to(accelerator.device)
                 with accelerator.accumulate(model):
-                    loss = training_loss(
-                        args, model, vae, noise_scheduler, batch, moments, metric, cell_weights, epoch
-                    )
+                    weights = {"metric": metric, "cell_weights": cell_weights}
+                    loss = training_loss(args, model, vae, noise_scheduler, batch, moments, epoch, **weights)
                     if maps:
                         loss = loss + args.alignment_weight * alignment_loss(args, module, maps, batch, dataset.pairs)
                     mean_of_processes = accelerator.reduce(loss.detach(), reduction="mean").item()
                     if not math.isfinite(mean_of_processes):
-                        stop_at_nan(args, accelerator, module, ema, step, f"The loss is {mean_of_processes}")
+                        stop_at_nan(args, accelerator, module, ema, step, mean_of_processes)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients and args.max_grad_norm is not None:
                         accelerator.clip_grad_norm_(trained, args.max_grad_norm)
@@ -1096,6 +1215,9 @@ def main(args: argparse.Namespace) -> None:
                 progress.set_postfix(loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.2e}")
                 accelerator.log(logs, step=step)
                 if step % args.checkpointing_steps == 0 or step == max_train_steps:
+                    # Gradients can break them without the loss having told.
+                    if not has_finite_weights(accelerator, module):
+                        stop_at_nan(args, accelerator, module, ema, step, None)
                     save_checkpoint(args, accelerator, module, ema, step)
                 if args.validation_steps and (step % args.validation_steps == 0 or step == max_train_steps):
                     if accelerator.is_main_process:

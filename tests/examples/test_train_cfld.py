@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
 
-from diffusers_cfld import CFLDPipeline, PoseAdapter, SwinImageEncoder
+from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline, PoseAdapter, SwinImageEncoder
 from diffusers_cfld.data import PosePairDataset, collate_pose_pairs, load_pairs, unique_images, write_shards
 from diffusers_cfld.training import CFLDTrainingModule, encode_moments, scaled_learning_rate
 
@@ -301,7 +302,7 @@ def test_models_in_half_precision_get_what_they_take(script, start, data, tmp_pa
         components["vae"], torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])
     )
     with module.training_attention():
-        loss = script.training_loss(args, module, components["vae"], components["scheduler"], batch, moments, None, 0)
+        loss = script.training_loss(args, module, components["vae"], components["scheduler"], batch, moments, 0)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
 
@@ -506,6 +507,21 @@ def test_weights_that_are_not_finite_are_not_saved(script, start, data, tmp_path
     assert not script.list_checkpoints(tmp_path / "out")
 
 
+def test_weights_that_break_are_not_saved(script, start, data, tmp_path, monkeypatch):
+    def breaking_loss(args, model, *others, **kwargs):
+        loss = training_loss(args, model, *others, **kwargs)
+        # 0, with a gradient that is no number.
+        nothing = (0 * model.pose_adapter.conv_in.weight.sum()).sqrt()
+        losses.append(loss)
+        return loss + nothing if len(losses) == 2 else loss
+
+    losses, training_loss = [], script.training_loss
+    monkeypatch.setattr(script, "training_loss", breaking_loss)
+    with pytest.raises(SystemExit, match=r"The weights are not finite after 2 steps; the last good .*checkpoint-1\."):
+        train(script, start, data, tmp_path / "out", "--checkpointing_steps=1", steps=3)
+    assert [folder.name for folder in script.list_checkpoints(tmp_path / "out")] == ["checkpoint-1"]
+
+
 def test_broken_pictures_are_named_and_survive_a_resume(script, start, more_data, tmp_path, caplog):
     folder = tmp_path / "data"
     write_lists(folder)
@@ -534,8 +550,8 @@ def test_an_interrupted_accumulation_begins_anew(script, steady_start, more_data
 
     losses = []
 
-    def breaking_loss(*args):
-        losses.append(training_loss(*args))
+    def breaking_loss(*args, **kwargs):
+        losses.append(training_loss(*args, **kwargs))
         return losses[-1] * (float("nan") if len(losses) == 3 else 1)
 
     training_loss = script.training_loss
@@ -564,6 +580,66 @@ def test_what_a_resumed_run_changes_is_told(script, start, more_data, tmp_path, 
     name = "pose_adapter.conv_in.weight"
     assert torch.equal(saved.pose_adapter.conv_in.weight, trained[name])
     assert not torch.equal(trained[name], CFLDPipeline.from_pretrained(start).pose_adapter.conv_in.weight)
+
+
+def test_a_resumed_runs_own_rate_holds(script, start, more_data, tmp_path):
+    options = [
+        "--checkpointing_steps=1",
+        "--resume_from_checkpoint=latest",
+        "--lr_scheduler=constant",
+        "--no-scale_lr",
+    ]
+    for steps, rate in ((1, "1e-3"), (2, "1e-5")):
+        AcceleratorState._reset_state(True)
+        more = [f"--learning_rate={rate}", f"--adam_weight_decay={rate}", "--learning_rate_multiplier", "unet=0.5"]
+        train(script, start, more_data, tmp_path / "out", *options, *more, steps=steps)
+        state = torch.load(tmp_path / "out" / f"checkpoint-{steps}" / "optimizer.bin", weights_only=True)
+        rates = {group["lr"] for group in state["param_groups"]}
+        assert rates == {float(rate), 0.5 * float(rate)}
+        assert {group["weight_decay"] for group in state["param_groups"]} == {float(rate)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer=muon"], r"was made with --optimizer adamw, this run has muon"),
+        (["--freeze", "pose_adapter"], r"other weights trained than in this one, 'pose_adapter\..* give the same"),
+        (["--train_unet=all"], r"other weights trained than in this one, 'unet\."),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_refused(script, start, first_checkpoint, options, message):
+    with pytest.raises(SystemExit, match=message):
+        train(script, start, *first_checkpoint, "--resume_from_checkpoint=latest", *options, steps=2)
+
+
+@pytest.fixture(scope="module")
+def first_checkpoint(script, start, more_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    train(script, start, more_data, folder, "--checkpointing_steps=1")
+    AcceleratorState._reset_state(True)
+    return more_data, folder
+
+
+def test_every_machine_has_to_see_the_checkpoint(script, start, first_checkpoint, monkeypatch):
+    monkeypatch.setattr(script, "gather_object", lambda objects: [*objects, False])
+    with pytest.raises(SystemExit, match=r"1 of 2 processes do not see .*checkpoint-1': put it and --output_dir"):
+        train(script, start, *first_checkpoint, "--resume_from_checkpoint=latest", steps=2)
+
+
+def test_a_folder_of_the_inpaint_pipeline_is_one_of_cfld(script, start, data, tmp_path):
+    CFLDInpaintPipeline.from_pretrained(start).save_pretrained(tmp_path / "start")
+    args = script.parse_args(arguments(tmp_path / "start", data, tmp_path / "out"))
+    weights = script.load_components(args)["pose_adapter"].state_dict()
+    assert_bit_equal(weights, CFLDPipeline.from_pretrained(start).pose_adapter.state_dict())
+
+
+def test_the_frame_is_that_of_the_upright_photos(script, start, data, tmp_path):
+    picture = Image.new("RGB", (128, 88))
+    picture.getexif()[0x0112] = 6  # lies on its side
+    picture.save(tmp_path / "photo.png", exif=picture.getexif())
+    args = script.parse_args(arguments(start, data, tmp_path / "out"))
+    pair = replace(load_pairs(data)[0], source=str(tmp_path / "photo.png"))
+    assert script.make_pipeline(args, script.load_components(args), [pair]).photo_shape == (128, 88)
 
 
 def test_frozen_parts_are_evaluated(script, start, data, tmp_path):
@@ -632,6 +708,13 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
         (["--max_grad_norm=0"], "--max_grad_norm must be above 0, got 0.0"),
         (["--use_8bit_adam"], "pip install bitsandbytes"),
         (["--use_8bit_adam", "--optimizer=muon"], "exclude each other"),
+        (["--transfer_loss_weight=-1"], "--transfer_loss_weight must be 0 or more, got -1.0"),
+        (["--snr_gamma=0"], "--snr_gamma must be above 0, got 0.0"),
+        (["--lr_decay_epochs", "5", "3"], "--lr_decay_epochs must be 0 or more and ascend, got [5, 3]"),
+        (["--latent_cache_dir=latents"], "--latent_cache_dir is for --cache_latents"),
+        (["--validation_split=test"], "--validation_split is for --validation_data_dir"),
+        (["--validation_data_dir=other"], "--validation_data_dir is for --validation_steps"),
+        (["--lr_scheduler=piecewise_constant"], "invalid choice: 'piecewise_constant'"),
     ],
 )
 def test_errors_are_one_sentence(script, start, data, tmp_path, capsys, options, message):

@@ -38,6 +38,15 @@ def test_seed_epoch_and_index_all_matter(other):
         assert not torch.equal(tensor, getattr(changed, name)), name
 
 
+def test_a_repeated_pair_gets_other_numbers():
+    once, thrice = draw([7, 3]), draw([7, 3, 7, 7])
+    for name, tensor in thrice._asdict().items():
+        repeated = tensor.unflatten(0, (2, 4))
+        assert torch.equal(repeated[:, :2], getattr(once, name).unflatten(0, (2, 2))), name
+        for first, second in ((0, 2), (0, 3), (2, 3)):
+            assert not torch.equal(repeated[:, first], repeated[:, second]), name
+
+
 def test_a_pairs_numbers_have_nothing_in_common():
     random = draw([7])
     assert not torch.equal(random.noise, random.posterior_noise)

@@ -77,8 +77,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar=("HEIGHT", "WIDTH"),
         help="size in pixels of the picture that the keypoints were measured on, if not what the file says; "
-        "files that say nothing are read as 256x176; poses on another shape than the model's photos are brought into "
-        "it, around the person",
+        "without it arrays and CSV rows are read as 256x176 and OpenPose files have to say it; poses on another shape "
+        "than the model's photos are brought into it, around the person",
     )
     parser.add_argument("--pose-row", metavar="NAME", help="which row of a CSV file with several")
     parser.add_argument("--pose-person", type=int, metavar="N", help="which person of an OpenPose file, from 0")

@@ -152,5 +152,5 @@ def _digest_files(names: Sequence[str]) -> str:
 
 def _digest_weights(vae: AutoencoderKL) -> str:
     """Tell autoencoders apart by one number per weight, which does not depend on where they are."""
-    sums = [f"{name} {value.double().sum().item():.6g}" for name, value in sorted(vae.state_dict().items())]
+    sums = [f"{name} {value.cpu().double().sum().item():.6g}" for name, value in sorted(vae.state_dict().items())]
     return _digest(sums)

@@ -6,6 +6,7 @@ however its batch is spread over processes and accumulation steps, and a resumed
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ def sample_pair_randomness(
     """Draw the random numbers of some pairs.
 
     Args:
-        indices: B indices of pairs in the data set, >= 0.
+        indices: B indices of pairs in the data set, >= 0. One that comes several times gets other numbers each time.
         latent_shape: (C, h, w).
         seed: Of the run, >= 0.
         epoch: Epochs that were done before this one, >= 0.
@@ -63,15 +64,20 @@ def sample_pair_randomness(
             f"There must be at least one index, and `seed`, `epoch` and all indices must be >= 0, got {indices}, seed "
             f"{seed} and epoch {epoch}."
         )
-    drawn = [_sample_one(index, latent_shape, seed, epoch) for index in indices]
+    times: Counter[int] = Counter()
+    drawn = []
+    for index in indices:
+        repetition = [times[index]] if times[index] else []
+        drawn.append(_sample_one([seed, epoch, index, *repetition], latent_shape))
+        times[index] += 1
     # (B, 2, ...) to (2B, ...), all sources before all targets
     return PairRandomness(
         *(torch.stack(tensors).transpose(0, 1).flatten(0, 1) for tensors in zip(*drawn, strict=True))
     )
 
 
-def _sample_one(index: int, latent_shape: tuple[int, int, int], seed: int, epoch: int) -> tuple[torch.Tensor, ...]:
-    state = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0]
+def _sample_one(entropy: list[int], latent_shape: tuple[int, int, int]) -> tuple[torch.Tensor, ...]:
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
     return (
         torch.randn(2, *latent_shape, generator=generator),
