@@ -14,6 +14,8 @@ folder `labels` of the data; interrupted, that goes on where it stopped.
 
 import argparse
 import copy
+import hashlib
+import json
 import logging
 import multiprocessing
 import os
@@ -166,7 +168,9 @@ def load_person(
 def load_pictures(args: argparse.Namespace, people: DrawnFigures, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
     """Pictures (N, height, width, 3) and coverages (N, h, w, 7), uint8, person by person; stored by the first call."""
     root = Path(args.train_data_dir)
-    name = f"{args.poses_per_identity}-{size[0]}x{size[1]}"
+    # Of other people, or as another version drew them, they must not be taken for these.
+    version = hashlib.sha256(json.dumps(people.settings, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{args.poses_per_identity}-{size[0]}x{size[1]}-{version}"
     files = [root / "labels" / f"{kind}-{name}.npy" for kind in ("pictures", "coverages")]
     if not all(file.exists() for file in files):
         load = partial(load_person, people=people, folder=root, num_poses=args.poses_per_identity, size=size)
@@ -425,8 +429,8 @@ def prompt_spread(module: LabelTraining, pictures: torch.Tensor) -> float:
     return spread
 
 
-def save(accelerator: Accelerator, pipe: CFLDPipeline, prompt_factor: float, step: int, folder: Path) -> None:
-    """Write a checkpoint in place of the last, and the pipeline with what S and D have learned; by all processes."""
+def save_checkpoint(accelerator: Accelerator, step: int, folder: Path) -> None:
+    """Write a checkpoint in place of the last; by all processes."""
     begun = folder / "checkpoint-begun"
     if accelerator.is_main_process:
         shutil.rmtree(begun, ignore_errors=True)
@@ -438,6 +442,12 @@ def save(accelerator: Accelerator, pipe: CFLDPipeline, prompt_factor: float, ste
         os.replace(begun, folder / f"checkpoint-{step}")
         for checkpoint in older:
             shutil.rmtree(checkpoint)
+    accelerator.wait_for_everyone()
+
+
+def save_pipeline(accelerator: Accelerator, pipe: CFLDPipeline, prompt_factor: float, folder: Path) -> None:
+    """Write the pipeline with what S and D have learned; by all processes."""
+    if accelerator.is_main_process:
         learning = pipe.prompt_decoder
         pipe.prompt_decoder = copy.deepcopy(learning)
         scale_prompts(pipe.prompt_decoder, prompt_factor)
@@ -464,7 +474,7 @@ def main(args: argparse.Namespace) -> None:
         )
     torch.manual_seed(args.seed)
     pipe = CFLDPipeline.from_pretrained(args.pretrained_model_name_or_path)
-    module = LabelTraining(pipe.source_encoder, pipe.prompt_decoder).train()
+    module = LabelTraining(pipe.source_encoder, pipe.prompt_decoder).train().to(accelerator.device)
     with accelerator.main_process_first():
         pictures, coverages = load_pictures(args, people, pipe.source_encoder.image_size)
     descriptions = [describe(people.identity(number)) for number in range(people.num_identities)]
@@ -514,9 +524,12 @@ def main(args: argparse.Namespace) -> None:
             if accelerator.is_main_process:
                 tested = torch.arange(num_trained, len(pictures), 2)
                 logging.info("step %d: %s", step, measure(module, load_batch, tested))
-            factor = start_spread / prompt_spread(module, few_pictures)
-            save(accelerator, pipe, factor, step, folder)
+            save_checkpoint(accelerator, step, folder)
+            save_pipeline(accelerator, pipe, start_spread / prompt_spread(module, few_pictures), folder)
             module.train()
+    if first >= args.max_train_steps:
+        # Killed after the last checkpoint, the run may have left no pipeline, or half of one.
+        save_pipeline(accelerator, pipe, start_spread / prompt_spread(module, few_pictures), folder)
     accelerator.end_training()
 
 

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,8 @@ def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise SystemExit("This script trains in one process: start it without `accelerate launch`.")
+    if not 0 <= args.crop <= min(args.height, args.width):
+        raise SystemExit(f"--crop must be from 0 to {min(args.height, args.width)}, got {args.crop}.")
     set_seed(args.seed)
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae) if args.pretrained_vae else create_autoencoder(args)
     dataset = PictureFolder(args.train_data_dir, (args.height, args.width), args.max_train_samples)
@@ -170,6 +173,8 @@ def main(args: argparse.Namespace) -> None:
     checkpoint, former = output / "checkpoint", output / "checkpoint.old"
     if former.exists() and not checkpoint.exists():
         os.replace(former, checkpoint)  # killed between the two moves below
+    if checkpoint.exists() and not args.resume_from_checkpoint:
+        raise SystemExit(f"{output} has a checkpoint: use --resume_from_checkpoint latest, or another --output_dir.")
     if args.resume_from_checkpoint and (checkpoint / "step.json").exists():
         accelerator.load_state(str(checkpoint))
         step = json.loads((checkpoint / "step.json").read_text())["step"]
@@ -220,4 +225,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

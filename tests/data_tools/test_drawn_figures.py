@@ -439,6 +439,11 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="was not written here"):
         DrawnFigures(1, 2, (16, 11)).write_folder(tmp_path)
     assert (tmp_path / "pairs.jsonl").read_text() == "{}\n"
+    # Pictures of another drawing version would be kept beside new keypoints.
+    (tmp_path / "mine" / "drawn_figures.json").unlink()
+    (tmp_path / "mine" / "pairs.jsonl").unlink()
+    with pytest.raises(ValueError, match="holds 'images', which was not written here"):
+        DrawnFigures(1, 2, (16, 11)).write_folder(tmp_path / "mine")
 
 
 def test_the_figures_of_a_folder(tmp_path):

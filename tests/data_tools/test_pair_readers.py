@@ -189,8 +189,10 @@ def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
         "",
         line(source_keypoints=pose.to_openpose(), size=[512, 512]),
         line(),
+        line(source_keypoints=[pose.to_openpose()], target_keypoints=json.dumps(pose.to_openpose()), size=[512, 512]),
     )
-    first, second, third = load_pairs(tmp_path)
+    first, second, third, fourth = load_pairs(tmp_path)
+    assert fourth.source_keypoints == fourth.target_keypoints == pose
     assert first.source_keypoints == first.target_keypoints == second.source_keypoints == pose
     assert second.target_keypoints.size == (512, 512)
     assert third.source_keypoints.size == (256, 176)

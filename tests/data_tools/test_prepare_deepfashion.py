@@ -41,8 +41,8 @@ def lists(tmp_path):
     return tmp_path / "lists"
 
 
-def zipped(archive):
-    with zipfile.ZipFile(archive / "Img" / "img_highres.zip", "w") as file:
+def zipped(archive, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(archive / "Img" / "img_highres.zip", "w", compression) as file:
         for name in PICTURES:
             file.write(archive / "Img" / "img_highres" / name, f"img_highres/{name}")
     return archive / "Img" / "img_highres.zip"
@@ -122,10 +122,11 @@ def test_missing_and_damaged_pictures_are_named_and_left_out(archive, lists, tmp
     assert not (tmp_path / "out" / "train_highres" / TRAIN[0]).exists()
 
 
-def test_a_damaged_zip_member_is_named(archive, lists, tmp_path):
-    file = zipped(archive)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_zip_member_is_named(archive, lists, tmp_path, compression):
+    file = zipped(archive, compression)
     content = file.read_bytes()
-    start = content.index(b"\xff\xd8") + 100
+    start = content.index(b".jpg") + 104
     file.write_bytes(content[:start] + bytes(50) + content[start + 50 :])
     report = prepare_deepfashion(file, tmp_path / "out", lists)
     (entry,) = report["skipped"]["files"].values()

@@ -25,6 +25,8 @@ from diffusers_cfld.data import (
     load_pairs,
     write_shards,
 )
+from diffusers_cfld.data import shards as module
+from diffusers_cfld.data.pair_transform import UnreadableImageError
 from diffusers_cfld.data.streamed_pairs import _check_rank
 
 SIZES = {"source_size": (16, 12), "image_size": (20, 14), "pose_size": (16, 12)}
@@ -166,6 +168,27 @@ def test_broken_pictures_stay_out_and_are_named(pairs, tmp_path, caplog):
         caplog.clear()
         write_shards(pairs, tmp_path / "others", pairs_per_shard=4)
         assert pairs[1].source in caplog.text
+
+
+def test_a_disk_that_goes_away_leaves_no_short_shards(pairs, shards, tmp_path, monkeypatch):
+    calls, really_read = itertools.count(), module.read_bytes
+
+    def read(image):
+        # From the last pair of the second shard on.
+        if next(calls) >= 15:
+            raise UnreadableImageError(str(image), "does not exist")
+        return really_read(image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_bytes", read)
+        patch.setattr(module, "MAX_TRIES", 2)
+        with pytest.raises(UnreadableDataError, match="2 in a row cannot be read"):
+            write_shards(pairs, tmp_path / "away", pairs_per_shard=4)
+    index = json.loads((tmp_path / "away" / "shards.json").read_text())
+    assert [shard["num_pairs"] for shard in index["shards"]] == [4]
+    write_shards(pairs, tmp_path / "away", pairs_per_shard=4)
+    for file in shards.iterdir():
+        assert (tmp_path / "away" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_wholly_wrong_pictures_and_wrong_arguments_are_one_sentence(pairs, deepfashion, tmp_path):

@@ -1,13 +1,14 @@
 """The scripts that make the small model, from the drawing to the table, each for a step or two."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from example_scripts import load_example
 
-from diffusers_cfld import CFLDPipeline, hybrid_granularity_attention
+from diffusers_cfld import CFLDPipeline, PerceptionRefinedDecoder, hybrid_granularity_attention
 from diffusers_cfld.data.drawn_figures import DrawnFigures
 from diffusers_cfld.data.drawn_parts import draw_arms
 from diffusers_cfld.file_writing import ResumableArrays
@@ -34,6 +35,8 @@ def test_the_autoencoder_starts_by_passing_colours_through(drawn, tmp_path):
     script.main(script.parse_args([*options, "--max_train_steps", "1"]))
     assert json.loads((tmp_path / "checkpoint" / "step.json").read_text()) == {"step": 1}
     vae = script.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    with pytest.raises(SystemExit, match="has a checkpoint: use --resume_from_checkpoint latest"):
+        script.main(script.parse_args(options[:-2]))
     again = ["--pretrained_vae", str(tmp_path / "vae"), "--learning_rate", "0", "--max_train_steps", "1"]
     script.main(script.parse_args([*options, *again, "--output_dir", str(tmp_path / "again")]))
     continued = script.AutoencoderKL.from_pretrained(tmp_path / "again" / "vae")
@@ -228,8 +231,11 @@ def test_labels_go_on_where_they_stopped_with_the_same_drawing(drawn, is_of_this
     options = ["--pretrained_model_name_or_path=x", "--output_dir=x", "--train_data_dir", str(drawn)]
     args = script.parse_args([*options, "--num_workers=1", "--poses_per_identity=2"])
     people = DrawnFigures.from_folder(drawn)
-    files = [drawn / "labels" / f"{kind}-2-128x96.npy" for kind in ("pictures", "coverages")]
-    files[0].parent.mkdir(exist_ok=True)
+    script.load_pictures(args, people, (128, 96))
+    files = sorted((drawn / "labels").iterdir(), reverse=True)
+    assert [file.name.split("-")[0] for file in files] == ["pictures", "coverages"]
+    for file in files:
+        file.unlink()
     shapes = [(8, 128, 96, 3), (8, *script.coverage_shape((128, 96)))]
     settings = people.settings if is_of_this_drawing else {**people.settings, "drawing_version": 0}
     begun = ResumableArrays(files, shapes, np.uint8, settings)
@@ -258,6 +264,12 @@ def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, dra
         script.main(script.parse_args([*options, "--max_train_steps", "2"]))
     script.main(script.parse_args([*options, "--max_train_steps", "2", "--resume_from_checkpoint"]))
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    # Killed between the last checkpoint and the pipeline.
+    weights = CFLDPipeline.from_pretrained(tmp_path).prompt_decoder.state_dict()
+    shutil.rmtree(tmp_path / "prompt_decoder")
+    script.main(script.parse_args([*options, "--max_train_steps", "2", "--resume_from_checkpoint"]))
+    again = PerceptionRefinedDecoder.from_pretrained(tmp_path / "prompt_decoder").state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_labels_that_a_picture_does_not_show():

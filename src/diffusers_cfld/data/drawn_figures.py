@@ -236,11 +236,12 @@ class DrawnFigures:
             Path of `pairs.jsonl`.
 
         Raises:
-            ValueError: The folder was begun with other settings, or holds a `pairs.jsonl` from elsewhere.
+            ValueError: The folder was begun with other settings, or holds a `pairs.jsonl` or `images` from elsewhere.
         """
         folder = Path(path)
-        (folder / _IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._claim(folder)
+        (folder / _IMAGE_FOLDER).mkdir(exist_ok=True)
         lines = []
         for identity in range(self.num_identities):
             person = self.identity(identity)
@@ -283,7 +284,7 @@ class DrawnFigures:
         if version != _DRAWING_VERSION:
             raise ValueError(
                 f"{str(path)!r} holds figures of drawing version {version}, but version {_DRAWING_VERSION} is drawn "
-                "now: write the folder again."
+                "now: delete it and write it again."
             )
         return cls(**{**settings, "size": tuple(settings["size"])})
 
@@ -305,12 +306,13 @@ class DrawnFigures:
             if found != settings:
                 raise ValueError(
                     f"{str(folder)!r} was begun with other settings, {found} instead of {settings}: "
-                    "use those again, or another folder."
+                    "use those again, or another folder, where the drawing version is another one."
                 )
-        elif (folder / _PAIRS_FILE).exists():
-            raise ValueError(f"{str(folder)!r} holds a {_PAIRS_FILE} that was not written here: use another folder.")
-        else:
-            write_file(file, json.dumps(settings, indent=2).encode() + b"\n")
+            return
+        foreign = [name for name in (_PAIRS_FILE, _IMAGE_FOLDER) if (folder / name).exists()]
+        if foreign:
+            raise ValueError(f"{str(folder)!r} holds {foreign[0]!r}, which was not written here: use another folder.")
+        write_file(file, json.dumps(settings, indent=2).encode() + b"\n")
 
     def __repr__(self) -> str:
         return (

@@ -244,8 +244,18 @@ def _read_line(line: str, folder: Path, cache: dict[str, tuple[object, Keypoints
 
 
 def _read_keypoints(raw: object, size: Any) -> Keypoints:
-    tells_frame = isinstance(raw, dict) and ("size" in raw or "canvas_height" in raw)
-    return Keypoints.from_any(raw, None if tells_frame or size is None else tuple(size))
+    return Keypoints.from_any(raw, None if size is None or _tells_frame(raw) else tuple(size))
+
+
+def _tells_frame(raw: object) -> bool:
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except ValueError:  # a line of CSV
+            return False
+    if isinstance(raw, list) and len(raw) == 1:
+        raw = raw[0]
+    return isinstance(raw, dict) and ("size" in raw or "canvas_height" in raw)
 
 
 def _check_root(root: str | os.PathLike[str], split: str = "train") -> Path:

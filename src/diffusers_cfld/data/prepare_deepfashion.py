@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import lzma
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,7 +204,7 @@ def _open_archive(archive: Path) -> tuple[dict[str, Any], Callable[[Any], bytes]
     def read(member: zipfile.ZipInfo) -> bytes:
         try:
             return content.read(member)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
             raise UnreadableImageError(member.filename, f"is damaged in the archive ({error})") from error
 
     return _by_key({member: tuple(member.filename.split("/")) for member in members}), read
@@ -230,7 +232,10 @@ def _place(name: str, target: Path, pictures: Mapping[str, Any], read: Callable[
     source = pictures.get(_key(name))
     if source is None:
         raise UnreadableImageError(name, "is not in the archive")
-    size = source.file_size if isinstance(source, zipfile.ZipInfo) else source.stat().st_size
+    try:
+        size = source.file_size if isinstance(source, zipfile.ZipInfo) else source.stat().st_size
+    except FileNotFoundError as error:
+        raise UnreadableImageError(name, "is a link to nowhere in the archive") from error
     if target.is_file() and target.stat().st_size == size and size:
         return
     data = read(source)
@@ -248,10 +253,12 @@ def _place(name: str, target: Path, pictures: Mapping[str, Any], read: Callable[
 def _copy_lists(lists: Path, target: Path, split: str) -> None:
     if lists.resolve() == target.resolve():
         return
-    files = [find_csv(lists, DEEPFASHION_PREFIXES, kind, split) for kind in ("pairs", "annotation")]
-    for file in [*files, lists / f"{split}.lst"]:
-        if file.is_file():
-            write_file(target / file.name, file.read_bytes())
+    for kind in ("pairs", "annotation"):
+        # Under one name, or lists of the other spelling from an earlier call would be read instead.
+        name = f"{DEEPFASHION_PREFIXES[0]}-{kind}-{split}.csv"
+        write_file(target / name, find_csv(lists, DEEPFASHION_PREFIXES, kind, split).read_bytes())
+    if (lists / f"{split}.lst").is_file():
+        write_file(target / f"{split}.lst", (lists / f"{split}.lst").read_bytes())
 
 
 def _count_pairs(target: Path, split: str, present: set[str], skipped: SkipReport) -> dict[str, Any]:

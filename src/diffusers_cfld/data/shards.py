@@ -62,7 +62,7 @@ def write_shards(
 
     Raises:
         ValueError: An argument is out of range, or the folder was begun with other pairs or settings.
-        UnreadableDataError: No pair is readable, or none of the first 32.
+        UnreadableDataError: No pair is readable, or 32 pictures in a row are not.
         OSError: A file cannot be written.
     """
     if not len(pairs):
@@ -86,13 +86,25 @@ def write_shards(
     finished = {shard["name"]: shard for shard in index["shards"]}
     suffixes: dict[str, str] = {}
     num_pairs = 0
+    in_a_row: dict[str, tuple[int, str]] = {}  # shard and reason of each file that broke since the last good pair
     for number, first in enumerate(range(0, len(pairs), pairs_per_shard)):
         name = f"pairs-{number:06d}.tar"
         if name not in finished or not _is_there(folder / name, finished[name]):
             keys = order[first : first + pairs_per_shard].tolist()
-            count = _write_shard(folder / name, [(key, pairs[key]) for key in keys], suffixes, skipped)
-            if not num_pairs + count and len(skipped) >= MAX_TRIES:
-                raise UnreadableDataError.after([(path, skipped.reason(path)) for path in skipped])
+            shard = [(key, pairs[key]) for key in keys]
+            try:
+                count = _write_shard(folder / name, shard, number, suffixes, skipped, in_a_row)
+            except UnreadableDataError:
+                # A disk that is away: the same call tries these files again once it is back.
+                first_broken = min(shard for shard, _ in in_a_row.values())
+                files = skipped.state_dict()["files"]
+                kept = [finished[key] for key in sorted(finished)][:first_broken]
+                index |= {
+                    "shards": kept,
+                    "skipped": {"files": {path: entry for path, entry in files.items() if path not in in_a_row}},
+                }
+                _write_index(folder, index)
+                raise
             size = (folder / name).stat().st_size if count else 0
             finished[name] = {"name": name, "num_pairs": count, "num_bytes": size}
             index |= {"shards": [finished[key] for key in sorted(finished)], "skipped": skipped.state_dict()}
@@ -133,7 +145,12 @@ def _is_there(file: Path, shard: dict[str, Any]) -> bool:
 
 
 def _write_shard(
-    file: Path, numbered_pairs: Sequence[tuple[int, PosePair]], suffixes: dict[str, str], skipped: SkipReport
+    file: Path,
+    numbered_pairs: Sequence[tuple[int, PosePair]],
+    shard_number: int,
+    suffixes: dict[str, str],
+    skipped: SkipReport,
+    in_a_row: dict[str, tuple[int, str]],
 ) -> int:
     """Write one shard unless all of its pairs are broken; returns how many it has."""
     count = 0
@@ -145,7 +162,13 @@ def _write_shard(
                     target = _encoded(pair.target, pair.target_name, suffixes, skipped)
                 except UnreadableImageError as error:
                     skipped.add(error.path, error.reason)
+                    in_a_row.setdefault(error.path, (shard_number, error.reason))
+                    if len(in_a_row) >= MAX_TRIES:
+                        raise UnreadableDataError.after(
+                            [(path, reason) for path, (_, reason) in in_a_row.items()]
+                        ) from error
                     continue
+                in_a_row.clear()
                 key = f"{number:09d}"
                 for name, content in ((f"source.{source[1]}", source[0]), (f"target.{target[1]}", target[0])):
                     _add(archive, f"{key}.{name}", content)
