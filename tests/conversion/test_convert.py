@@ -22,7 +22,13 @@ from testing_utils_reference import (
     write_checkpoint,
 )
 
-from diffusers_cfld import AppearanceEncoder, PerceptionRefinedDecoder, PoseAdapter, SwinImageEncoder
+from diffusers_cfld import (
+    AppearanceEncoder,
+    CFLDPipeline,
+    PerceptionRefinedDecoder,
+    PoseAdapter,
+    SwinImageEncoder,
+)
 from diffusers_cfld.conversion.convert import convert_checkpoint, convert_to_original
 
 DATA = Path(__file__).parents[1] / "data"
@@ -327,9 +333,13 @@ def test_existing_output(tiny_checkpoint: Path, tiny_base: Path, tmp_path: Path)
     (output / "mine.txt").write_text("old")
     with pytest.raises(ValueError, match="exists and is not empty"):
         convert_checkpoint(tiny_checkpoint, tiny_base, output, progress=False)
+    with pytest.raises(ValueError, match=r"holds 'mine\.txt', which no former result has"):
+        convert_checkpoint(tiny_checkpoint, tiny_base, output, overwrite=True, progress=False)
     assert (output / "mine.txt").exists()
+    (output / "mine.txt").unlink()
+    (output / "README.md").write_text("old")
     convert_checkpoint(tiny_checkpoint, tiny_base, output, overwrite=True, progress=False)
-    assert not (output / "mine.txt").exists()
+    assert (output / "README.md").read_text() != "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output"]
 
 
@@ -342,6 +352,37 @@ def test_only_former_results_are_overwritten(tiny_checkpoint: Path, tiny_base: P
     (tmp_path / "file").write_text("precious")
     with pytest.raises(ValueError, match="must be a folder"):
         convert_checkpoint(tiny_checkpoint, tiny_base, tmp_path / "file", overwrite=True, progress=False)
+
+
+def test_the_size_is_the_checkpoints_and_not_the_bases(own_checkpoint: Path, own_base: Path, tmp_path: Path) -> None:
+    file = own_base / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "sample_size": 2 * config["sample_size"]}))
+    convert_checkpoint(own_checkpoint, own_base, tmp_path / "output", progress=False)
+    assert CFLDPipeline.from_pretrained(tmp_path / "output").target_size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("TO_SELF_ATTN: false", "TO_SELF_ATTN: true", r"TO_SELF_ATTN` in config\.yaml is True, an ablation"),
+        ("LAST_NORM: false", "LAST_NORM: true", r"LAST_NORM` in config\.yaml is True, an ablation"),
+        (
+            "    - 128\n    - 128\n  NUM",
+            "    - 100\n    - 128\n  NUM",
+            r"GT\.IMG_SIZE.* got \[100, 128\] and \[64, 64\]",
+        ),
+    ],
+)
+def test_other_settings_are_refused(
+    own_checkpoint: Path, tiny_base: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    file = own_checkpoint / "config.yaml"
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(own_checkpoint, tiny_base, tmp_path / "output", progress=False)
 
 
 def test_inputs_are_never_overwritten(own_checkpoint: Path, own_base: Path, tmp_path: Path) -> None:

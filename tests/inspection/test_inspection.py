@@ -143,24 +143,28 @@ def test_an_inversion_is_one_run(pipe):
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["torch.compile", "unet.compile"])
-def test_a_compiled_unet_is_watched_and_shared(in_place):
+def test_compiled_models_are_watched_and_shared(in_place):
     torch._dynamo.reset()
     pipe = tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
     with record_attention(pipe) as recorder:
         call(pipe)
     expected = recorder.mean_maps()
+    prompt_maps = prompt_attention_maps(pipe, tiny_image())
     options = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 2}
     shown = guidance_pictures(pipe, **options, generator=torch.manual_seed(0))
     if in_place:
         pipe.unet.compile(backend="eager")
+        pipe.prompt_decoder.compile(backend="eager")
     else:
         pipe.unet = torch.compile(pipe.unet, backend="eager")
+        pipe.prompt_decoder = torch.compile(pipe.prompt_decoder, backend="eager")
     shared = CFLDPipeline.from_pipe(pipe)
     assert shared.unet is pipe.unet
     with record_attention(pipe) as recorder:
         call(pipe)
     torch.testing.assert_close(recorder.mean_maps(), expected)
+    torch.testing.assert_close(prompt_attention_maps(pipe, tiny_image()), prompt_maps)
     again = guidance_pictures(pipe, **options, generator=torch.manual_seed(0))
     assert [pictures.step for pictures in again] == [pictures.step for pictures in shown]
     for before, after in zip(shown, again, strict=True):

@@ -37,7 +37,7 @@ from .files import (
     staged_folder,
     write_weights,
 )
-from .geometry import CheckpointGeometry, geometry_to_config, read_config, read_geometry
+from .geometry import CheckpointGeometry, geometry_to_config, read_config, read_geometry, read_latent_size
 from .model_card import STABLE_DIFFUSION_ID, write_model_card
 from .state_dict import (
     MODEL_COMPONENTS,
@@ -55,6 +55,10 @@ MODEL_FILE = "pytorch_model.bin"
 UNET_FILE = "pytorch_model_1.bin"
 CONFIG_FILE = "config.yaml"
 INDEX_FILE = "model_index.json"
+
+# What the Hub puts beside the files of a model.
+_HUB_ENTRIES = ("README.md", ".gitattributes", ".git", ".cache")
+_PIPELINE_ENTRIES = (INDEX_FILE, *MODEL_COMPONENTS, UNET_COMPONENT, "vae", "scheduler", *_HUB_ENTRIES)
 
 _PACKAGE = __name__.split(".")[0]
 _MODEL_CLASSES: dict[str, Any] = {
@@ -111,12 +115,15 @@ def convert_checkpoint(
     _check_variant(variant)
     sources = _find_sources(checkpoint)
     inputs = (checkpoint, base) if Path(base).exists() else (checkpoint,)
-    with staged_folder(output, overwrite=overwrite, marker=INDEX_FILE, inputs=inputs) as folder:
+    with staged_folder(
+        output, overwrite=overwrite, marker=INDEX_FILE, entries=_PIPELINE_ENTRIES, inputs=inputs
+    ) as folder:
         base_folder = _find_base(base, token=token, revision=revision)
         unet_config = read_json(base_folder / UNET_COMPONENT / "config.json")
+        vae_scale = _vae_scale(read_json(base_folder / "vae" / "config.json"))
         total = 2 * sum(path.stat().st_size for path in sources)
         with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=not progress) as bar:
-            geometry, models, components = _open_checkpoint(checkpoint, unet_config)
+            geometry, models, components = _open_checkpoint(checkpoint, unet_config, vae_scale)
             for name, model in models.items():
                 _write_component(folder / name, model, components.pop(name), dtype, variant, bar.update)
             _convert_vae(base_folder, folder, dtype, variant)
@@ -127,7 +134,6 @@ def convert_checkpoint(
             bar.total = bar.n  # known now: the checkpoint's files and its tensors
             bar.refresh()
         latent_size = as_pair(models[UNET_COMPONENT].config.sample_size)
-        vae_scale = _vae_scale(read_json(base_folder / "vae" / "config.json"))
         write_model_card(
             folder,
             base_model=str(base) if not Path(base).is_dir() else STABLE_DIFFUSION_ID,
@@ -177,7 +183,13 @@ def convert_to_original(
     vae_config = model / "vae" / "config.json"
     vae_scale = _vae_scale(read_json(vae_config)) if vae_config.is_file() else 8
     with (
-        staged_folder(output, overwrite=overwrite, marker=MODEL_FILE, inputs=(model,)) as folder,
+        staged_folder(
+            output,
+            overwrite=overwrite,
+            marker=MODEL_FILE,
+            entries=(MODEL_FILE, UNET_FILE, CONFIG_FILE),
+            inputs=(model,),
+        ) as folder,
         tqdm(total=len(configs), unit="part", desc="Converting", disable=not progress) as bar,
     ):
         tensors: dict[str, torch.Tensor] = {}
@@ -231,7 +243,13 @@ def convert_swin(
     """
     output = Path(output)
     _check_variant(variant)
-    with staged_folder(output, overwrite=overwrite, marker="config.json", inputs=(weights,)) as folder:
+    with staged_folder(
+        output,
+        overwrite=overwrite,
+        marker="config.json",
+        entries=("config.json", "diffusion_pytorch_model*", *_HUB_ENTRIES),
+        inputs=(weights,),
+    ) as folder:
         encoder = SwinImageEncoder.from_timm(
             model_name, checkpoint_path=str(weights), image_size=image_size, window_size=window_size
         )
@@ -360,13 +378,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _open_checkpoint(
-    checkpoint: Path, unet_config: Mapping[str, Any]
+    checkpoint: Path, unet_config: Mapping[str, Any], vae_scale: int
 ) -> tuple[CheckpointGeometry, dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
     """Map both pickles and account for every key, before anything is written.
 
     Args:
         checkpoint: The folder.
         unet_config: Of the base's U-Net.
+        vae_scale: Image pixels per latent cell.
 
     Returns:
         The sizes; by component, models without memory for weights, and their state dicts.
@@ -378,9 +397,13 @@ def _open_checkpoint(
     num_up_blocks = len(unet_config.get("up_block_types", (None,) * 4))
     with _naming(model_path):
         geometry = read_geometry(_shapes(published), config, num_up_blocks)
+        latent_size = read_latent_size(config, geometry, vae_scale)
         models = _build_models(geometry)
         buffers = _swin_buffers_of(geometry)
     _check_fit(model_path, geometry, unet_config)
+    if latent_size is not None:
+        # The base's own is where it was trained, not this checkpoint.
+        unet_config = {**unet_config, "sample_size": latent_size[0] if len(set(latent_size)) == 1 else latent_size}
     models[UNET_COMPONENT] = _from_config(UNet2DConditionModel, unet_config)
     expected = {
         name: {to_published_key(name, key, geometry.num_encoders): shape for key, shape in _shapes_of(model).items()}

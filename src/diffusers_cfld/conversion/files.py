@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -249,7 +250,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def staged_folder(
-    output: str | Path, *, overwrite: bool, marker: str, inputs: tuple[str | Path, ...] = ()
+    output: str | Path, *, overwrite: bool, marker: str, entries: Collection[str], inputs: tuple[str | Path, ...] = ()
 ) -> Iterator[Path]:
     """Build a folder beside its place and move it there at the end, so that it is seen whole or not at all.
 
@@ -257,6 +258,7 @@ def staged_folder(
         output: The folder to make. Missing parents are made.
         overwrite: Replace `output` if it holds a former result.
         marker: A file that every result of this kind has; a folder without it is never replaced.
+        entries: Patterns of the names that a result of this kind may have; a folder with others is never replaced.
         inputs: Folders and files that are read and so must not be replaced.
 
     Yields:
@@ -267,7 +269,7 @@ def staged_folder(
         ValueError: `output` is not an empty or missing folder and cannot be replaced.
     """
     output = Path(os.path.abspath(output))
-    _check_output(output, overwrite=overwrite, marker=marker, inputs=inputs)
+    _check_output(output, overwrite=overwrite, marker=marker, entries=entries, inputs=inputs)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".incomplete", dir=output.parent))
     try:
@@ -275,7 +277,7 @@ def staged_folder(
         contents.mkdir()
         yield contents
         # What may have appeared in the meantime is looked at again.
-        _check_output(output, overwrite=overwrite, marker=marker, inputs=inputs)
+        _check_output(output, overwrite=overwrite, marker=marker, entries=entries, inputs=inputs)
         former = staging / "former"
         if output.exists():
             output.rename(former)
@@ -289,7 +291,9 @@ def staged_folder(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_output(output: Path, *, overwrite: bool, marker: str, inputs: tuple[str | Path, ...]) -> None:
+def _check_output(
+    output: Path, *, overwrite: bool, marker: str, entries: Collection[str], inputs: tuple[str | Path, ...]
+) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output '{output}' must be a folder, got an existing file: choose another.")
     for path in inputs:
@@ -307,4 +311,12 @@ def _check_output(output: Path, *, overwrite: bool, marker: str, inputs: tuple[s
         raise ValueError(
             f"The output '{output}' is not a former result (it has no '{marker}') and so is not overwritten: choose "
             "another folder or empty it."
+        )
+    foreign = sorted(
+        path.name for path in output.iterdir() if not any(fnmatchcase(path.name, pattern) for pattern in entries)
+    )
+    if foreign:
+        raise ValueError(
+            f"The output '{output}' holds {foreign[0]!r}, which no former result has, and so is not overwritten: "
+            "choose another folder or move that elsewhere."
         )

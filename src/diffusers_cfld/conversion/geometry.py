@@ -60,6 +60,20 @@ def _as_size(height: int, width: int) -> int | tuple[int, int]:
     return height if height == width else (height, width)
 
 
+# Tensors look the same whatever these are.
+_PUBLISHED_SWITCHES = {
+    "APPEARANCE_GUIDANCE_CONFIG.TO_QUERIES": True,
+    "APPEARANCE_GUIDANCE_CONFIG.TO_KEYS": False,
+    "APPEARANCE_GUIDANCE_CONFIG.TO_VALUES": False,
+    "APPEARANCE_GUIDANCE_CONFIG.TO_SELF_ATTN": False,
+    "APPEARANCE_GUIDANCE_CONFIG.CONVIN_KERNEL_SIZE": 1,
+    "APPEARANCE_GUIDANCE_CONFIG.CONVIN_PADDING": 0,
+    "APPEARANCE_GUIDANCE_CONFIG.CONVIN_STRIDE": 1,
+    "COND_STAGE_CONFIG.LAST_NORM": False,
+    "DECODER_CONFIG.POSE_QUERY": False,
+}
+
+
 class _Config:
     """The trainer's settings by dotted name; absent ones are `None`."""
 
@@ -86,6 +100,15 @@ class _Config:
         if values is not None and len(values) != 1:
             raise ValueError(f"`{name}` in config.yaml must be one number, got {values}.")
         return None if values is None else values[0]
+
+    def require_published(self, name: str, published: bool | int) -> None:
+        value = self.get(name)
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and item != published:
+                raise ValueError(
+                    f"`{name}` in config.yaml is {value}, an ablation of the published code that is no part of this "
+                    f"library: only checkpoints with {published} can be converted."
+                )
 
     def require_equal(self, name: str, read: Sequence[int]) -> None:
         values = self.integers(name)
@@ -139,6 +162,8 @@ def read_geometry(
             tensors.
     """
     settings = _Config(config)
+    for name, published in _PUBLISHED_SWITCHES.items():
+        settings.require_published(f"MODEL.{name}", published)
     swin = _read_swin(shapes, settings)
     height, width = as_pair(swin["image_size"])
     stride = int(swin["patch_size"]) * 2 ** (len(swin["depths"]) - 1)
@@ -148,6 +173,43 @@ def read_geometry(
         appearance_encoder=_read_appearance_encoder(shapes, settings, num_up_blocks),
         pose_adapter=_read_pose_adapter(shapes, settings),
     )
+
+
+def read_latent_size(
+    config: Mapping[str, Any] | None, geometry: CheckpointGeometry, vae_scale: int
+) -> tuple[int, int] | None:
+    """Read the size that a checkpoint was trained at.
+
+    Args:
+        config: The trainer's settings.
+        geometry: The sizes of its models.
+        vae_scale: Image pixels per latent cell.
+
+    Returns:
+        (height, width) of the latents; None if `config` does not tell.
+
+    Raises:
+        ValueError: The image's size is no multiple of `vae_scale`, or that of the pose maps does not belong to it.
+    """
+    settings = _Config(config)
+    sizes = []
+    for name in ("INPUT.GT.IMG_SIZE", "INPUT.POSE.IMG_SIZE"):
+        size = settings.integers(name)
+        if size is None:
+            return None
+        sizes.append(tuple(size * 2) if len(size) == 1 else tuple(size))
+    (image, pose), factor = sizes, int(geometry.pose_adapter["unshuffle_factor"])
+    latents = tuple(side // vae_scale for side in image)
+    if (
+        len(latents) != 2
+        or image != tuple(side * vae_scale for side in latents)
+        or pose != tuple(side * factor for side in latents)
+    ):
+        raise ValueError(
+            f"`INPUT.GT.IMG_SIZE` and `INPUT.POSE.IMG_SIZE` in config.yaml must be height and width, {vae_scale} and "
+            f"{factor} times those of the latents, got {list(image)} and {list(pose)}."
+        )
+    return latents[0], latents[1]
 
 
 def _votes(shapes: Shapes, pattern: str, dimension: int) -> list[int]:

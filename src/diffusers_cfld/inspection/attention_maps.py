@@ -52,12 +52,14 @@ def prompt_attention_maps(pipe: CFLDPipeline, image: PipelineImageInput) -> torc
     def watch(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         maps.append(_attention_probabilities(attn, args, kwargs).float().cpu())  # (B, Q, L)
 
-    hooks = [block.attn2.register_forward_pre_hook(watch, with_kwargs=True) for block in pipe.prompt_decoder.blocks]
-    try:
-        pipe.encode_appearance(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with running_uncompiled(pipe.prompt_decoder) as decoder:
+        blocks: Any = decoder.blocks
+        hooks = [block.attn2.register_forward_pre_hook(watch, with_kwargs=True) for block in blocks]
+        try:
+            pipe.encode_appearance(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return torch.stack(maps, dim=1).unflatten(-1, pipe.prompt_decoder.feature_size)  # type: ignore[no-untyped-call]
 
 

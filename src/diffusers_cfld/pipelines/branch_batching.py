@@ -11,6 +11,8 @@ from ..guidance import GuidanceBranch
 
 def broadcast_batch(num_images: int, num_poses: int) -> int:
     """Number of pairs of images and poses, of which either may be one for all."""
+    if not num_images or not num_poses:
+        raise ValueError(f"There must be at least one image and one pose, got {num_images} and {num_poses}.")
     if num_images != num_poses and 1 not in (num_images, num_poses):
         raise ValueError(
             f"The numbers of images and poses must be equal, or one of them 1, got {num_images} images and "

@@ -64,7 +64,10 @@ def explain_missing_variant(path: str | os.PathLike[str], error: OSError) -> Non
     Raises:
         OSError: The folder has variants of the weights, and no others.
     """
-    names = [file.name.split(".")[1:-1] for file in Path(path).glob("*/diffusion_pytorch_model*.safetensors")]
+    names = [
+        file.name.split("-0")[0].removesuffix(".safetensors").split(".")[1:]
+        for file in Path(path).glob("*/diffusion_pytorch_model*.safetensors")
+    ]
     if names and all(names):
         variants = " or ".join(sorted({f"`variant={name[0]!r}`" for name in names}))
         raise OSError(f"{os.fspath(path)!r} has its weights in a variant only: pass {variants}.") from error

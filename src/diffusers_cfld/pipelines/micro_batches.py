@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..processors.image_processor import split_images
 from ..processors.pose_processor import split_poses
 from .branch_batching import broadcast_batch
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
+from .plain_call import plain_call
 
 if TYPE_CHECKING:
     from .pipeline_cfld import CFLDPipeline
@@ -52,7 +54,7 @@ def call_in_micro_batches(
         TypeError: As the call.
         ValueError: An argument does not go with the number of pairs, or as the call.
     """
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, Integral) or size < 1:
         raise ValueError(f"`micro_batch_size` must be a whole number of at least 1, got {size!r}.")
     if arguments["ip_adapter_image_embeds"] is not None:
         raise ValueError("`micro_batch_size` cannot be combined with `ip_adapter_image_embeds`.")
@@ -75,7 +77,8 @@ def call_in_micro_batches(
         rows = slice(pairs.start * num_images_per_prompt, pairs.stop * num_images_per_prompt)
         few_images = images[pairs] if appearance is None else None
         few_appearances = appearance if appearance is None or len(appearance) == 1 else appearance[pairs]
-        made = pipe(
+        made = plain_call(
+            pipe,
             image=few_images,
             pose=poses if len(poses) == 1 else poses[pairs],
             appearance=few_appearances,

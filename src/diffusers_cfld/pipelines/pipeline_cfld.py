@@ -15,7 +15,13 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderKL,
+    AutoencoderTiny,
+    ConsistencyDecoderVAE,
+    UNet2DConditionModel,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import IPAdapterMixin
@@ -51,7 +57,14 @@ from .branch_batching import (
     broadcast_batch,
     repeat_to,
 )
-from .component_checks import check_components, check_pose_features
+from .component_checks import (
+    check_appearance,
+    check_components,
+    check_generator,
+    check_ip_adapter_inputs,
+    check_numbers,
+    check_pose_features,
+)
 from .loading import ComponentSharingMixin, explain_missing_variant
 from .lora import UNetLoraLoaderMixin
 from .micro_batches import call_in_micro_batches
@@ -100,7 +113,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AsymmetricAutoencoderKL | AutoencoderTiny | ConsistencyDecoderVAE,
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
         source_encoder: SwinImageEncoder,
@@ -161,12 +174,16 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         """Pose pixels of the map whose residuals need no resizing at the U-Net's own sample size."""
         if self.unet is None or self.pose_adapter is None:
             return 256, 256
-        height, width = self._sample_size()
-        factor = self.pose_adapter.config.unshuffle_factor
-        return height * factor, width * factor
+        config = self.pose_adapter.config
+        # The pose adapter halves its features once less than it has widths.
+        multiple = 2 ** (len(config.block_out_channels) - 1)
+        height, width = (-(-side // multiple) * multiple for side in self._sample_size())
+        return height * config.unshuffle_factor, width * config.unshuffle_factor
 
     def _sample_size(self) -> tuple[int, int]:
         """Height and width of the latents that the U-Net was trained on."""
+        if self.unet is None:
+            raise ValueError("The pipeline has no unet; load one.")
         return as_pair(self.unet.config.sample_size)
 
     @property
@@ -255,10 +272,13 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
 
         Raises:
             TypeError: As [`SourceImageProcessor.preprocess`].
-            ValueError: As [`SourceImageProcessor.preprocess`].
+            ValueError: As [`SourceImageProcessor.preprocess`]; or a component is missing.
         """
         if isinstance(image, Appearance):
             return image
+        absent = [n for n in ("source_encoder", "prompt_decoder", "appearance_encoder") if getattr(self, n) is None]
+        if absent:
+            raise ValueError(f"The pipeline has no {absent[0]}; load one.")
         pixels = self.source_image_processor.preprocess(image)
         pixels = pixels.to(self._execution_device, self.source_encoder.dtype)
         feature_maps = self.source_encoder(pixels).feature_maps
@@ -350,21 +370,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             )
         if pose is None:
             raise ValueError("`pose` is missing: pass OpenPose-18 keypoints, a pose map or `encode_pose(...)`.")
-        numbers = {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt}
-        numbers["num_inference_steps"] = num_inference_steps
-        for name, number in numbers.items():
-            if not isinstance(number, Integral):
-                raise TypeError(f"`{name}` must be a whole number, got {number!r}.")
-        if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
-        factor = self.vae_scale_factor
-        if height <= 0 or width <= 0 or height % factor or width % factor:
-            raise ValueError(
-                f"`height` and `width` must be positive multiples of {factor}, got {height} and {width}. Use "
-                "`output_size` for any other size of the result."
-            )
-        if num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
+        check_numbers(self.vae_scale_factor, height, width, num_inference_steps, num_images_per_prompt)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if output_size is not None:
@@ -385,26 +391,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
                 "`pipe._guidance_scale = 1.0` in a callback of your own to turn guidance off, and "
                 "`_pose_guidance_scale` and `_appearance_guidance_scale` to None if they were given."
             )
-        has_adapter = getattr(self.unet, "encoder_hid_proj", None) is not None
-        if ip_adapter_image_embeds is not None and not isinstance(ip_adapter_image_embeds, list):
-            raise TypeError(
-                "`ip_adapter_image_embeds` must be a list with one tensor per IP-Adapter, got "
-                f"{type(ip_adapter_image_embeds).__name__}."
-            )
-        if ip_adapter_image_embeds is not None and not has_adapter:
-            raise ValueError("`ip_adapter_image_embeds` needs an IP-Adapter; call `load_ip_adapter` first.")
-        if has_adapter and ip_adapter_image is None and ip_adapter_image_embeds is None:
-            raise ValueError(
-                "An IP-Adapter is loaded: pass its `ip_adapter_image` or `ip_adapter_image_embeds`, or call "
-                "`unload_ip_adapter`."
-            )
-        if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
-            raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, and not both.")
-        if ip_adapter_image is not None and self.image_encoder is None:
-            raise ValueError(
-                "`ip_adapter_image` needs an IP-Adapter with its image encoder; call `load_ip_adapter` first, or pass "
-                "`ip_adapter_image_embeds`."
-            )
+        check_ip_adapter_inputs(self.unet, self.image_encoder, ip_adapter_image, ip_adapter_image_embeds)
 
     def prepare_latents(
         self,
@@ -435,7 +422,6 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         """
         factor = self.vae_scale_factor
         shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
-        generator = list(generator) if isinstance(generator, tuple) else generator
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` must be one generator or a list with one per image, got {len(generator)} for "
@@ -487,10 +473,13 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
 
     def _encode_reference(self, reference: PIL.Image.Image, frame: PhotoFrame, size: tuple[int, int]) -> torch.Tensor:
         """The mode of the reference's latents, (1, C, h, w), squashed to the generated size as its pose is."""
+        if self.vae is None:
+            raise ValueError("The pipeline has no vae, which the person's picture has to pass; load one.")
         pixels = self.image_processor.preprocess(frame.crop(reference), height=size[0], width=size[1])
         pixels = pixels.to(self._execution_device, self.vae.dtype)
-        latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
-        return latents.to(self.unet.dtype)
+        encoded = self.vae.encode(pixels)
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return (latents * self.vae.config.scaling_factor).to(self.unet.dtype)
 
     def decode_latents(
         self,
@@ -656,8 +645,10 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         device = self._execution_device
 
         # 2. Encode source and pose, once for all steps
+        generator = check_generator(generator)
         if appearance is None:
             appearance = self.encode_appearance(image)
+        check_appearance(appearance, self.unet)
         pose_features = self.encode_pose(pose)
         batch_size = broadcast_batch(appearance.batch_size, pose_features.batch_size) * num_images_per_prompt
         # Copies, once: a callback may change them in place, and the appearance may be used again.
