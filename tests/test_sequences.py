@@ -104,6 +104,12 @@ def test_one_of_several_people(poses, tmp_path):
     assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", person=1), [poses[4]])
     with pytest.raises(ValueError, match=r"poses.jsonl', line 1: .* has 2 people: choose one"):
         load_pose_sequence(tmp_path / "poses.jsonl")
+    # The people alone.
+    (tmp_path / "poses.jsonl").write_text(json.dumps(frame["people"]))
+    assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", (256, 176), person=1), [poses[4]])
+    np.save(tmp_path / "poses.npy", poses[0].to_array()[None])
+    with pytest.raises(ValueError, match="`person=1` is for OpenPose data with a list of people"):
+        load_pose_sequence(tmp_path / "poses.npy", person=1)
 
 
 def test_what_is_no_sequence_is_named(poses, tmp_path):

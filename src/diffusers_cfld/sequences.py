@@ -236,6 +236,8 @@ def _json_or_text(text: str) -> Any:
 
 def _read_frame(value: Any, size: Size | None, person: int | None) -> Keypoints | None:
     """A frame's pose, or None if there is nobody, or not this person."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "people" not in item for item in value):
+        value = {"people": value}
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0]  # as ComfyUI's pose nodes write it
     if value is None or (isinstance(value, list) and not value):
@@ -249,6 +251,10 @@ def _read_frame(value: Any, size: Size | None, person: int | None) -> Keypoints 
         if (person is not None or len(people) == 1) and isinstance(numbers, list) and not any(numbers[2::3]):
             return None
         return Keypoints.from_openpose(value, size, person)
+    if person is not None:
+        raise ValueError(
+            f"`person={person}` is for OpenPose data with a list of people, which this is not: leave it out."
+        )
     rows = _rows(value)
     if rows is not None:
         missing = (~np.isfinite(rows[:, :2]) | (rows[:, :2] == -1)).any(axis=1)

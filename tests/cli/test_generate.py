@@ -76,7 +76,7 @@ def test_many_pairs_broadcast_and_pair_up(folder, tmp_path):
     assert len(list(tmp_path.glob("pair-?.jpg"))) == 4
 
 
-def test_resume_skips_what_is_there(folder, tmp_path):
+def test_resume_skips_what_is_there_and_was_made_alike(folder, tmp_path, capsys):
     arguments = {"poses": ("a.json", "b.json"), "output": tmp_path / "out.png"}
     assert generate(folder, **arguments) == 0
     first, second = tmp_path / "out-0.png", tmp_path / "out-1.png"
@@ -86,6 +86,12 @@ def test_resume_skips_what_is_there(folder, tmp_path):
     assert generate(folder, "--resume", **arguments) == 0
     assert first.read_bytes() == b"kept"
     assert np.array_equal(pixels(second), expected)
+    second.unlink()
+    for changed in ({"options": ("--guidance-scale", "1.5")}, {"poses": ("b.json", "a.json")}):
+        options = changed.pop("options", ())
+        assert generate(folder, "--resume", *options, **{**arguments, **changed}) == 1
+        assert "were made from other photos, poses or options" in capsys.readouterr().err
+    assert not second.exists()
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,20 @@ def test_the_sources_pose_crops_it_and_aligns_the_target(folder, pipe, tmp_path,
     assert np.array_equal(pixels(tmp_path / "aligned.png"), expected(pipe, source.image, aligned))
 
 
+def test_the_sources_pose_of_a_csv_row_is_of_the_fields_frame(folder, pipe, tmp_path, capsys):
+    photo = PIL.Image.open(folder / "a.png")  # 64x44
+    body = Keypoints.load(folder / "pose.json")
+    y, x = (json.dumps(np.rint(side).astype(int).tolist()) for side in (body.xy[:, 1], body.xy[:, 0]))
+    (tmp_path / "body.csv").write_text(f"a.png: {y}: {x}\n")
+    options = ["--image", "a.png", "--pose", "pose.json", "--seed", 3, "--output", tmp_path / "out.png"]
+    options += ["--source-pose", tmp_path / "body.csv"]
+    assert run(folder, "generate", *options) == 0
+    source = fit_photo(photo, Keypoints.load(tmp_path / "body.csv").rescale((64, 44)))
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, source.image, body))
+    assert run(folder, "generate", *options, "--source-frame", 300, 300) == 1
+    assert "was measured on a picture of 300x300" in errors(capsys)[0]
+
+
 def test_a_pose_on_a_wide_picture_is_brought_into_the_frame(folder, pipe, tmp_path):
     photo, body = PIL.Image.open(folder / "a.png"), Keypoints.load(folder / "body.json")
     options = ["--image", "a.png", "--seed", 3, "--output", tmp_path / "out.png"]
@@ -182,6 +196,8 @@ def test_a_box_and_a_background(folder, pipe, tmp_path, capsys):
         (["--pose", "pose.json", "--source-box", 500, 0, 600, 10], "must lie on the photo of 90x150"),
         (["--pose", "pose.json", "--background", "nothing"], "must be a colour"),
         (["--pose", "pose.json", "--source-person", 1], "--source-person needs --source-pose"),
+        (["--pose", "pose.json", "--source-frame", 9, 9], "--source-frame needs --source-pose"),
+        (["--pose", "wide.png", "--pose-row", "a"], "--pose-row is for keypoint files, but --pose names the picture"),
     ],
     ids=str,
 )
@@ -249,6 +265,7 @@ def test_animate_brings_a_wide_sequence_into_one_window(folder, pipe, tmp_path):
         (["--poses", "walk.jsonl", "--steps", 0], "--steps must be at least 1"),
         (["--poses", "walk.jsonl", "--seed", -1], "--seed must be at least 0"),
         (["--poses", "walk.jsonl", "--image", "nowhere.png"], "which does not exist"),
+        (["--poses", "walk.jsonl", "--output", "here", "--frames", "there"], "--frames is for an --output in .gif"),
     ],
     ids=str,
 )

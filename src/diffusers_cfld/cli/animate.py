@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(str(error).replace("`frames_per_second`", "--fps")) from error
     frames_dir = Path(args.frames) if args.frames else output.with_name(f"{output.stem}-frames")
     if not is_animation:
+        if args.frames:
+            raise ValueError(f"--frames is for an --output in .gif or .mp4; {args.output!r} is a folder of frames.")
         frames_dir = output
 
     photo = open_image(args.image)

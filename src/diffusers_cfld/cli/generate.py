@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .._version import __version__
+from ..file_writing import write_file
 from .pose_options import (
     add_pose_options,
     add_target_options,
@@ -28,6 +34,11 @@ from .running import (
     save_image,
     seeded_generators,
 )
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from ..keypoints import Keypoints
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     targets = [read_target(args, path, estimator) for path in args.pose]
     num_pairs = max(len(photos), len(targets))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
+    _claim_outputs(args, photos, targets, outputs)
     batches = []
     for start in range(0, num_pairs, args.batch_size):
         pairs = range(start, min(start + args.batch_size, num_pairs))
@@ -132,6 +144,36 @@ def run(args: argparse.Namespace) -> int:
             save_image(image, path)
             logger.info("%s", path)
     return 0
+
+
+def _claim_outputs(
+    args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets: Sequence[Keypoints], outputs: Sequence[Path]
+) -> None:
+    """Note beside several pictures what they are made from; with --resume refuse those made from something else."""
+    if len(outputs) == 1 and not args.resume:
+        return
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(f"{photo.mode} {photo.size}".encode() + photo.tobytes())
+    for target in targets:
+        digest.update(f"{target.size} {target.to_array().tolist()}".encode())
+    # Where and how fast it runs changes no picture, and those of other files are different ones in the digest above.
+    elsewhere = ("run", "command", "image", "pose", "output", "resume", "batch_size", "device", "offload", "token")
+    options = {name: value for name, value in sorted(vars(args).items()) if name not in elsewhere}
+    digest.update(f"{__version__} {options}".encode())
+    record = json.dumps({"num_pictures": len(outputs), "made_from": digest.hexdigest()}).encode()
+    output = Path(args.output)
+    file = output.with_name(f".{output.name}.json")
+    if (
+        args.resume
+        and any(path.is_file() for path in outputs)
+        and not (file.is_file() and file.read_bytes() == record)
+    ):
+        raise ValueError(
+            f"--resume: the pictures {str(output)!r} that are there were made from other photos, poses or options: "
+            "choose another --output, or leave out --resume to make them again."
+        )
+    write_file(file, record)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

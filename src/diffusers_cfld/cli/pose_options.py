@@ -33,7 +33,15 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
         "--source-pose",
         nargs="+",
         metavar="F",
-        help="the person's pose in each --image, on the photo's own pixels; crops the photo to the person",
+        help="the person's pose in each --image; crops the photo to the person",
+    )
+    group.add_argument(
+        "--source-frame",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size in pixels of the picture that --source-pose was measured on, if not what the file says; without it "
+        "CSV rows are read as 256x176 and other files that say nothing as of the photo's own size",
     )
     group.add_argument("--source-row", metavar="NAME", help="which row of a CSV file with several, as --source-pose")
     group.add_argument("--source-person", type=int, metavar="N", help="which person of an OpenPose file, likewise")
@@ -140,6 +148,11 @@ def read_target(args: argparse.Namespace, path: str, estimator: PoseEstimator | 
         frame = tuple(args.pose_frame) if args.pose_frame else None
         with naming_options():
             return Keypoints.load(path, size=frame, person=args.pose_person, row=args.pose_row)
+    for name in ("pose_row", "pose_frame"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for keypoint files, but --pose names the picture {path!r}."
+            )
     if estimator is None:
         raise ValueError(
             f"--pose names the picture {path!r}: --pose-estimator and --pose-weights must say how its pose is found."
@@ -185,8 +198,9 @@ def naming_options(prefix: str = "pose") -> Iterator[None]:
         yield
     except ValueError as error:
         text = re.sub(r"`person=(\d+)` to `(\d+)`", rf"--{prefix}-person \1 to \2", str(error))
+        text = re.sub(r"`person=(\d+)`", rf"--{prefix}-person \1", text)
         text = text.replace("`row=` and its name", f"--{prefix}-row and its name")
-        text = text.replace("`size=(height, width)`", "--pose-frame HEIGHT WIDTH")
+        text = text.replace("`size=(height, width)`", f"--{prefix}-frame HEIGHT WIDTH")
         raise ValueError(text) from error
 
 
@@ -211,7 +225,7 @@ def check_source_options(args: argparse.Namespace, num_images: int, estimator: P
         raise ValueError(
             "--align needs the source's pose: give --source-pose, or --pose-estimator to find it, and no --source-box."
         )
-    for name in ("source_row", "source_person"):
+    for name in ("source_row", "source_person", "source_frame"):
         if getattr(args, name) is not None and not args.source_pose:
             raise ValueError(f"--{name.replace('_', '-')} needs --source-pose.")
 
@@ -253,9 +267,8 @@ def fit_sources(
         if args.source_pose:
             file = args.source_pose[number]
             with naming_options("source"):
-                keypoints = Keypoints.load(
-                    file, size=_frame_of(file, size), person=args.source_person, row=args.source_row
-                )
+                frame = tuple(args.source_frame) if args.source_frame else _frame_of(file, size)
+                keypoints = Keypoints.load(file, size=frame, person=args.source_person, row=args.source_row)
             if not has_shape(keypoints.size, size):
                 raise ValueError(
                     f"--source-pose {args.source_pose[number]!r} was measured on a picture of {keypoints.size[0]}x"
@@ -282,6 +295,8 @@ def fit_sources(
 
 def _frame_of(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
     """The photo's size for files that do not say on what they were measured; None for those that do."""
+    if Path(path).suffix.lower() in (".csv", ".txt"):
+        return None  # always of the field's frame
     if Path(path).suffix.lower() != ".json":
         return size
     text = Path(path).read_text(encoding="utf-8-sig") if Path(path).is_file() else ""

@@ -72,6 +72,9 @@ _BASE_LINE = """\
 """
 
 _ABOUT_PUBLISHED = f"""\
+What follows is about the authors' published weights. For a checkpoint of another training, with other data or from
+another base model, say instead what holds for it.
+
 ## Licences
 
 - Stable Diffusion 1.5: [CreativeML OpenRAIL-M](https://huggingface.co/spaces/CompVis/stable-diffusion-license). Its
@@ -155,7 +158,7 @@ def create_model_card(
         **of_base,
     )
     body = _BODY.format(
-        origin="converted from the published checkpoint" if source_files else "saved",
+        origin="converted from a checkpoint in the published layout" if source_files else "saved",
         version=__version__,
         num_queries=num_queries,
         base_line=_BASE_LINE.format(base_model=base_model) if base_model else "",
