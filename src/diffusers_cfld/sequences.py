@@ -236,8 +236,13 @@ def _json_or_text(text: str) -> Any:
 
 def _read_frame(value: Any, size: Size | None, person: int | None) -> Keypoints | None:
     """A frame's pose, or None if there is nobody, or not this person."""
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "people" not in item for item in value):
-        value = {"people": value}
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(item, dict) and "pose_keypoints_2d" in item for item in value)
+    ):
+        # A lone person may say the canvas.
+        value = value[0] if len(value) == 1 and person is None else {"people": value}
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0]  # as ComfyUI's pose nodes write it
     if value is None or (isinstance(value, list) and not value):

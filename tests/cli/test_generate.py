@@ -76,7 +76,7 @@ def test_many_pairs_broadcast_and_pair_up(folder, tmp_path):
     assert len(list(tmp_path.glob("pair-?.jpg"))) == 4
 
 
-def test_resume_skips_what_is_there_and_was_made_alike(folder, tmp_path, capsys):
+def test_resume_skips_what_is_there_and_was_made_alike(folder, tmp_path, capsys, monkeypatch):
     arguments = {"poses": ("a.json", "b.json"), "output": tmp_path / "out.png"}
     assert generate(folder, **arguments) == 0
     first, second = tmp_path / "out-0.png", tmp_path / "out-1.png"
@@ -92,6 +92,21 @@ def test_resume_skips_what_is_there_and_was_made_alike(folder, tmp_path, capsys)
         assert generate(folder, "--resume", *options, **{**arguments, **changed}) == 1
         assert "were made from other photos, poses or options" in capsys.readouterr().err
     assert not second.exists()
+    # A call without it that was interrupted has begun a series of its own.
+    changed = ("--guidance-scale", "1.5")
+    with monkeypatch.context() as patch:
+        patch.setattr("diffusers_cfld.cli.generate.load_pipeline", interrupt)
+        assert generate(folder, *changed, **arguments) == 130
+    assert generate(folder, "--resume", *changed, **arguments) == 1
+    assert first.read_bytes() == b"kept"
+    assert generate(folder, *changed, **arguments) == 0
+    first.write_bytes(b"new")
+    assert generate(folder, "--resume", *changed, **arguments) == 0
+    assert first.read_bytes() == b"new"
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_a_box_and_a_background(folder, pipe, tmp_path, capsys):
         (["--pose", "pose.json", "--background", "nothing"], "must be a colour"),
         (["--pose", "pose.json", "--source-person", 1], "--source-person needs --source-pose"),
         (["--pose", "pose.json", "--source-frame", 9, 9], "--source-frame needs --source-pose"),
-        (["--pose", "wide.png", "--pose-row", "a"], "--pose-row is for keypoint files, but --pose names the picture"),
+        (["--pose", "wide.png", "--pose-row", "a"], "--pose-row is for keypoint files, but --pose names pictures"),
     ],
     ids=str,
 )

@@ -122,7 +122,7 @@ def test_missing_and_damaged_pictures_are_named_and_left_out(archive, lists, tmp
     assert not (tmp_path / "out" / "train_highres" / TRAIN[0]).exists()
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
 def test_a_damaged_zip_member_is_named(archive, lists, tmp_path, compression):
     file = zipped(archive, compression)
     content = file.read_bytes()

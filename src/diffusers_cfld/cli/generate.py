@@ -106,12 +106,13 @@ def run(args: argparse.Namespace) -> int:
     targets = [read_target(args, path, estimator) for path in args.pose]
     num_pairs = max(len(photos), len(targets))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
-    _claim_outputs(args, photos, targets, outputs)
+    record = _Record(args, photos, targets)
+    record.begin(outputs, args.resume)
     batches = []
     for start in range(0, num_pairs, args.batch_size):
         pairs = range(start, min(start + args.batch_size, num_pairs))
         paths = outputs[start * args.num_images : pairs.stop * args.num_images]
-        if not (args.resume and all(path.is_file() for path in paths)):
+        if not all(record.has(path) for path in paths):
             batches.append((pairs, paths))
     if not batches:
         logger.info("Nothing to do: every picture is there.")
@@ -143,45 +144,74 @@ def run(args: argparse.Namespace) -> int:
         for image, path in zip(pictures, paths, strict=True):
             save_image(image, path)
             logger.info("%s", path)
+        record.add(paths)
     return 0
 
 
-def _claim_outputs(
-    args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets: Sequence[Keypoints], outputs: Sequence[Path]
-) -> None:
-    """Note beside several pictures what they are made from; with --resume refuse those made from something else."""
-    if len(outputs) == 1 and not args.resume:
-        return
+class _Record:
+    """What the pictures of a call are made from and which of them are done, in a file beside them."""
+
+    def __init__(
+        self, args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets: Sequence[Keypoints]
+    ) -> None:
+        output = Path(args.output)
+        self._file = output.with_name(f".{output.name}.json")
+        self._made_from = _digest(args, photos, targets)
+        self._done: list[str] = []
+        self._is_kept = True
+
+    def begin(self, outputs: Sequence[Path], resume: bool) -> None:
+        """Go on with the pictures of an interrupted call, or forget what was done before."""
+        if not resume:
+            self._is_kept = len(outputs) > 1
+            self._file.unlink(missing_ok=True)
+            return
+        found = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        if found.get("made_from") == self._made_from:
+            self._done = found["done"]
+        elif any(path.is_file() for path in outputs):
+            raise ValueError(
+                f"--resume: the pictures that are there were made from other photos, poses or options than now, or it "
+                f"is not known from what ({str(self._file)!r}): choose another --output, or leave out --resume."
+            )
+
+    def has(self, path: Path) -> bool:
+        return path.name in self._done and path.is_file()
+
+    def add(self, paths: Sequence[Path]) -> None:
+        self._done += [path.name for path in paths]
+        if self._is_kept:
+            write_file(self._file, json.dumps({"made_from": self._made_from, "done": self._done}).encode())
+
+
+def _digest(args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets: Sequence[Keypoints]) -> str:
     digest = hashlib.sha256()
     for photo in photos:
         digest.update(f"{photo.mode} {photo.size}".encode() + photo.tobytes())
     for target in targets:
         digest.update(f"{target.size} {target.to_array().tolist()}".encode())
-    # Where and how fast it runs changes no picture, and those of other files are different ones in the digest above.
-    elsewhere = ("run", "command", "image", "pose", "output", "resume", "batch_size", "device", "offload", "token")
-    options = {name: value for name, value in sorted(vars(args).items()) if name not in elsewhere}
+    for path in args.source_pose or ():
+        digest.update(Path(path).read_bytes())
+    # The files are in it already, and where and how fast it runs changes no picture.
+    files = {"image", "pose", "source_pose", "output"}
+    running = {"run", "command", "resume", "batch_size", "device", "offload", "token", "local_files_only"}
+    options = {name: value for name, value in sorted(vars(args).items()) if name not in files | running}
     digest.update(f"{__version__} {options}".encode())
-    record = json.dumps({"num_pictures": len(outputs), "made_from": digest.hexdigest()}).encode()
-    output = Path(args.output)
-    file = output.with_name(f".{output.name}.json")
-    if (
-        args.resume
-        and any(path.is_file() for path in outputs)
-        and not (file.is_file() and file.read_bytes() == record)
-    ):
-        raise ValueError(
-            f"--resume: the pictures {str(output)!r} that are there were made from other photos, poses or options: "
-            "choose another --output, or leave out --resume to make them again."
-        )
-    write_file(file, record)
+    return digest.hexdigest()
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
+    from ..pose_estimation.base import is_picture
+
     if len(args.image) != len(args.pose) and 1 not in (len(args.image), len(args.pose)):
         raise ValueError(
             "--image and --pose must name as many files as each other, or one of them a single file, got "
             f"{len(args.image)} and {len(args.pose)}."
         )
+    if all(is_picture(Path(path)) for path in args.pose):
+        for name in ("pose_row", "pose_frame"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is for keypoint files, but --pose names pictures.")
     check_at_least(args, num_images=1, batch_size=1)
     check_seed(args.seed)
     check_picture_name(args.output)

@@ -148,11 +148,6 @@ def read_target(args: argparse.Namespace, path: str, estimator: PoseEstimator | 
         frame = tuple(args.pose_frame) if args.pose_frame else None
         with naming_options():
             return Keypoints.load(path, size=frame, person=args.pose_person, row=args.pose_row)
-    for name in ("pose_row", "pose_frame"):
-        if getattr(args, name) is not None:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is for keypoint files, but --pose names the picture {path!r}."
-            )
     if estimator is None:
         raise ValueError(
             f"--pose names the picture {path!r}: --pose-estimator and --pose-weights must say how its pose is found."

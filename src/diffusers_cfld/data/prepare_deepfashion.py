@@ -206,6 +206,11 @@ def _open_archive(archive: Path) -> tuple[dict[str, Any], Callable[[Any], bytes]
             return content.read(member)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
             raise UnreadableImageError(member.filename, f"is damaged in the archive ({error})") from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # As bz2 says it.
+            raise UnreadableImageError(member.filename, f"is damaged in the archive ({error})") from error
 
     return _by_key({member: tuple(member.filename.split("/")) for member in members}), read
 
