@@ -9,7 +9,7 @@ import torch
 from example_scripts import load_example
 
 from diffusers_cfld import CFLDPipeline, PerceptionRefinedDecoder, hybrid_granularity_attention
-from diffusers_cfld.data.drawn_figures import DrawnFigures
+from diffusers_cfld.data.drawn_figures import DrawnFigures, draw_figure
 from diffusers_cfld.data.drawn_parts import draw_arms
 from diffusers_cfld.file_writing import ResumableArrays
 from diffusers_cfld.training import AlignmentMaps
@@ -380,3 +380,37 @@ def test_packing_and_measuring(start, tmp_path, capsys):
     assert table["autoencoder"]["psnr"] > table["source copied"]["psnr"] + 6 > table["photo and pose"]["psnr"]
     assert (tmp_path / "grid.png").stat().st_size > 10_000
     assert "| source copied |" in capsys.readouterr().out
+    script = load_example("measure_recognition")
+    options = ["--model", str(tmp_path / "packed"), "--variant", "fp16", "--num_pairs", "2", "--steps", "1"]
+    script.main(script.parse_args([*options, "--first_identity", "50"]))
+    assert "| all of it | 4 | 0 % |" in capsys.readouterr().out
+
+
+def test_what_is_recognised():
+    load_example("evaluate_small_model")
+    script = load_example("measure_recognition")
+    people, verdicts = DrawnFigures(40, 2, (256, 176)), []
+    for index in range(0, 80, 2):
+        number, _, pose = people.locate(index)
+        who = people.identity(number), people.pose(number, pose)
+        truth = draw_figure(*who, (128, 96))[0]
+        parts, arms = script.draw_parts(*who, (128, 96), script.KINDS), draw_arms(*who, (128, 96))
+        assert all(script.judge(truth, truth, parts, arms).values())
+        # One colour for each garment, skin for every sleeve, everything in grey.
+        plain, bare = truth.copy(), truth.copy()
+        for accent in script.PATTERN_ACCENTS:
+            ground = parts == script.KINDS.index(accent.removesuffix("_accent"))
+            if ground.any():
+                plain[parts == script.KINDS.index(accent)] = truth[ground].mean(0)
+        skin = parts == script.KINDS.index("skin")
+        bare[(arms == 2) | (arms == 4)] = truth[skin].mean(0)
+        grey = np.full_like(truth, 128)
+        verdicts.append([script.judge(picture, truth, parts, arms) for picture in (plain, bare, grey)])
+    patterns = [plain["patterns"] for plain, _, _ in verdicts if "patterns" in plain]
+    assert len(patterns) > 10
+    assert not any(patterns)
+    # Some have none to lose.
+    sleeves = [bare["sleeves"] for _, bare, _ in verdicts if "sleeves" in bare]
+    assert 0.1 < np.mean(sleeves) < 0.6
+    assert np.mean([grey["colours"] for _, _, grey in verdicts]) < 0.1
+    assert not any(grey["all of it"] for _, _, grey in verdicts)

@@ -7,12 +7,25 @@ z forward; angles are degrees.
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-__all__ = ["ArmPose", "Body", "Clothes", "Color", "DrawnIdentity", "DrawnPose", "Fabric", "Hair", "LegPose", "Vector"]
+__all__ = [
+    "ArmPose",
+    "Body",
+    "Clothes",
+    "Color",
+    "DrawnIdentity",
+    "DrawnPose",
+    "Fabric",
+    "Hair",
+    "LegPose",
+    "Vector",
+    "color_distance",
+]
 
 Color: TypeAlias = tuple[int, int, int]
 Vector: TypeAlias = tuple[float, float, float]
@@ -383,7 +396,7 @@ def _style_hair(rng: np.random.Generator, skin: Color) -> Hair:
     color = _between(_HAIR_COLORS, rng)
     if rng.random() < 0.07:
         color = _hsv(rng.random(), 0.7, 0.75)
-    if _contrast(color, skin) < 90:
+    if color_distance(color, skin) < 90:
         color = _rgb(np.array(color) / 255 * 0.45)
     hat = _choose_color(rng, (color, skin), 120)
     return Hair(style, color, rng.uniform(0.14, 0.3), rng.uniform(0, 1), hat)
@@ -472,7 +485,7 @@ def _choose_color(rng: np.random.Generator, others: tuple[Color, ...], contrast:
             color = _hsv(rng.random(), rng.uniform(0, 0.16), value)
         else:
             color = _hsv(rng.random(), rng.uniform(0.45, 1), rng.uniform(0.38, 1))
-        least = min(_contrast(color, other) for other in others)
+        least = min(color_distance(color, other) for other in others)
         if least > best_contrast:
             best, best_contrast = color, least
         if least >= contrast:
@@ -480,8 +493,16 @@ def _choose_color(rng: np.random.Generator, others: tuple[Color, ...], contrast:
     return best
 
 
-def _contrast(first: Color, second: Color) -> float:
-    """Return a distance of two colours that follows the eye roughly; black and white are 765 apart."""
+def color_distance(first: Sequence[float], second: Sequence[float]) -> float:
+    """Tell how different two colours look, roughly.
+
+    Args:
+        first: RGB, 0 to 255.
+        second: Likewise.
+
+    Returns:
+        The distance in RGB with the weights of https://www.compuphase.com/cmetric.htm; black and white are 765 apart.
+    """
     red, green, blue = (a - b for a, b in zip(first, second, strict=True))
     mean = (first[0] + second[0]) / 2
     return float(((2 + mean / 256) * red**2 + 4 * green**2 + (2 + (255 - mean) / 256) * blue**2) ** 0.5)
