@@ -74,7 +74,12 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
     parser.add_argument("--seed", type=int, metavar="N", help="first seed; picture i takes seed + i")
     parser.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures for each pair")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pairs at once (default %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="skip pairs whose pictures are there already")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="skip pictures that an interrupted call with the same photos, poses and options has made, as noted in "
+        ".OUTPUT.json beside them",
+    )
     add_pose_options(parser)
     add_sampling_options(parser)
     add_model_options(parser)
