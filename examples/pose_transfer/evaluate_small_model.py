@@ -20,17 +20,22 @@ from diffusers_cfld.data.drawn_figures import DrawnFigures
 from diffusers_cfld.small_model import SAMPLING_OPTIONS
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which model makes which pictures in how many steps."""
     parser.add_argument("--model", required=True, help="Folder of the pipeline.")
     parser.add_argument("--variant", default=None)
     parser.add_argument("--num_pairs", type=int, default=64)
     parser.add_argument("--first_identity", type=int, default=6000, help="Number of people that were trained on.")
     parser.add_argument("--steps", type=int, default=SAMPLING_OPTIONS["num_inference_steps"])
-    parser.add_argument("--scheduler", default=None, help="Class of diffusers; the model's own if not given.")
-    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[SAMPLING_OPTIONS["guidance_scale"]])
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--scheduler", default=None, help="Class of diffusers; the model's own if not given.")
+    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[SAMPLING_OPTIONS["guidance_scale"]])
     parser.add_argument("--only_right", action="store_true", help="Leave out other people's photos and poses.")
     parser.add_argument("--grid", default=None, help="Picture to write: source, pose, result, truth of 12 pairs.")
     parser.add_argument("--json", default=None, help="File for the numbers.")

@@ -8,15 +8,15 @@ Everything is compared with the true pictures, whose parts are known pixel by pi
 - patterns: where a pattern's accent belongs the picture differs from the ground by at least half of what it should;
 - sleeves: every visible piece of skin and of sleeve of either arm looks more like itself than like the other.
 
-Of a part that covers eight pixels without its edge the edge is left out; one that covers less than 14 with it is not
-looked at. Each pair counts in both directions.
+Of a part that covers eight pixels without its edge the edge is left out; of less than 14 pixels with it no colour is
+judged, of less than 12 no arm, and no pattern of which ground or accent has less than 15. Each pair counts in both
+directions.
 """
 
 import argparse
 
 import numpy as np
-import torch
-from evaluate_small_model import generate, resize
+from evaluate_small_model import add_options, generate, resize
 from scipy.ndimage import binary_erosion
 
 from diffusers_cfld import CFLDPipeline
@@ -27,20 +27,14 @@ from diffusers_cfld.small_model import SAMPLING_OPTIONS
 
 KINDS = (*PARTS, *PATTERN_ACCENTS)
 COLORED = ("upper", "lower", "inner", *PATTERN_ACCENTS)
-LEAST_PIXELS, LEAST_SEEN = 8, 14
+LEAST_PIXELS, LEAST_SEEN, LEAST_ARM, LEAST_OTHER = 8, 14, 12, 6
 FARTHEST_COLOR, LEAST_CONTRAST = 100, 0.5
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Folder of the pipeline.")
-    parser.add_argument("--variant", default=None)
-    parser.add_argument("--num_pairs", type=int, default=64)
-    parser.add_argument("--first_identity", type=int, default=6000, help="Number of people that were trained on.")
-    parser.add_argument("--steps", type=int, default=SAMPLING_OPTIONS["num_inference_steps"])
+    add_options(parser)
     parser.add_argument("--guidance_scale", type=float, default=SAMPLING_OPTIONS["guidance_scale"])
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
 
@@ -53,7 +47,7 @@ def shrink(mask: np.ndarray) -> np.ndarray | None:
 
 
 def share_of_way(color: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    """How far a colour is on the way from one to another, 0 to 1."""
+    """How far a colour is on the way from one to another: 0 at the first, 1 at the other."""
     way = end - start
     return float((color - start) @ way / (way @ way))
 
@@ -83,11 +77,10 @@ def judge_patterns(picture: np.ndarray, truth: np.ndarray, parts: np.ndarray) ->
 def judge_sleeves(picture: np.ndarray, truth: np.ndarray, parts: np.ndarray, arms: np.ndarray) -> list[float]:
     """For each piece of skin or sleeve of an arm how far its colour is on the way to the other's."""
     shares = []
-    usual = {name: parts == KINDS.index(part) for name, part in (("skin", "skin"), ("sleeve", "upper"))}
     for index, arm in enumerate(ARMS[1:], start=1):
         mask = shrink(arms == index)
-        other = usual["sleeve" if arm.endswith("skin") else "skin"]
-        if mask is None or mask.sum() < 12 or other.sum() <= 5:
+        other = parts == KINDS.index("upper" if arm.endswith("skin") else "skin")
+        if mask is None or mask.sum() < LEAST_ARM or other.sum() < LEAST_OTHER:
             continue
         own, others = truth[mask].mean(0), truth[other].mean(0)
         if np.linalg.norm(own - others) >= 50:
@@ -130,5 +123,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main(parse_args())
+    main(parse_args())

@@ -328,18 +328,26 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--reconstruction_loss_weight and --transfer_loss_weight are both 0: nothing would be learned.")
     if args.hub_token and ("wandb" in args.report_to or args.report_to == "all"):
         parser.error("wandb logs the command line with its --hub_token: log in with `hf auth login` instead.")
-    for name, partner in (("latent_cache_dir", "cache_latents"), ("validation_split", "validation_data_dir")):
+    for name, partner in (
+        ("latent_cache_dir", "cache_latents"),
+        ("validation_split", "validation_data_dir"),
+        ("validation_data_dir", "validation_steps"),
+    ):
         if getattr(args, name) is not None and not getattr(args, partner):
             parser.error(f"--{name} is for --{partner}: give both or neither.")
-    if args.validation_data_dir and not args.validation_steps:
-        parser.error("--validation_data_dir is for --validation_steps: give both or neither.")
     check_numbers(parser, args)
     is_index = Path(args.train_data_dir, SHARD_INDEX).is_file()
     if args.dataset_format == "auto" and (is_index or "://" in args.train_data_dir):
         args.dataset_format = "shards"
     if args.dataset_format == "shards":
-        per_file = ("cache_latents", "max_train_samples", "targets_per_source", "loss_metric", "loss_weight_maps")
-        for name in (*per_file, "alignment_maps"):
+        for name in (
+            "cache_latents",
+            "max_train_samples",
+            "targets_per_source",
+            "loss_metric",
+            "loss_weight_maps",
+            "alignment_maps",
+        ):
             if getattr(args, name) != parser.get_default(name):
                 parser.error(f"--{name} needs a list of files, not shards, which are read once from end to end.")
         if args.validation_steps and not args.validation_data_dir:
@@ -609,6 +617,11 @@ def name_pictures(batch: dict[str, torch.Tensor], pairs: list) -> list[str]:
     return [pair.source for pair in chosen] + [pair.target for pair in chosen]
 
 
+def predicted(args: argparse.Namespace, half: int) -> slice:
+    """Which of `half` reconstructions and as many transfers: what weighs nothing need not be predicted."""
+    return slice(0 if args.reconstruction_loss_weight else half, None if args.transfer_loss_weight else half)
+
+
 def training_loss(
     args: argparse.Namespace,
     model: torch.nn.Module,
@@ -637,9 +650,7 @@ def training_loss(
     drop_mask = random.drop_uniform < args.condition_dropout_prob
     target = prediction_target(noise_scheduler, doubled.latents, random.noise, timesteps)
 
-    # What weighs nothing need not be predicted.
-    half = len(batch["index"])
-    asked = slice(0 if args.reconstruction_loss_weight else half, None if args.transfer_loss_weight else half)
+    asked = predicted(args, len(batch["index"]))
     prediction = target.clone()
     dtype = next(model.parameters()).dtype  # not float32 under DeepSpeed, which casts the models but not what they get
     prediction[asked] = model(
@@ -669,14 +680,10 @@ def alignment_loss(
     args: argparse.Namespace,
     module: CFLDTrainingModule,
     maps: Sequence[AlignmentMaps],
-    batch: dict[str, torch.Tensor],
-    pairs: list,
+    pictures: list[str],
 ) -> torch.Tensor:
     """Mean squared error of the maps that the heads made of the last step's features, summed over the heads."""
-    names, half = name_pictures(batch, pairs), len(batch["index"])
-    # What weighs nothing was not predicted.
-    names = names[0 if args.reconstruction_loss_weight else half : None if args.transfer_loss_weight else half]
-    losses = []
+    names, losses = pictures[predicted(args, len(pictures) // 2)], []
     for aligned, layer_maps in zip(module.aligned, maps, strict=True):
         expected = F.interpolate(layer_maps(names).to(aligned.device), aligned.shape[-2:], mode="area")
         losses.append(F.mse_loss(aligned.float(), expected))
@@ -876,15 +883,10 @@ def load_checkpoint(
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     accelerator.load_state(str(folder))
     # Rates and the like are those of this run's options, which --scale_lr may have made others than the checkpoint's.
-    for group, options in zip(optimizer.param_groups, groups, strict=True):
-        group.update(options)
-    lr_scheduler.base_lrs = [group["initial_lr"] for group in groups]
-    lr_scheduler._last_lr = [
-        rate * factor(lr_scheduler.last_epoch)
-        for rate, factor in zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
-    ]
-    for group, rate in zip(optimizer.param_groups, lr_scheduler.get_last_lr(), strict=True):
-        group["lr"] = rate
+    for group, options, factor in zip(optimizer.param_groups, groups, lr_scheduler.lr_lambdas, strict=True):
+        group.update({**options, "lr": options["initial_lr"] * factor(lr_scheduler.last_epoch)})
+    lr_scheduler.base_lrs = [options["initial_lr"] for options in groups]
+    lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
     # A checkpoint stands between two steps, also one that was left in the middle of an accumulation.
     accelerator.step = state["step"] * args.gradient_accumulation_steps
     has_averages = (folder / "ema.safetensors").exists()
@@ -1176,21 +1178,23 @@ def main(args: argparse.Namespace) -> None:
                 torch.manual_seed(args.seed + micro_steps * accelerator.num_processes + accelerator.process_index)
                 if args.targets_per_source > 1:
                     batch = share_sources(batch, dataset.pairs, args.targets_per_source)
+                # Shards have no files, and nothing that is looked up by them.
+                pictures = [] if args.dataset_format == "shards" else name_pictures(batch, dataset.pairs)
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
                 if cache is None:
                     pixel_values = torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])
                     with autocast(accelerator):
                         moments = encode_moments(vae, pixel_values).float()
                 else:
-                    moments = cache(name_pictures(batch, dataset.pairs)).to(accelerator.device)
+                    moments = cache(pictures).to(accelerator.device)
                 cell_weights = None
                 if loss_weights is not None:
-                    cell_weights = loss_weights(name_pictures(batch, dataset.pairs)).to(accelerator.device)
+                    cell_weights = loss_weights(pictures).to(accelerator.device)
                 with accelerator.accumulate(model):
                     weights = {"metric": metric, "cell_weights": cell_weights}
                     loss = training_loss(args, model, vae, noise_scheduler, batch, moments, epoch, **weights)
                     if maps:
-                        loss = loss + args.alignment_weight * alignment_loss(args, module, maps, batch, dataset.pairs)
+                        loss = loss + args.alignment_weight * alignment_loss(args, module, maps, pictures)
                     mean_of_processes = accelerator.reduce(loss.detach(), reduction="mean").item()
                     if not math.isfinite(mean_of_processes):
                         stop_at_nan(args, accelerator, module, ema, step, mean_of_processes)

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from diffusers.image_processor import PipelineImageInput
 
-from .pipelines.component_checks import check_numbers
+from .pipelines.input_checks import check_numbers
 from .pipelines.plain_call import plain_call
 
 # What of a scheduler's configuration says how noise is added and what the U-Net predicts.
@@ -78,8 +78,7 @@ def invert(
     """
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
-    default_height, default_width = pipe.target_size
-    height, width = default_height if height is None else height, default_width if width is None else width
+    height, width = pipe._choose_size(height, width)
     check_numbers(pipe.vae_scale_factor, height, width, num_inference_steps)
     if appearance is None:
         appearance = pipe.encode_appearance(image if source_image is None else source_image)

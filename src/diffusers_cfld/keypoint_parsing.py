@@ -72,6 +72,18 @@ def check_size(size: object) -> Size:
     return int(pair[0]), int(pair[1])
 
 
+def tells_frame(data: object) -> bool:
+    """Whether a pose in any form, or its text, says how large the picture was that it was measured on."""
+    if isinstance(data, str):
+        try:
+            data = json.loads(data)
+        except (ValueError, RecursionError):  # a line of CSV, or nothing that can be read
+            return False
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    return isinstance(data, Mapping) and ("size" in data or "canvas_height" in data)
+
+
 def find_people(data: object) -> tuple[list[object], Size | None]:
     """Return the numbers of each person in OpenPose data, and the canvas size if it is there."""
     if isinstance(data, (list, tuple)) and data and all(isinstance(item, Mapping) for item in data):

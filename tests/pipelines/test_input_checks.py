@@ -11,7 +11,7 @@ from testing_utils import UNET_CONFIG, fill, tiny_components, tiny_image, tiny_p
 
 from diffusers_cfld import Appearance, CFLDInpaintPipeline, CFLDPipeline, Keypoints
 from diffusers_cfld.inversion import invert, reconstruct
-from diffusers_cfld.pipelines.component_checks import check_ip_adapter_inputs
+from diffusers_cfld.pipelines.input_checks import check_ip_adapter_inputs
 
 
 @pytest.fixture(scope="module")

@@ -111,8 +111,7 @@ def run(args: argparse.Namespace) -> int:
     targets = [read_target(args, path, estimator) for path in args.pose]
     num_pairs = max(len(photos), len(targets))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
-    record = _Record(args, photos, targets)
-    record.begin(outputs, args.resume)
+    record = _Record(args, photos, targets, outputs)
     batches = []
     for start in range(0, num_pairs, args.batch_size):
         pairs = range(start, min(start + args.batch_size, num_pairs))
@@ -157,18 +156,19 @@ class _Record:
     """What the pictures of a call are made from and which of them are done, in a file beside them."""
 
     def __init__(
-        self, args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets: Sequence[Keypoints]
+        self,
+        args: argparse.Namespace,
+        photos: Sequence[PIL.Image.Image],
+        targets: Sequence[Keypoints],
+        outputs: Sequence[Path],
     ) -> None:
         output = Path(args.output)
         self._file = output.with_name(f".{output.name}.json")
-        self._made_from = _digest(args, photos, targets)
         self._done: list[str] = []
-        self._is_kept = True
-
-    def begin(self, outputs: Sequence[Path], resume: bool) -> None:
-        """Go on with the pictures of an interrupted call, or forget what was done before."""
-        if not resume:
-            self._is_kept = len(outputs) > 1
+        self._is_kept = args.resume or len(outputs) > 1
+        self._made_from = _digest(args, photos, targets) if self._is_kept else ""
+        if not args.resume:
+            # What was done before is of another call.
             self._file.unlink(missing_ok=True)
             return
         found = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}

@@ -289,10 +289,13 @@ def fit_sources(
 
 
 def _frame_of(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
-    """The photo's size for files that do not say on what they were measured; None for those that do."""
-    if Path(path).suffix.lower() in (".csv", ".txt"):
-        return None  # always of the field's frame
-    if Path(path).suffix.lower() != ".json":
+    """The photo's size for files that do not say on what they were measured; None for those that do, and for CSV."""
+    from ..keypoint_parsing import tells_frame
+
+    suffix = Path(path).suffix.lower()
+    if suffix in (".csv", ".txt"):
+        return None  # the field's frame
+    if suffix != ".json":
         return size
     text = Path(path).read_text(encoding="utf-8-sig") if Path(path).is_file() else ""
-    return None if '"size"' in text or '"canvas_height"' in text else size
+    return None if tells_frame(text) else size

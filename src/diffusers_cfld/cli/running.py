@@ -165,9 +165,9 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
             "published checkpoint with `diffusers-cfld convert`."
         )
     options = {name: value for name in ("variant", "revision", "token") if (value := getattr(args, name)) is not None}
-    if args.model is None and options:
-        raise ValueError(f"--{next(iter(options))} is for --model, which is not given.")
     if args.model is None:
+        if options:
+            raise ValueError(f"--{next(iter(options))} is for --model, which is not given.")
         options = {"variant": "fp16"}
     try:
         pipe: CFLDPipeline = CFLDPipeline.from_pretrained(

@@ -37,7 +37,7 @@ from .files import (
     staged_folder,
     write_weights,
 )
-from .geometry import CheckpointGeometry, geometry_to_config, read_config, read_geometry, read_latent_size
+from .geometry import CheckpointGeometry, geometry_to_config, read_config, read_geometry, read_sample_size
 from .model_card import STABLE_DIFFUSION_ID, write_model_card
 from .state_dict import (
     MODEL_COMPONENTS,
@@ -397,13 +397,13 @@ def _open_checkpoint(
     num_up_blocks = len(unet_config.get("up_block_types", (None,) * 4))
     with _naming(model_path):
         geometry = read_geometry(_shapes(published), config, num_up_blocks)
-        latent_size = read_latent_size(config, geometry, vae_scale)
+        sample_size = read_sample_size(config, geometry, vae_scale)
         models = _build_models(geometry)
         buffers = _swin_buffers_of(geometry)
     _check_fit(model_path, geometry, unet_config)
-    if latent_size is not None:
+    if sample_size is not None:
         # The base's own is where it was trained, not this checkpoint.
-        unet_config = {**unet_config, "sample_size": latent_size[0] if len(set(latent_size)) == 1 else latent_size}
+        unet_config = {**unet_config, "sample_size": sample_size}
     models[UNET_COMPONENT] = _from_config(UNet2DConditionModel, unet_config)
     expected = {
         name: {to_published_key(name, key, geometry.num_encoders): shape for key, shape in _shapes_of(model).items()}

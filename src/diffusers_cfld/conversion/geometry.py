@@ -175,9 +175,9 @@ def read_geometry(
     )
 
 
-def read_latent_size(
+def read_sample_size(
     config: Mapping[str, Any] | None, geometry: CheckpointGeometry, vae_scale: int
-) -> tuple[int, int] | None:
+) -> int | tuple[int, int] | None:
     """Read the size that a checkpoint was trained at.
 
     Args:
@@ -186,7 +186,7 @@ def read_latent_size(
         vae_scale: Image pixels per latent cell.
 
     Returns:
-        (height, width) of the latents; None if `config` does not tell.
+        Of the latents, as the U-Net's `sample_size`: their side, or (height, width). None if `config` does not tell.
 
     Raises:
         ValueError: The image's size is no multiple of `vae_scale`, or that of the pose maps does not belong to it.
@@ -209,7 +209,7 @@ def read_latent_size(
             f"`INPUT.GT.IMG_SIZE` and `INPUT.POSE.IMG_SIZE` in config.yaml must be height and width, {vae_scale} and "
             f"{factor} times those of the latents, got {list(image)} and {list(pose)}."
         )
-    return latents[0], latents[1]
+    return _as_size(*latents)
 
 
 def _votes(shapes: Shapes, pattern: str, dimension: int) -> list[int]:

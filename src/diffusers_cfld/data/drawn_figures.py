@@ -306,7 +306,7 @@ class DrawnFigures:
             if found != settings:
                 raise ValueError(
                     f"{str(folder)!r} was begun with other settings, {found} instead of {settings}: "
-                    "use those again, or another folder, where the drawing version is another one."
+                    "use those again, or, if the drawing version is another one, another folder."
                 )
             return
         foreign = [name for name in (_PAIRS_FILE, _IMAGE_FOLDER) if (folder / name).exists()]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..keypoint_parsing import tells_frame
 from ..keypoints import Keypoints
 from .pair_csv import finish_reading, load_csv_pairs
 from .pair_transform import PosePair
@@ -244,18 +245,7 @@ def _read_line(line: str, folder: Path, cache: dict[str, tuple[object, Keypoints
 
 
 def _read_keypoints(raw: object, size: Any) -> Keypoints:
-    return Keypoints.from_any(raw, None if size is None or _tells_frame(raw) else tuple(size))
-
-
-def _tells_frame(raw: object) -> bool:
-    if isinstance(raw, str):
-        try:
-            raw = json.loads(raw)
-        except ValueError:  # a line of CSV
-            return False
-    if isinstance(raw, list) and len(raw) == 1:
-        raw = raw[0]
-    return isinstance(raw, dict) and ("size" in raw or "canvas_height" in raw)
+    return Keypoints.from_any(raw, None if size is None or tells_frame(raw) else tuple(size))
 
 
 def _check_root(root: str | os.PathLike[str], split: str = "train") -> Path:

@@ -204,12 +204,10 @@ def _open_archive(archive: Path) -> tuple[dict[str, Any], Callable[[Any], bytes]
     def read(member: zipfile.ZipInfo) -> bytes:
         try:
             return content.read(member)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
-            raise UnreadableImageError(member.filename, f"is damaged in the archive ({error})") from error
-        except OSError as error:
-            if error.errno is not None:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
+            # The OSError of bz2 has no number, those of disks have.
+            if getattr(error, "errno", None) is not None:
                 raise
-            # As bz2 says it.
             raise UnreadableImageError(member.filename, f"is damaged in the archive ({error})") from error
 
     return _by_key({member: tuple(member.filename.split("/")) for member in members}), read

@@ -86,24 +86,16 @@ def write_shards(
     finished = {shard["name"]: shard for shard in index["shards"]}
     suffixes: dict[str, str] = {}
     num_pairs = 0
-    in_a_row: dict[str, tuple[int, str]] = {}  # shard and reason of each file that broke since the last good pair
+    in_a_row: dict[str, int] = {}  # the shard of each file that broke since the last good pair
     for number, first in enumerate(range(0, len(pairs), pairs_per_shard)):
         name = f"pairs-{number:06d}.tar"
         if name not in finished or not _is_there(folder / name, finished[name]):
             keys = order[first : first + pairs_per_shard].tolist()
-            shard = [(key, pairs[key]) for key in keys]
+            numbered = [(key, pairs[key]) for key in keys]
             try:
-                count = _write_shard(folder / name, shard, number, suffixes, skipped, in_a_row)
+                count = _write_shard(folder / name, numbered, number, suffixes, skipped, in_a_row)
             except UnreadableDataError:
-                # A disk that is away: the same call tries these files again once it is back.
-                first_broken = min(shard for shard, _ in in_a_row.values())
-                files = skipped.state_dict()["files"]
-                kept = [finished[key] for key in sorted(finished)][:first_broken]
-                index |= {
-                    "shards": kept,
-                    "skipped": {"files": {path: entry for path, entry in files.items() if path not in in_a_row}},
-                }
-                _write_index(folder, index)
+                _write_index(folder, _forget(index, in_a_row))
                 raise
             size = (folder / name).stat().st_size if count else 0
             finished[name] = {"name": name, "num_pairs": count, "num_bytes": size}
@@ -138,6 +130,12 @@ def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _forget(index: dict[str, Any], in_a_row: dict[str, int]) -> dict[str, Any]:
+    """Return the index as before some files broke: a disk may be away, and the same call tries them again."""
+    files = {path: entry for path, entry in index["skipped"]["files"].items() if path not in in_a_row}
+    return index | {"shards": index["shards"][: min(in_a_row.values())], "skipped": {"files": files}}
+
+
 def _is_there(file: Path, shard: dict[str, Any]) -> bool:
     if not shard["num_pairs"]:
         return True
@@ -150,7 +148,7 @@ def _write_shard(
     shard_number: int,
     suffixes: dict[str, str],
     skipped: SkipReport,
-    in_a_row: dict[str, tuple[int, str]],
+    in_a_row: dict[str, int],
 ) -> int:
     """Write one shard unless all of its pairs are broken; returns how many it has."""
     count = 0
@@ -162,11 +160,9 @@ def _write_shard(
                     target = _encoded(pair.target, pair.target_name, suffixes, skipped)
                 except UnreadableImageError as error:
                     skipped.add(error.path, error.reason)
-                    in_a_row.setdefault(error.path, (shard_number, error.reason))
+                    in_a_row.setdefault(error.path, shard_number)
                     if len(in_a_row) >= MAX_TRIES:
-                        raise UnreadableDataError.after(
-                            [(path, reason) for path, (_, reason) in in_a_row.items()]
-                        ) from error
+                        raise UnreadableDataError.after([(path, skipped.reason(path)) for path in in_a_row]) from error
                     continue
                 in_a_row.clear()
                 key = f"{number:09d}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-__all__ = ["ComponentSharingMixin", "explain_missing_variant"]
+__all__ = ["ComponentSharingMixin", "explain_missing_variant", "find_variants"]
+
+_WEIGHTS_FILE = re.compile(r"diffusion_pytorch_model(?:\.(.+?))?(?:-\d+-of-\d+)?\.safetensors")
 
 _keeps_dtypes: ContextVar[bool] = ContextVar("keeps_dtypes", default=False)
 
@@ -54,6 +57,19 @@ class ComponentSharingMixin(DiffusionPipeline):
         return self if _keeps_dtypes.get() else super().to(*args, **kwargs)
 
 
+def find_variants(folder: str | os.PathLike[str]) -> set[str | None]:
+    """Tell which variants of the weights a pipeline's folder has.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their names, as in the files', also where these are in shards; None stands for weights that are no variant.
+    """
+    files = Path(folder).glob("*/diffusion_pytorch_model*.safetensors")
+    return {match[1] for file in files if (match := _WEIGHTS_FILE.fullmatch(file.name))}
+
+
 def explain_missing_variant(path: str | os.PathLike[str], error: OSError) -> None:
     """Raise an error that names the variants a folder has, if that is why it could not be loaded without one.
 
@@ -64,10 +80,7 @@ def explain_missing_variant(path: str | os.PathLike[str], error: OSError) -> Non
     Raises:
         OSError: The folder has variants of the weights, and no others.
     """
-    names = [
-        file.name.split("-0")[0].removesuffix(".safetensors").split(".")[1:]
-        for file in Path(path).glob("*/diffusion_pytorch_model*.safetensors")
-    ]
-    if names and all(names):
-        variants = " or ".join(sorted({f"`variant={name[0]!r}`" for name in names}))
+    found = find_variants(path)
+    if found and None not in found:
+        variants = " or ".join(sorted(f"`variant={name!r}`" for name in found))
         raise OSError(f"{os.fspath(path)!r} has its weights in a variant only: pass {variants}.") from error

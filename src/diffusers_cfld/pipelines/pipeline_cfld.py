@@ -57,15 +57,9 @@ from .branch_batching import (
     broadcast_batch,
     repeat_to,
 )
-from .component_checks import (
-    check_appearance,
-    check_components,
-    check_generator,
-    check_ip_adapter_inputs,
-    check_numbers,
-    check_pose_features,
-)
-from .loading import ComponentSharingMixin, explain_missing_variant
+from .component_checks import check_appearance, check_components, check_pose_features
+from .input_checks import check_generator, check_ip_adapter_inputs, check_numbers
+from .loading import ComponentSharingMixin, explain_missing_variant, find_variants
 from .lora import UNetLoraLoaderMixin
 from .micro_batches import call_in_micro_batches
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
@@ -186,6 +180,13 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             raise ValueError("The pipeline has no unet; load one.")
         return as_pair(self.unet.config.sample_size)
 
+    def _choose_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The generated size, with that of the training where a side is not given."""
+        if height is None or width is None:
+            default_height, default_width = self.target_size
+            height, width = default_height if height is None else height, default_width if width is None else width
+        return height, width
+
     @property
     def target_size(self) -> tuple[int, int]:
         """Height and width of pictures that are made without `height` and `width`: those of the training, pixels."""
@@ -245,8 +246,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         if card.is_file() and "card has been automatically generated" in card.read_text(encoding="utf-8"):
             from ..conversion.model_card import write_model_card
 
-            weights = Path(working_dir).glob("*/diffusion_pytorch_model.*.safetensors")
-            variants = {path.name.split(".")[1].split("-")[0] for path in weights}
+            variants = [variant for variant in find_variants(working_dir) if variant is not None]
             # Whose weights these are cannot be told here: no base model, no licence, no numbers of the paper.
             facts: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch."), "base_model": None}
             facts["scheduler"] = type(self.scheduler).__name__
@@ -422,6 +422,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         """
         factor = self.vae_scale_factor
         shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+        generator = check_generator(generator)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` must be one generator or a list with one per image, got {len(generator)} for "
@@ -609,9 +610,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             return call_in_micro_batches(self, micro_batch_size, **arguments)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        default_height, default_width = self.target_size
-        height = default_height if height is None else height
-        width = default_width if width is None else width
+        height, width = self._choose_size(height, width)
 
         # 1. Check inputs
         self.check_inputs(
@@ -635,6 +634,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             ("appearance_guidance_scale", appearance_guidance_scale),
         ):
             check_guidance_scale(name, guidance_scale if scale is None else scale)
+        generator = check_generator(generator)
         self._guidance_scale = guidance_scale
         self._pose_guidance_scale = pose_guidance_scale
         self._appearance_guidance_scale = appearance_guidance_scale
@@ -645,7 +645,6 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         device = self._execution_device
 
         # 2. Encode source and pose, once for all steps
-        generator = check_generator(generator)
         if appearance is None:
             appearance = self.encode_appearance(image)
         check_appearance(appearance, self.unet)

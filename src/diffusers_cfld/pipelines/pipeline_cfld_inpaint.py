@@ -22,7 +22,7 @@ from diffusers.image_processor import PipelineImageInput
 from ..photo_fitting import PhotoFrame
 from ..picture_modes import to_rgb
 from ..processors.image_processor import split_images
-from .component_checks import check_generator, check_numbers
+from .input_checks import check_generator, check_numbers
 from .pipeline_cfld import CFLDPipeline
 from .pipeline_output import Appearance, CFLDPipelineOutput
 
@@ -172,8 +172,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
                 f"`scheduler` must have `add_noise`, which {type(self.scheduler).__name__} has not: the reference has "
                 "to be noised."
             )
-        default_height, default_width = self.target_size
-        size = (default_height if height is None else height, default_width if width is None else width)
+        size = self._choose_size(height, width)
         check_numbers(self.vae_scale_factor, *size, num_inference_steps, num_images_per_prompt)
         generator = check_generator(generator)
         reference = self.source_image_processor.to_rgb(_single_picture(image))
