@@ -598,3 +598,8 @@ def test_junk_arrays_raise_only_value_and_type_errors(value):
     with contextlib.suppress(ValueError, TypeError):
         Keypoints.from_any(value)
     assert before.tobytes() == value.tobytes()
+
+
+def test_a_wrong_number_of_joints_is_told_before_the_missing_frame():
+    with pytest.raises(ValueError, match=r"must have 54 \(18 joints\) or 75 .* got shape \(51,\)"):
+        Keypoints.from_openpose({"people": [{"pose_keypoints_2d": [1.0] * 51}]})

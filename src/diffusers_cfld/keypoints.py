@@ -353,6 +353,12 @@ class Keypoints:
             person = 0
         if isinstance(person, bool) or not isinstance(person, int) or not 0 <= person < len(people):
             raise ValueError(f"`person` must be a whole number from 0 to {len(people) - 1}, got {person!r}.")
+        numbers = as_float_array(people[person], "`pose_keypoints_2d`")
+        if numbers.shape not in ((3 * _NUM_JOINTS,), (75,)):
+            raise ValueError(
+                "`pose_keypoints_2d` must have 54 (18 joints) or 75 (BODY_25) numbers in one flat list, "
+                f"got shape {numbers.shape}."
+            )
         if size is None:
             size = canvas
         if size is None:
@@ -361,12 +367,6 @@ class Keypoints:
                 "pass `size=(height, width)`."
             )
         size = check_size(size)
-        numbers = as_float_array(people[person], "`pose_keypoints_2d`")
-        if numbers.shape not in ((3 * _NUM_JOINTS,), (75,)):
-            raise ValueError(
-                "`pose_keypoints_2d` must have 54 (18 joints) or 75 (BODY_25) numbers in one flat list, "
-                f"got shape {numbers.shape}."
-            )
         rows = numbers.reshape(-1, 3)
         if len(rows) == 25:
             rows = rows[list(_BODY_25_ROWS)]
