@@ -155,11 +155,12 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     names = json.loads((tmp_path / "names.json").read_text())
     assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
     maps = np.load(tmp_path / "maps.npy")
-    sizes = (9 * 16, 18 * 4, 2 * 8, 5 * 3, 3 * 16, 4 * 16, 1)
+    sizes = (9 * 16, 18 * 4, 2 * 8, 5 * 3, 3 * 16, 4 * 16, 1, 1)
     assert maps.shape == (8, sum(sizes), 16, 12)
     assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, *maps.shape[1:])
     ends = np.cumsum(sizes)[:-1]
-    shares, places, patterns, colors, contrasts, arms, weights = np.split(maps.astype(np.float32), ends, axis=1)
+    groups = np.split(maps.astype(np.float32), ends, axis=1)
+    shares, places, patterns, colors, contrasts, arms, weights, detail_weights = groups
     shares = shares.reshape(8, len(script.KINDS), 16, 16, 12)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-3)
     people = [DrawnFigures(4, 2, (256, 176)).identity(number) for number in range(4)]
@@ -201,6 +202,17 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     inside = (clothed > 0.999) & (walls == 0)
     assert inside.sum() > 5
     np.testing.assert_allclose(weights[inside], 5, atol=1e-2)
+    # 4 more in a garment that shows an accent, 8 more where it is open.
+    more = detail_weights[:, 0] - weights
+    shown = {name: shares[:, index].mean(1) for index, name in enumerate(script.KINDS)}
+    expected = 8 * shown["inner"]
+    for name in script.GARMENTS:
+        accent = shown[f"{name}_accent"]
+        expected += 4 * (shown[name] + accent) * (accent.sum((1, 2), keepdims=True) > 0)
+    assert more[walls == 0].max() >= 4
+    np.testing.assert_allclose(more[walls == 0], expected[walls == 0], atol=2e-2)
+    assert (more >= 0).all()
+    assert (more <= expected + 2e-2).all()
     # Sine and cosine where there are clothes, nothing elsewhere.
     places = places.reshape(8, 18, 4, 16, 12)
     lengths = np.hypot(places[:, 2], places[:, 3])
