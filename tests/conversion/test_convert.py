@@ -354,6 +354,28 @@ def test_only_former_results_are_overwritten(tiny_checkpoint: Path, tiny_base: P
         convert_checkpoint(tiny_checkpoint, tiny_base, tmp_path / "file", overwrite=True, progress=False)
 
 
+def test_outputs_that_cannot_be_moved(
+    tiny_checkpoint: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    monkeypatch.chdir(output)
+    with pytest.raises(ValueError, match="got the current folder or one where a disk is mounted"):
+        convert_checkpoint(tiny_checkpoint, tiny_base, ".", progress=False)
+    with pytest.raises(ValueError, match="got the current folder or one where a disk is mounted"):
+        convert_checkpoint(tiny_checkpoint, tiny_base, "/", overwrite=True, progress=False)
+    assert output.is_dir()
+
+
+def test_output_behind_a_link(tiny_checkpoint: Path, tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "output").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "output", target_is_directory=True)
+    convert_checkpoint(tiny_checkpoint, tiny_base, link, progress=False)
+    assert link.is_symlink()
+    assert (tmp_path / "disk" / "output" / "model_index.json").is_file()
+
+
 def test_the_size_is_the_checkpoints_and_not_the_bases(own_checkpoint: Path, own_base: Path, tmp_path: Path) -> None:
     file = own_base / "unet" / "config.json"
     config = json.loads(file.read_text())

@@ -121,12 +121,12 @@ def convert_checkpoint(
         base_folder = _find_base(base, token=token, revision=revision)
         unet_config = read_json(base_folder / UNET_COMPONENT / "config.json")
         vae_scale = _vae_scale(read_json(base_folder / "vae" / "config.json"))
+        _convert_vae(base_folder, folder, dtype, variant)  # first, so that a base that lacks weights is told at once
         total = 2 * sum(path.stat().st_size for path in sources)
         with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=not progress) as bar:
             geometry, models, components = _open_checkpoint(checkpoint, unet_config, vae_scale)
             for name, model in models.items():
                 _write_component(folder / name, model, components.pop(name), dtype, variant, bar.update)
-            _convert_vae(base_folder, folder, dtype, variant)
             scheduler: Any = make_scheduler(read_json(base_folder / "scheduler" / "scheduler_config.json"))
             scheduler.save_config(folder / "scheduler")
             _write_index(folder)

@@ -266,9 +266,10 @@ def staged_folder(
 
     Raises:
         OSError: A folder cannot be made or moved.
-        ValueError: `output` is not an empty or missing folder and cannot be replaced.
+        ValueError: `output` is not an empty or missing folder and cannot be replaced, or it cannot be moved: it is the
+            current folder or where a disk is mounted.
     """
-    output = Path(os.path.abspath(output))
+    output = Path(os.path.realpath(output))  # what a link leads to is replaced, not the link
     _check_output(output, overwrite=overwrite, marker=marker, entries=entries, inputs=inputs)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".incomplete", dir=output.parent))
@@ -296,6 +297,11 @@ def _check_output(
 ) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output '{output}' must be a folder, got an existing file: choose another.")
+    if os.path.ismount(output) or output == Path(os.path.realpath(os.curdir)):
+        raise ValueError(
+            f"The output '{output}' must be a folder that can be replaced whole, got the current folder or one where "
+            "a disk is mounted: choose a folder in it."
+        )
     for path in inputs:
         source = Path(path).resolve()
         if source.exists() and (source == output.resolve() or output.resolve() in source.parents):
