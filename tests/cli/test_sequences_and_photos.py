@@ -177,6 +177,18 @@ def test_a_box_and_a_background(folder, pipe, tmp_path, capsys):
     assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, whole, pose))
 
 
+def test_a_background_behind_a_cut_out_person_in_the_frame(folder, pipe, tmp_path):
+    cut_out = PIL.Image.open(folder / "b.png").convert("RGBA")
+    cut_out.paste((0, 0, 0, 0), (0, 0, cut_out.width // 2, cut_out.height))
+    cut_out.save(tmp_path / "cut_out.png")
+    options = ["--image", tmp_path / "cut_out.png", "--pose", "pose.json", "--seed", 3, "--background", "red"]
+    assert run(folder, "generate", *options, "--output", tmp_path / "out.png") == 0
+    behind = PIL.Image.new("RGBA", cut_out.size, "red")
+    behind.alpha_composite(cut_out)
+    pose = Keypoints.load(folder / "pose.json")
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, behind.convert("RGB"), pose))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -53,7 +53,9 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
         help="where the person is in --image, in pixels, instead",
     )
     group.add_argument(
-        "--background", metavar="COLOR", help="beyond the photo's edges, e.g. white (default: as the edges are)"
+        "--background",
+        metavar="COLOR",
+        help="beyond the photo's edges (default: as they are) and behind its transparent parts (default: white)",
     )
     group.add_argument(
         "--align",
@@ -277,12 +279,13 @@ def fit_sources(
             except ValueError as error:
                 raise ValueError(f"--image names {path!r}: {error}") from error
         if keypoints is None and args.source_box is None:
-            if has_frame:
+            if has_frame and args.background is None:
                 fitted.append((image, None))
                 continue
-            logger.info(
-                "%s is not of the shape %d:%d and is padded; --source-pose or --source-box crop it.", path, *shape
-            )
+            if not has_frame:
+                logger.info(
+                    "%s is not of the shape %d:%d and is padded; --source-pose or --source-box crop it.", path, *shape
+                )
         photo = fit_photo(image, keypoints, args.source_box, background=args.background, shape=shape)
         fitted.append((photo.image, photo.keypoints))
     return fitted
