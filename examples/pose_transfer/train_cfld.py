@@ -61,13 +61,13 @@ from diffusers_cfld.data import (
     PosePairDataset,
     SkipReport,
     StreamedPosePairs,
+    UnreadableDataError,
     collate_pose_pairs,
     init_worker,
     load_pairs,
     unique_images,
 )
-from diffusers_cfld.data.pair_transform import UnreadableImageError, decode_picture, read_bytes
-from diffusers_cfld.picture_modes import to_rgb
+from diffusers_cfld.data.pair_transform import UnreadableImageError, read_photo
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     AlignmentMaps,
@@ -78,6 +78,7 @@ from diffusers_cfld.training import (
     cfld_loss,
     check_trainable_dtype,
     cubic_timesteps,
+    digest_weights,
     double_batch,
     encode_moments,
     learning_rate_lambda,
@@ -385,6 +386,8 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for name in ("condition_dropout_prob", "flip_source_prob"):
         if not 0 <= getattr(args, name) <= 1:
             parser.error(f"--{name} must be from 0 to 1, got {getattr(args, name)}.")
+    if min(args.photo_shape or [1]) < 1:
+        parser.error(f"--photo_shape must be two numbers of at least 1, got {args.photo_shape}.")
     if args.alignment_maps and len(args.alignment_maps) != len(args.alignment_layer):
         parser.error(
             f"--alignment_layer must name one layer for each of the {len(args.alignment_maps)} folders of "
@@ -450,7 +453,7 @@ def make_pipeline(args: argparse.Namespace, components: dict[str, Any], pairs: l
     shape = args.photo_shape
     for pair in pairs if shape is None else []:
         try:
-            picture = to_rgb(decode_picture(read_bytes(pair.source), pair.source))
+            picture = read_photo(pair.source)
         except UnreadableImageError:
             continue
         shape = picture.height, picture.width
@@ -458,9 +461,9 @@ def make_pipeline(args: argparse.Namespace, components: dict[str, Any], pairs: l
     if shape is None:
         # Shards do not tell the photos' shape: that of the model which is trained on stays.
         start = DiffusionPipeline.load_config(args.pretrained_model_name_or_path, revision=args.revision)
-        shape = start.get("frame_height"), start.get("frame_width")
-        if None in shape:
+        if "frame_height" not in start:
             return CFLDPipeline(**components)
+        shape = start["frame_height"], start["frame_width"]
     return CFLDPipeline(**components, frame_height=shape[0], frame_width=shape[1])
 
 
@@ -589,6 +592,14 @@ def cache_latents(
                 with autocast(accelerator):
                     moments = encode_moments(vae, batch["pixel_values"])
                 cache.append(moments, dict(batch["skipped"]))
+        # A disk may have been away when their turn came.
+        for name in list(cache.unreadable) if accelerator.is_main_process else []:
+            try:
+                picture = PictureDataset([name], size)[0]
+            except UnreadableDataError:
+                continue
+            with autocast(accelerator):
+                cache.mend(name, encode_moments(vae, picture["pixel_values"][None]))
     if cache.num_encoded < len(names):
         raise SystemExit(
             f"{folder} has the latents of {cache.num_encoded} of {len(names)} pictures in process "
@@ -711,7 +722,7 @@ def choose_validation_pairs(pairs: list, number: int) -> list:
     for pair in pairs[:: max(1, len(pairs) // number)]:
         try:
             for path in (pair.source, pair.target):
-                decode_picture(read_bytes(path), path)
+                read_photo(path)
         except UnreadableImageError as error:
             logger.warning("Not among the validation pairs: %s", error)
             continue
@@ -730,7 +741,7 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
     height, width = pipeline.target_size
     rows, psnr = [], []
     for number, pair in enumerate(pairs):
-        source, target = (to_rgb(decode_picture(read_bytes(path), path)) for path in (pair.source, pair.target))
+        source, target = read_photo(pair.source), read_photo(pair.target)
         with autocast(accelerator):
             result = pipeline(
                 image=source,
@@ -756,7 +767,14 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
     logger.info("Step %d: PSNR of %d validation pairs %.2f dB.", step, len(psnr), mean)
 
 
-def save_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, ema: EMAModel | None, step: int):
+def save_checkpoint(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    module,
+    ema: EMAModel | None,
+    step: int,
+    trained: dict[str, Any],
+) -> Path:
     """Write a checkpoint that is there completely or not at all, and drop the oldest ones."""
     folder = Path(args.output_dir)
     partial, final = folder / "checkpoint.part", folder / f"checkpoint-{step}"
@@ -774,7 +792,7 @@ def save_checkpoint(args: argparse.Namespace, accelerator: Accelerator, module, 
             "step": step,
             "ema_step": None if ema is None else ema.optimization_step,
             "batches": describe_batches(args, accelerator),
-            "trained": describe_trained(args),
+            "trained": trained,
         }
         (partial / "trainer_state.json").write_text(json.dumps(state))
         shutil.rmtree(final, ignore_errors=True)
@@ -797,12 +815,22 @@ def describe_batches(args: argparse.Namespace, accelerator: Accelerator) -> dict
     return batches
 
 
-def describe_trained(args: argparse.Namespace) -> dict[str, Any]:
-    """What the states of optimizer and heads depend on, beside the names and shapes of what trains."""
+def describe_trained(
+    args: argparse.Namespace, module: CFLDTrainingModule, vae: AutoencoderKL, noise_scheduler: DDPMScheduler
+) -> dict[str, Any]:
+    """What the trained weights and their optimizer's state belong to, beside the names and shapes of these weights.
+
+    Keys are options; the frozen weights stand for those that chose them, since a checkpoint does not have them.
+    """
+    frozen = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    frozen |= {f"vae.{name}": parameter for name, parameter in vae.named_parameters()}
     return {
         "optimizer": args.optimizer,
         "use_8bit_adam": args.use_8bit_adam,
         "alignment_layer": args.alignment_layer if args.alignment_maps else [],
+        "prediction_type": noise_scheduler.config.prediction_type,
+        "unet_lora_alpha": (args.unet_lora_alpha or args.unet_lora_rank) if args.unet_lora_rank else None,
+        "pretrained_model_name_or_path": f"frozen weights {digest_weights(frozen)[:16]}",
     }
 
 
@@ -816,9 +844,14 @@ def collect_report(accelerator: Accelerator, report: SkipReport) -> None:
         report.load_state_dict(SkipReport().state_dict())
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name, -1 for other names."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else -1
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    found = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
 
 
 def find_checkpoint(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
@@ -839,30 +872,36 @@ def find_checkpoint(args: argparse.Namespace, accelerator: Accelerator) -> Path 
             f"{is_there.count(False)} of {len(is_there)} processes do not see {name!r}: put it and --output_dir where "
             "all machines can read them."
         )
+    step = json.loads((folder / "trainer_state.json").read_text())["step"]
+    later = [found.name for found in list_checkpoints(Path(args.output_dir)) if step_of(found) > step]
+    if any(gather_object([bool(later)])):
+        raise SystemExit(
+            f"{args.output_dir} has checkpoints of later steps than {step}, at which {name} is, and the next resume "
+            "would go on from them: move them elsewhere, or begin in another --output_dir."
+        )
     return folder
 
 
-def check_checkpoint(args: argparse.Namespace, folder: Path, state: dict[str, Any], module) -> None:
+def check_checkpoint(folder: Path, state: dict[str, Any], module: CFLDTrainingModule, trained: dict[str, Any]) -> None:
     """Refuse what cannot be gone on from with this run's options."""
-    for name, value in describe_trained(args).items():
-        if state.get("trained", {}).get(name, value) != value:
-            raise SystemExit(
-                f"{folder} was made with --{name} {state['trained'][name]}, this run has {value}: give the same, or "
-                "begin in another --output_dir from the weights of a finished run."
-            )
+    found, here = {}, {name: tuple(parameter.shape) for name, parameter in trainable_parameters(module).items()}
     file = folder / "trained.safetensors"
-    if not file.exists():
-        return
-    with safe_open(file, framework="pt") as tensors:
-        found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    here = {name: tuple(parameter.shape) for name, parameter in trainable_parameters(module).items()}
+    if file.exists():
+        with safe_open(file, framework="pt") as tensors:
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     differing = sorted(name for name in {**found, **here} if found.get(name) != here.get(name))
-    if differing:
+    if found and differing:
         raise SystemExit(
             f"In the run of {folder} other weights trained than in this one, {differing[0]!r} among {len(differing)}: "
             "give the same --train_unet, --unet_lora_rank, --freeze and --alignment_maps, or begin in another "
             "--output_dir from the weights of a finished run."
         )
+    for name, value in trained.items():
+        if state.get("trained", {}).get(name, value) != value:
+            raise SystemExit(
+                f"{folder} was made with --{name} {state['trained'][name]}, this run has {value}: give the same, or "
+                "begin in another --output_dir from the weights of a finished run."
+            )
 
 
 def load_checkpoint(
@@ -872,6 +911,7 @@ def load_checkpoint(
     ema: EMAModel | None,
     optimizer: torch.optim.Optimizer,
     lr_scheduler: torch.optim.lr_scheduler.LambdaLR,
+    trained: dict[str, Any],
 ) -> int:
     """Go on from a checkpoint; returns its step."""
     folder = find_checkpoint(args, accelerator)
@@ -879,7 +919,7 @@ def load_checkpoint(
         logger.info("There is no checkpoint in %s yet: starting anew.", args.output_dir)
         return 0
     state = json.loads((folder / "trainer_state.json").read_text())
-    check_checkpoint(args, folder, state, module)
+    check_checkpoint(folder, state, module, trained)
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     accelerator.load_state(str(folder))
     # Rates and the like are those of this run's options, which --scale_lr may have made others than the checkpoint's.
@@ -975,6 +1015,7 @@ def make_optimizer(
         parameter_groups(
             dict(module.named_children()), learning_rate, parse_multipliers(args.learning_rate_multiplier)
         ),
+        lr=learning_rate,  # of no group, but diffusers' polynomial schedule goes by it
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
@@ -984,6 +1025,11 @@ def make_optimizer(
 def make_lr_scheduler(
     args: argparse.Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: float, max_train_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
+    if args.lr_scheduler == "polynomial" and args.lr_warmup_steps >= max_train_steps:
+        raise SystemExit(
+            f"--lr_warmup_steps must be less than the {max_train_steps} steps of the run with --lr_scheduler "
+            f"polynomial, got {args.lr_warmup_steps}."
+        )
     if args.lr_scheduler != "cfld":
         return get_scheduler(
             args.lr_scheduler,
@@ -1009,12 +1055,18 @@ def has_finite_weights(accelerator: Accelerator, module: CFLDTrainingModule) -> 
 
 
 def stop_at_nan(
-    args: argparse.Namespace, accelerator: Accelerator, module, ema: EMAModel | None, step: int, loss: float | None
-):
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    module: CFLDTrainingModule,
+    ema: EMAModel | None,
+    step: int,
+    trained: dict[str, Any],
+    loss: float | None,
+) -> None:
     """Leave a checkpoint, unless the weights are broken, and end the run."""
     what = f"{'The weights are not finite' if loss is None else f'The loss is {loss}'} after {step} steps"
     if loss is not None and has_finite_weights(accelerator, module):
-        where = f"the weights that gave it are in {save_checkpoint(args, accelerator, module, ema, step)}"
+        where = f"the weights that gave it are in {save_checkpoint(args, accelerator, module, ema, step, trained)}"
     else:
         what += "" if loss is None else ", and the weights are not finite either"
         good = list_checkpoints(Path(args.output_dir))
@@ -1036,8 +1088,12 @@ def main(args: argparse.Namespace) -> None:
         project_config=ProjectConfiguration(str(output), str(output / args.logging_dir)),
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            # The others wait while the first process fills the cache, for longer than is the default.
-            *([InitProcessGroupKwargs(timeout=timedelta(days=1))] if args.cache_latents else []),
+            # The others wait while the first process fills the cache or samples, maybe for longer than is the default.
+            *(
+                [InitProcessGroupKwargs(timeout=timedelta(days=1))]
+                if args.cache_latents or args.validation_steps
+                else []
+            ),
         ],
     )
     is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -1084,7 +1140,8 @@ def main(args: argparse.Namespace) -> None:
     }
     report = SkipReport()
     cache, validation_pairs = None, []
-    if args.dataset_format == "shards":
+    is_streamed = args.dataset_format == "shards"
+    if is_streamed:
         dataset = StreamedPosePairs(
             args.train_data_dir,
             **sizes,
@@ -1120,8 +1177,12 @@ def main(args: argparse.Namespace) -> None:
     if not batches_per_epoch:
         raise SystemExit(
             f"{args.train_batch_size * accelerator.num_processes} pairs make a batch of all processes, but there are "
-            f"{num_pairs}: lower --train_batch_size."
+            f"{num_pairs}: lower --train_batch_size"
+            + (" or --dataloader_num_workers, each of which makes batches of its own." if is_streamed else ".")
         )
+    pairs_per_epoch = batches_per_epoch * args.train_batch_size * accelerator.num_processes
+    if is_streamed and pairs_per_epoch < num_pairs:
+        logger.info("Whole batches of all workers take %d of the %d pairs in an epoch.", pairs_per_epoch, num_pairs)
 
     # 3. Optimizer
     accumulation = args.gradient_accumulation_steps
@@ -1143,6 +1204,7 @@ def main(args: argparse.Namespace) -> None:
             gradient_accumulation_steps=accumulation,
             gradient_clipping=args.max_grad_norm or 0.0,
         )
+    description = describe_trained(args, module, vae, noise_scheduler)
     model, optimizer = accelerator.prepare(module, optimizer)
     # Not prepared, because it would step once per process; it has to be in the checkpoints all the same.
     accelerator.register_for_checkpointing(lr_scheduler, report)
@@ -1157,7 +1219,7 @@ def main(args: argparse.Namespace) -> None:
         logger.warning("--report_to %s is not installed: nothing is logged to it.", args.report_to)
     step = 0
     if args.resume_from_checkpoint:
-        step = load_checkpoint(args, accelerator, module, ema, optimizer, lr_scheduler)
+        step = load_checkpoint(args, accelerator, module, ema, optimizer, lr_scheduler, description)
     if not accelerator.is_main_process:
         report.load_state_dict(SkipReport().state_dict())  # what all processes have found or loaded alike
     logger.info("%d pairs, %d of them in an optimizer step, %d steps.", num_pairs, total_batch_size, max_train_steps)
@@ -1179,7 +1241,7 @@ def main(args: argparse.Namespace) -> None:
                 if args.targets_per_source > 1:
                     batch = share_sources(batch, dataset.pairs, args.targets_per_source)
                 # Shards have no files, and nothing that is looked up by them.
-                pictures = [] if args.dataset_format == "shards" else name_pictures(batch, dataset.pairs)
+                pictures = [] if is_streamed else name_pictures(batch, dataset.pairs)
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
                 if cache is None:
                     pixel_values = torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])
@@ -1197,7 +1259,7 @@ def main(args: argparse.Namespace) -> None:
                         loss = loss + args.alignment_weight * alignment_loss(args, module, maps, pictures)
                     mean_of_processes = accelerator.reduce(loss.detach(), reduction="mean").item()
                     if not math.isfinite(mean_of_processes):
-                        stop_at_nan(args, accelerator, module, ema, step, mean_of_processes)
+                        stop_at_nan(args, accelerator, module, ema, step, description, mean_of_processes)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients and args.max_grad_norm is not None:
                         accelerator.clip_grad_norm_(trained, args.max_grad_norm)
@@ -1221,8 +1283,8 @@ def main(args: argparse.Namespace) -> None:
                 if step % args.checkpointing_steps == 0 or step == max_train_steps:
                     # Gradients can break them without the loss having told.
                     if not has_finite_weights(accelerator, module):
-                        stop_at_nan(args, accelerator, module, ema, step, None)
-                    save_checkpoint(args, accelerator, module, ema, step)
+                        stop_at_nan(args, accelerator, module, ema, step, description, None)
+                    save_checkpoint(args, accelerator, module, ema, step, description)
                 if args.validation_steps and (step % args.validation_steps == 0 or step == max_train_steps):
                     if accelerator.is_main_process:
                         module.eval()
@@ -1243,7 +1305,9 @@ def main(args: argparse.Namespace) -> None:
         if accelerator.is_main_process:
             components = load_components(args)
             pipeline = make_pipeline(args, components, validation_pairs)
-            make_module(args, components).load_state_dict(weights)
+            whole = make_module(args, components)
+            # What is frozen stays as it came: here it may have been rounded, by DeepSpeed to 16 bits.
+            whole.load_state_dict({name: weights[name] for name in trainable_parameters(whole)}, strict=False)
     if accelerator.is_main_process:
         module.eval()
         with averaged_weights(ema, trained):

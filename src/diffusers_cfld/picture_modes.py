@@ -6,7 +6,31 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-__all__ = ["has_transparency", "to_rgb"]
+__all__ = ["has_transparency", "to_rgb", "upright"]
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Turn a picture as its EXIF data says.
+
+    Args:
+        image: The picture.
+
+    Returns:
+        A copy, turned if need be.
+
+    Raises:
+        ValueError: The EXIF data are damaged.
+    """
+    try:
+        return PIL.ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's reader of EXIF raises nearly anything on damaged data
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"`image` must have EXIF data that can be read, or none, got damaged ones ({reason}): save it again "
+            "without them."
+        ) from error
 
 
 def has_transparency(image: PIL.Image.Image) -> bool:
@@ -32,9 +56,9 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
         RGB.
 
     Raises:
-        ValueError: A picture of mode `F` leaves [0, 1].
+        ValueError: A picture of mode `F` leaves [0, 1], or its EXIF data are damaged.
     """
-    image = PIL.ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         # 16-bit files open as I;16, or as I in older formats; only F says nothing about its range.

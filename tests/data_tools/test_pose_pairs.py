@@ -173,9 +173,27 @@ def test_wholly_wrong_data_is_one_sentence_out_of_a_worker_too(deepfashion):
 
 def test_tries_are_bounded(deepfashion):
     pair = load_pairs(deepfashion)[0]
-    Path(pair.source).unlink()
+    missing = [replace(pair, source=f"missing-{number}.jpg") for number in range(40)]
     with pytest.raises(UnreadableDataError, match="32 in a row"):
-        PosePairDataset([pair] * 1000, **SIZES)[0]
+        PosePairDataset([*missing, pair], **SIZES)[0]
+    assert len(PosePairDataset([*missing, pair], **SIZES)[9]["skipped"]) == 31
+
+
+def test_one_broken_source_of_many_pairs_ends_nothing(deepfashion):
+    pair = load_pairs(deepfashion)[0]
+    dataset = PosePairDataset([replace(pair, source="missing.jpg")] * 100 + [pair], **SIZES)
+    assert dataset[0]["index"] == 100
+    assert dataset[0]["skipped"] == [("missing.jpg", "does not exist")] * 100
+
+
+def test_damaged_exif_data_are_named(deepfashion):
+    (pair, *others) = load_pairs(deepfashion)
+    photo = PIL.Image.new("RGB", (12, 16))
+    photo.save(deepfashion / "photo.png", exif=b"no EXIF at all")
+    dataset = PosePairDataset([replace(pair, source=str(deepfashion / "photo.png")), *others], **SIZES)
+    ((path, reason),) = dataset[0]["skipped"]
+    assert path == str(deepfashion / "photo.png")
+    assert "must have EXIF data that can be read, or none" in reason
 
 
 def test_a_process_at_its_limits_is_not_taken_for_a_broken_file(deepfashion, monkeypatch):

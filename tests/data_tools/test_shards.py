@@ -8,6 +8,7 @@ import os
 import signal
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -415,7 +416,8 @@ def test_wholly_broken_shards_are_one_sentence(shards):
 
 @pytest.mark.parametrize("window", [1, 100])
 def test_wholly_broken_pictures_are_one_sentence(pairs, tmp_path, window):
-    folder = write_shards(pairs * 3, tmp_path / "shards", pairs_per_shard=100).parent
+    named = [replace(pair, source_name=f"{number}.jpg") for number, pair in enumerate(pairs * 3)]
+    folder = write_shards(named, tmp_path / "shards", pairs_per_shard=100).parent
     file = folder / "pairs-000000.tar"
     file.write_bytes(file.read_bytes().replace(b"\xff\xd8", b"\0\0"))
     with pytest.raises(UnreadableDataError, match="32 in a row cannot be read"):

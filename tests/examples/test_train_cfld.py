@@ -22,7 +22,15 @@ from safetensors.torch import load_file
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
 
 from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline, PoseAdapter, SwinImageEncoder
-from diffusers_cfld.data import PosePairDataset, collate_pose_pairs, load_pairs, unique_images, write_shards
+from diffusers_cfld.data import (
+    PictureDataset,
+    PosePairDataset,
+    collate_pose_pairs,
+    load_pairs,
+    unique_images,
+    write_shards,
+)
+from diffusers_cfld.data.pair_transform import UnreadableImageError
 from diffusers_cfld.training import CFLDTrainingModule, encode_moments, scaled_learning_rate
 
 SCRIPT = EXAMPLES / "pose_transfer" / "train_cfld.py"
@@ -544,6 +552,26 @@ def test_broken_pictures_are_named_and_survive_a_resume(script, start, more_data
         assert NAMES[-1] in caplog.text
 
 
+def test_pictures_that_are_back_are_encoded(script, start, more_data, tmp_path, monkeypatch, caplog):
+    options = ["--cache_latents", f"--latent_cache_dir={tmp_path / 'latents'}"]
+    read, broken = PictureDataset._read, []
+
+    def fail_once(dataset, index):
+        if not broken:
+            broken.append(dataset.images[index])
+            raise UnreadableImageError(broken[0], "cannot be read (Stale file handle)")
+        return read(dataset, index)
+
+    monkeypatch.setattr(PictureDataset, "_read", fail_once)
+    train(script, start, more_data, tmp_path / "out", *options)
+    assert len(broken) == 1
+    assert "skipped" not in caplog.text
+    state = json.loads((tmp_path / "latents" / "moments.json").read_text())
+    assert state["unreadable"] == {}
+    moments = np.load(tmp_path / "latents" / "moments.npy")
+    assert not np.array_equal(moments[0], moments[1])
+
+
 def test_an_interrupted_accumulation_begins_anew(script, steady_start, more_data, tmp_path, monkeypatch):
     options = [*GRADIENT_SIZED_STEPS, "--gradient_accumulation_steps=2", "--checkpointing_steps=1"]
     train(script, steady_start, more_data, tmp_path / "whole", *options, batch=1, steps=2)
@@ -605,6 +633,7 @@ def test_a_resumed_runs_own_rate_holds(script, start, more_data, tmp_path):
         (["--optimizer=muon"], r"was made with --optimizer adamw, this run has muon"),
         (["--freeze", "pose_adapter"], r"other weights trained than in this one, 'pose_adapter\..* give the same"),
         (["--train_unet=all"], r"other weights trained than in this one, 'unet\."),
+        (["--prediction_type=v_prediction"], r"made with --prediction_type epsilon, this run has v_prediction"),
     ],
 )
 def test_what_cannot_be_gone_on_from_is_refused(script, start, first_checkpoint, options, message):
@@ -618,6 +647,23 @@ def first_checkpoint(script, start, more_data, tmp_path_factory):
     train(script, start, more_data, folder, "--checkpointing_steps=1")
     AcceleratorState._reset_state(True)
     return more_data, folder
+
+
+def test_what_is_frozen_has_to_stay(script, start, first_checkpoint, tmp_path):
+    pipe = CFLDPipeline.from_pretrained(start)
+    with torch.no_grad():
+        pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
+    pipe.save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="made with --pretrained_model_name_or_path frozen weights"):
+        train(script, tmp_path / "other", *first_checkpoint, "--resume_from_checkpoint=latest", steps=2)
+
+
+def test_later_checkpoints_are_in_the_way_of_going_back(script, start, more_data, tmp_path):
+    train(script, start, more_data, tmp_path / "out", "--checkpointing_steps=1", steps=2)
+    AcceleratorState._reset_state(True)
+    back = f"--resume_from_checkpoint={tmp_path / 'out' / 'checkpoint-1'}"
+    with pytest.raises(SystemExit, match=r"has checkpoints of later steps than 1, at which .*: move them elsewhere"):
+        train(script, start, more_data, tmp_path / "out", back, steps=2)
 
 
 def test_every_machine_has_to_see_the_checkpoint(script, start, first_checkpoint, monkeypatch):
@@ -640,6 +686,23 @@ def test_the_frame_is_that_of_the_upright_photos(script, start, data, tmp_path):
     args = script.parse_args(arguments(start, data, tmp_path / "out"))
     pair = replace(load_pairs(data)[0], source=str(tmp_path / "photo.png"))
     assert script.make_pipeline(args, script.load_components(args), [pair]).photo_shape == (128, 88)
+
+
+def test_the_frame_of_shards_is_that_of_the_model(script, start, data, tmp_path):
+    CFLDPipeline.from_pretrained(start, frame_height=None, frame_width=None).save_pretrained(tmp_path / "start")
+    args = script.parse_args(arguments(tmp_path / "start", data, tmp_path / "out"))
+    assert script.make_pipeline(args, script.load_components(args), []).photo_shape is None
+
+
+def test_the_polynomial_schedule_ends_at_its_rate(script, start, data, tmp_path):
+    options = ["--lr_scheduler=polynomial", "--lr_warmup_steps=0", "--learning_rate=1e-4", "--no-scale_lr"]
+    args = script.parse_args(arguments(start, data, tmp_path / "out", *options))
+    optimizer = script.make_optimizer(args, script.make_module(args, script.load_components(args)), 2, 1)
+    scheduler = script.make_lr_scheduler(args, optimizer, 1, 2)
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.get_last_lr()[0] == pytest.approx(1e-7)
 
 
 def test_frozen_parts_are_evaluated(script, start, data, tmp_path):
@@ -714,6 +777,8 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
         (["--latent_cache_dir=latents"], "--latent_cache_dir is for --cache_latents"),
         (["--validation_split=test"], "--validation_split is for --validation_data_dir"),
         (["--validation_data_dir=other"], "--validation_data_dir is for --validation_steps"),
+        (["--photo_shape", "0", "4"], "--photo_shape must be two numbers of at least 1, got [0, 4]"),
+        (["--lr_scheduler=polynomial", "--lr_warmup_steps=1"], "must be less than the 1 steps of the run"),
         (["--lr_scheduler=piecewise_constant"], "invalid choice: 'piecewise_constant'"),
     ],
 )

@@ -66,6 +66,31 @@ def test_it_goes_on_where_it_stopped(vae, moments, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moments.json", "moments.npy"]
 
 
+def test_unreadable_pictures_are_known_in_another_folder_and_mended(vae, moments, tmp_path):
+    for folder in ("data", "moved"):
+        (tmp_path / folder).mkdir()
+        for name in NAMES:
+            (tmp_path / folder / name).write_bytes(b"a picture")
+    names = {folder: [str(tmp_path / folder / name) for name in NAMES] for folder in ("data", "moved")}
+    first = LatentCache(tmp_path / "latents", names["data"], vae, SIZE)
+    first.append(torch.zeros_like(moments), unreadable={names["data"][1]: "is broken"})
+    moved = LatentCache(tmp_path / "latents", names["moved"], vae, SIZE)
+    assert moved.unreadable == {names["moved"][1]: "is broken"}
+    with pytest.raises(KeyError):
+        moved.mend(names["moved"][0], moments[:1])
+    moved.mend(names["moved"][1], moments[1:2])
+    again = LatentCache(tmp_path / "latents", names["data"], vae, SIZE)
+    assert again.unreadable == {}
+    assert torch.equal(again(names["data"][1:2]), moments[1:2])
+
+
+def test_two_that_begin_at_once_share_the_rows(vae, moments, tmp_path):
+    one, other = (LatentCache(tmp_path, NAMES, vae, SIZE) for _ in range(2))
+    other.append(moments[:1])
+    one.append(moments)
+    assert torch.equal(LatentCache(tmp_path, NAMES, vae, SIZE)(NAMES), moments)
+
+
 def test_new_pictures_under_the_old_names_are_noticed_wherever_they_are(vae, moments, tmp_path):
     for folder in ("data", "moved"):
         (tmp_path / folder / "images").mkdir(parents=True)

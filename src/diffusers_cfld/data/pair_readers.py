@@ -91,7 +91,8 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
 
     Each of its lines is a JSON object of `source` and `target`, paths of pictures relative to the folder, and
     `source_keypoints` and `target_keypoints`, anything that `Keypoints.from_any` reads. An optional `size`, [height,
-    width] of the pictures in pixels, is the frame of keypoints that do not tell theirs; without it that is 256x176.
+    width] of the pictures in pixels, is the frame of keypoints that do not tell theirs; without it that is 256x176,
+    and OpenPose's data must tell it.
     `DrawnFigures.write_folder` writes such folders.
 
     Args:

@@ -18,6 +18,7 @@ import PIL.Image
 import torch
 
 from ..keypoints import Keypoints
+from ..picture_modes import to_rgb
 from ..processors.image_processor import SourceImageProcessor
 from ..processors.pose_processor import render_pose_map
 from ..sizes import as_pair
@@ -29,6 +30,7 @@ __all__ = [
     "check_size",
     "decode_picture",
     "read_bytes",
+    "read_photo",
     "read_picture",
 ]
 
@@ -144,6 +146,28 @@ def decode_picture(data: bytes, name: str, *, reduced: bool = False) -> PIL.Imag
     return picture
 
 
+def read_photo(image: str | bytes, name: str | None = None) -> PIL.Image.Image:
+    """Decode a picture as everything else takes it.
+
+    Args:
+        image: Path, or the encoded picture.
+        name: For the error, if `image` is bytes.
+
+    Returns:
+        Upright, 8-bit RGB.
+
+    Raises:
+        UnreadableImageError: There is no such file, it cannot be decoded, or its values or EXIF data are of no use.
+        OSError: The process has no file descriptors or memory left.
+    """
+    path = image if isinstance(image, str) else name or "picture"
+    picture = decode_picture(read_bytes(image), path)
+    try:
+        return to_rgb(picture)
+    except ValueError as error:
+        raise UnreadableImageError(path, f"cannot be used ({_one_line(error).rstrip('.')})") from error
+
+
 def read_picture(
     image: str | bytes, processors: Sequence[SourceImageProcessor], name: str | None = None
 ) -> list[torch.Tensor]:
@@ -159,15 +183,11 @@ def read_picture(
         the pipeline treats its source image.
 
     Raises:
-        UnreadableImageError: There is no such file or it cannot be decoded.
+        UnreadableImageError: As [`read_photo`].
         OSError: The process has no file descriptors or memory left.
     """
-    path = image if isinstance(image, str) else name or "picture"
-    picture = decode_picture(read_bytes(image), path)
-    try:
-        return [processor.preprocess(picture)[0] for processor in processors]
-    except ValueError as error:
-        raise UnreadableImageError(path, f"cannot be used ({_one_line(error).rstrip('.')})") from error
+    photo = read_photo(image, name)
+    return [processor.preprocess(photo)[0] for processor in processors]
 
 
 class PairTransform:

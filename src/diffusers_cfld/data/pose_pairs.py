@@ -99,7 +99,7 @@ class PosePairDataset(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: There is no such pair.
-            UnreadableDataError: This pair and the 31 after it are unreadable.
+            UnreadableDataError: Up to the next pair that can be read 32 pictures cannot, or no pair can.
         """
         epoch = int(self._epoch)
         return _read_first(index, len(self), lambda number: self.transform(self.pairs[number], number, epoch))
@@ -137,7 +137,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: There is no such picture.
-            UnreadableDataError: This picture and the 31 after it are unreadable.
+            UnreadableDataError: This picture and the 31 after it, or all, are unreadable.
         """
         return _read_first(index, len(self), self._read)
 
@@ -206,11 +206,16 @@ def _read_first(index: int, length: int, read: Callable[[int], dict[str, Any]]) 
     if not -length <= index < length:
         raise IndexError(f"There are {length} items, got index {index}.")
     skipped: list[tuple[str, str]] = []
-    for offset in range(min(MAX_TRIES, length)):
+    files: set[str] = set()
+    for offset in range(length):
         try:
             item = read((int(index) + offset) % length)
         except UnreadableImageError as error:
             skipped.append((error.path, error.reason))
+            # Files are counted, not items: all pairs of one source may follow one another.
+            files.add(error.path)
+            if len(files) >= MAX_TRIES:
+                break
         else:
             item["skipped"] = skipped
             return item

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["MAX_TRIES", "SkipReport", "UnreadableDataError"]
 
 MAX_TRIES = 32
-"""How many unreadable items in a row end a run."""
+"""How many unreadable files in a row end a run."""
 
 logger = logging.getLogger(__name__)
 

@@ -170,7 +170,7 @@ class StreamedPosePairs(IterableDataset[dict[str, Any]]):
             if item is not None:
                 yield from _repeat(item, owed, notes)
                 owed = 0
-            elif owed >= MAX_TRIES:
+            elif len({path for path, _ in notes}) >= MAX_TRIES:
                 raise UnreadableDataError.after(notes)
         if owed:
             # The end is broken, and what would be next is the beginning.

@@ -4,6 +4,7 @@ from .condition_dropout import Conditions as Conditions
 from .condition_dropout import drop_conditions as drop_conditions
 from .condition_dropout import sample_condition_drop_mask as sample_condition_drop_mask
 from .latent_cache import LatentCache as LatentCache
+from .latent_cache import digest_weights as digest_weights
 from .latent_cache import encode_moments as encode_moments
 from .latent_cache import sample_latents as sample_latents
 from .latent_metric import pixel_metric as pixel_metric
@@ -49,6 +50,7 @@ __all__ = [
     "cfld_loss",
     "check_trainable_dtype",
     "cubic_timesteps",
+    "digest_weights",
     "double_batch",
     "drop_conditions",
     "encode_moments",

@@ -24,18 +24,20 @@ _MOMENTS_FILE, _STATE_FILE = "moments.npy", "moments.json"
 
 
 @torch.no_grad()
-def encode_moments(vae: AutoencoderKL, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Encode pictures.
+def encode_moments(vae: AutoencoderKL, pixel_values: torch.Tensor, slice_size: int = 8) -> torch.Tensor:
+    """Encode pictures, some at a time: at 512x512 each takes a third of a gigabyte meanwhile.
 
     Args:
         vae: The autoencoder.
         pixel_values: (B, 3, H, W), [-1, 1].
+        slice_size: How many at a time, >= 1.
 
     Returns:
         (B, 2C, h, w): the posterior's mean and the logarithm of its variance, not scaled.
     """
-    moments: torch.Tensor = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.parameters
-    return moments
+    pixel_values = pixel_values.to(vae.device, vae.dtype)
+    slices = [pixel_values[first : first + slice_size] for first in range(0, len(pixel_values), slice_size)]
+    return torch.cat([vae.encode(pictures).latent_dist.parameters for pictures in slices])
 
 
 def sample_latents(vae: AutoencoderKL, moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -77,11 +79,15 @@ class LatentCache:
         height, width = image_size
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         shape = (len(names), 2 * vae.config.latent_channels, height // factor, width // factor)
-        key = {"shape": list(shape), "dtype": "float32", "pictures": _digest_files(names), "vae": _digest_weights(vae)}
+        self._key = {
+            "shape": list(shape),
+            "dtype": "float32",
+            "pictures": _digest_files(names),
+            "vae": digest_weights(vae.state_dict()),
+        }
         self.num_encoded = 0
         self.unreadable: dict[str, str] = {}
-        self._claim(key)
-        self._key = key
+        self._claim(list(names))
         file = self.folder / _MOMENTS_FILE
         self._moments: np.memmap[Any, np.dtype[np.float32]] = (
             np.lib.format.open_memmap(file, mode="r+")
@@ -107,6 +113,21 @@ class LatentCache:
         self.unreadable.update(unreadable or {})
         self._write_state()
 
+    def mend(self, name: str, moments: torch.Tensor) -> None:
+        """Store a picture that could not be read when its turn came.
+
+        Args:
+            name: One of `unreadable`, which loses it.
+            moments: (1, 2C, h, w).
+
+        Raises:
+            KeyError: It is not one of them.
+        """
+        del self.unreadable[name]
+        self._moments[self.rows[name]] = moments[0].float().cpu().numpy()
+        self._moments.flush()
+        self._write_state()
+
     def __call__(self, names: Sequence[str]) -> torch.Tensor:
         """Look up pictures.
 
@@ -121,22 +142,29 @@ class LatentCache:
         """
         return torch.from_numpy(self._moments[[self.rows[name] for name in names]])
 
-    def _claim(self, key: dict[str, Any]) -> None:
+    def _claim(self, names: list[str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = self.folder / _STATE_FILE
         if not state.exists():
             (self.folder / _MOMENTS_FILE).unlink(missing_ok=True)
+            # Before the rows: another run that begins now shares the file instead of making its own in its place.
+            self._write_state()
             return
         found = json.loads(state.read_text())
-        self.num_encoded, self.unreadable = found.pop("num_encoded"), dict(found.pop("unreadable"))
-        if found != key or not (self.folder / _MOMENTS_FILE).exists():
+        self.num_encoded, unreadable = found.pop("num_encoded"), found.pop("unreadable")
+        has_rows = (self.folder / _MOMENTS_FILE).exists() or not self.num_encoded
+        if found == self._key and has_rows:
+            # By row, since the names may have another folder now.
+            self.unreadable = {names[int(row)]: reason for row, reason in unreadable.items()}
+        else:
             raise ValueError(
                 f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE, or "
                 "has lost a file: delete it or name another folder."
             )
 
     def _write_state(self) -> None:
-        state = {**self._key, "num_encoded": self.num_encoded, "unreadable": self.unreadable}
+        unreadable = {self.rows[name]: reason for name, reason in self.unreadable.items()}
+        state = {**self._key, "num_encoded": self.num_encoded, "unreadable": unreadable}
         write_file(self.folder / _STATE_FILE, json.dumps(state).encode())
 
 
@@ -150,7 +178,13 @@ def _digest_files(names: Sequence[str]) -> str:
     return _digest([f"{os.path.basename(name)} {size}" for name, size in zip(names, sizes, strict=True)])
 
 
-def _digest_weights(vae: AutoencoderKL) -> str:
-    """Tell autoencoders apart by one number per weight, which does not depend on where they are."""
-    sums = [f"{name} {value.cpu().double().sum().item():.6g}" for name, value in sorted(vae.state_dict().items())]
-    return _digest(sums)
+def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """Tell weights apart by one number for each tensor, which does not depend on where they are.
+
+    Args:
+        weights: By name.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    return _digest([f"{name} {value.cpu().double().sum().item():.6g}" for name, value in sorted(weights.items())])
