@@ -349,6 +349,22 @@ def pushes_a_pipeline_without_a_component(s: Scenario) -> None:
 
 
 @step("online")
+def pushes_the_card_of_the_folder_that_it_came_from(s: Scenario) -> None:
+    """Who made the weights and under which licence is told there alone."""
+    from diffusers_cfld import CFLDPipeline
+
+    folder = s.new_folder()
+    local_pipeline(s.folder).save_pretrained(str(folder))
+    snippet = 'CFLDPipeline.from_pretrained("here", variant="fp16")'
+    card = f"---\nlicense: mit\n---\n\nMade with diffusers-cfld, `{snippet}`.\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    CFLDPipeline.from_pretrained(str(folder)).push_to_hub("org/own-card", token=TOKEN)
+    pushed = s.hub.files("org/own-card")["README.md"].decode()
+    assert "license: mit" in pushed
+    assert 'from_pretrained("org/own-card", variant="fp16")' in pushed
+
+
+@step("online")
 def keeps_a_card_that_is_on_the_hub(s: Scenario) -> None:
     """A second push does not replace what the owner wrote."""
     folder = s.new_folder()
@@ -577,7 +593,6 @@ def test_stand_in_serves_ranges_and_users(tmp_path: Path) -> None:
         assert hub.requests[-1].token == TOKEN
 
 
-# TODO: take the marks off once `CFLDPipeline._upload_folder` handles these; until then XFAIL, afterwards XPASS.
 @pytest.mark.parametrize(
     ("process", "name"),
     [pytest.param(process, name, id=name) for process, steps in STEPS.items() for name in steps],

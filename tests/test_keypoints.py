@@ -193,6 +193,7 @@ def test_array_missing_joints():
         (np.full((18, 2), 9), {"min_confidence": -1}, "`min_confidence` must be a number >= 0"),
         (np.full((18, 2), 9), {"min_confidence": float("nan")}, "`min_confidence` must be a number >= 0"),
         (np.full((18, 2), 0.25), {}, "look like fractions of the frame"),
+        (np.full((18, 2), 0.25) + 0.8 * np.eye(18)[:, 10:12], {}, "look like fractions of the frame"),
         (np.full((18, 2), 400), {}, r"'nose' at x=400, y=400 .* 256x176 .*pass `size=\(height, width\)`"),
         (np.full((18, 2), -90), {}, "far outside the frame"),
     ],
@@ -208,6 +209,16 @@ def test_array_refuses(array, arguments, message):
 def test_array_must_be_numbers(array):
     with pytest.raises(TypeError, match="`array` must be real numbers"):
         Keypoints.from_array(array)
+
+
+def test_openpose_fractions_may_leave_the_frame():
+    rows = np.column_stack([np.linspace(0.2, 1.1, 18), np.linspace(-0.05, 0.9, 18), np.ones(18)])
+    data = {"people": [{"pose_keypoints_2d": rows.ravel().tolist()}], "canvas_height": 200, "canvas_width": 100}
+    np.testing.assert_allclose(Keypoints.from_openpose(data).xy, rows[:, :2] * (100, 200))
+    centred = np.column_stack([2 * rows[:, :2] - 1, np.ones(18)])
+    data["people"] = [{"pose_keypoints_2d": centred.ravel().tolist()}]
+    with pytest.raises(ValueError, match="went from -1 to 1"):
+        Keypoints.from_openpose(data)
 
 
 def test_a_frame_makes_room():
@@ -555,8 +566,8 @@ def test_field_round_trip(pose):
 @settings(max_examples=60, deadline=None)
 @given(poses())
 def test_openpose_round_trip(pose):
-    # All within the first pixel means fractions of the frame, as documented.
-    assume(pose.xy.max() > 1)
+    # All within two pixels of the corner means fractions of the frame, as documented.
+    assume(np.abs(pose.xy[pose.visible]).max() > 2)
     data = pose.to_openpose()
     assert Keypoints.from_openpose(data) == pose
     assert Keypoints.from_any(json.dumps(data)) == pose

@@ -187,7 +187,7 @@ def test_types_and_colours_are_checked():
         fit_photo(photo(10, 10), [[1, 2]])
     with pytest.raises(ValueError, match="`background` must be a colour"):
         fit_photo(photo(10, 30), background="no colour")
-    with pytest.raises(ValueError, match="three numbers from 0 to 255"):
+    with pytest.raises(ValueError, match="three whole numbers from 0 to 255"):
         fit_photo(photo(10, 30), background=(1, 2, 300))
     with pytest.raises(ValueError, match=r"is of a photo of 256x176 .* got one of 10x30"):
         choose_frame((256, 176)).crop(photo(10, 30))

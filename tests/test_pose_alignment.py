@@ -184,6 +184,41 @@ def test_a_jpeg_of_a_skeleton_is_read_back(poses, tmp_path):
     assert read.visible.all()
 
 
+def test_edges_between_discs_are_no_joints():
+    from diffusers_cfld.data.drawn_figures import DrawnFigures
+
+    people = DrawnFigures(40, 2, (256, 176))
+    for number in range(40):
+        pose = people[2 * number]["source_keypoints"]
+        read = Keypoints.from_skeleton(pose.draw((256, 176)))
+        assert not (read.visible & ~pose.visible).any()
+
+
+def test_drawings_of_several_people_and_of_hands_are_refused(poses):
+    from PIL import Image, ImageDraw
+
+    drawn = whole(poses)[0].draw((256, 176))
+    two = Image.new("RGB", (352, 256))
+    two.paste(drawn, (0, 0))
+    two.paste(drawn, (176, 0))
+    with pytest.raises(ValueError, match="must show one person without hands and face points"):
+        Keypoints.from_skeleton(two)
+    hand = ImageDraw.Draw(drawn)
+    for x in range(10, 60, 10):
+        hand.ellipse((x, 10, x + 5, 15), fill=(0, 0, 255))
+    with pytest.raises(ValueError, match="in the colour of 'left_knee'"):
+        Keypoints.from_skeleton(drawn)
+
+
+def test_it_is_drawn_over_the_upright_photo(poses):
+    from PIL import Image
+
+    photo = Image.new("RGB", (60, 40), "white")
+    photo.getexif()[0x0112] = 6
+    assert poses[0].draw(background=photo).size == (40, 60)
+    assert poses[0].draw(background=Image.new("RGBA", (40, 60))).getpixel((0, 0)) == (204, 204, 204)
+
+
 def test_a_picture_without_skeleton_is_named():
     from PIL import Image
 

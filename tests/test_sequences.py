@@ -225,12 +225,28 @@ def test_frames_of_another_adapter_are_not_taken(poses, tmp_path):
         lambda: pipe.set_adapters("one", 0.2),
         pipe.disable_lora,
         lambda: pipe.set_ip_adapter_scale(0.2),
+        lambda: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6),
     ):
         change()
         with pytest.raises(ValueError, match=message):
             render(pipe, poses[:1], tmp_path / "frames", **options)
         pipe.enable_lora()
         pipe.set_adapters("one", 1.0)
+
+
+def test_a_call_that_fails_blocks_no_folder(pipe, poses, tmp_path):
+    with pytest.raises(ValueError, match="`height`"):
+        render(pipe, poses[:1], tmp_path / "frames", height=100)
+    assert len(render(pipe, poses[:1], tmp_path / "frames")) == 1
+
+
+def test_files_that_hide_or_are_no_text(poses, tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(poses[0].to_openpose()))
+    (tmp_path / "._one.json").write_bytes(b"\xff\xfe\0")
+    assert len(load_pose_sequence(tmp_path)) == 1
+    (tmp_path / "two.jsonl").write_bytes("null".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"two\.jsonl' must be text in UTF-8"):
+        load_pose_sequence(tmp_path / "two.jsonl")
 
 
 def test_frames_of_a_model_compiled_since_are_taken(poses, tmp_path):
@@ -278,6 +294,8 @@ def test_what_makes_no_sequence_is_named(pipe, poses, tmp_path):
         render(pipe, [], tmp_path / "frames")
     with pytest.raises(ValueError, match="either `image` or `appearance`"):
         render(pipe, poses, tmp_path / "frames", image=None)
+    with pytest.raises(TypeError, match="got `PoseFeatures`"):
+        render(pipe, pipe.encode_pose(poses), tmp_path / "frames")
     with pytest.raises(ValueError, match="shows one person, got 2 sources"):
         render(pipe, poses, tmp_path / "frames", image=tiny_image(0, 2))
     with pytest.raises(ValueError, match="`micro_batch_size` must be at least 1"):

@@ -74,10 +74,12 @@ def invert(
 
     Raises:
         TypeError: `image` is not a PIL image, or as the pipeline.
-        ValueError: As the pipeline.
+        ValueError: There are both `source_image` and `appearance`, or as the pipeline.
     """
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
+    if source_image is not None and appearance is not None:
+        raise ValueError("Pass either `source_image` or `appearance` (from `encode_appearance`), and not both.")
     height, width = pipe._choose_size(height, width)
     check_numbers(pipe.vae_scale_factor, height, width, num_inference_steps)
     if appearance is None:

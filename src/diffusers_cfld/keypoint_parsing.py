@@ -81,7 +81,11 @@ def tells_frame(data: object) -> bool:
             return False
     if isinstance(data, list) and len(data) == 1:
         data = data[0]
-    return isinstance(data, Mapping) and ("size" in data or "canvas_height" in data)
+    if not isinstance(data, Mapping):
+        return False
+    return data.get("size") is not None or (
+        data.get("canvas_height") is not None and data.get("canvas_width") is not None
+    )
 
 
 def find_people(data: object) -> tuple[list[object], Size | None]:

@@ -320,10 +320,11 @@ class Keypoints:
     ) -> Keypoints:
         """Read OpenPose JSON: `people[i].pose_keypoints_2d` with 18 or 25 (BODY_25) triples (x, y, confidence).
 
-        Coordinates are fractions of the frame instead of pixels when all visible ones lie in [0, 1], at least two
+        Coordinates are fractions of the frame instead of pixels when all visible ones lie in [-2, 2], at least two
         joints are visible, and not all of the coordinates are whole numbers (OpenPose's `keypoint_scale 3` and some
         ControlNet editors write them so); they are then multiplied by the frame's width and height. In pixels such
-        a person would be no larger than one pixel.
+        a person would be no larger than the corner of the frame. Those of `keypoint_scale 4`, from -1 to 1, are
+        refused.
 
         Args:
             data: The dict, its JSON string, one entry of `people`, a list of such entries, a list with the dict of
@@ -372,6 +373,11 @@ class Keypoints:
             rows = rows[list(_BODY_25_ROWS)]
         xy, visible, confidence = _split_columns(rows, JOINT_NAMES, min_confidence, minus_one_is_missing=False)
         if _is_normalised(xy[visible]):
+            if (xy[visible] < 0).mean() > 0.2:
+                raise ValueError(
+                    "The OpenPose JSON looks as if its coordinates went from -1 to 1 (`keypoint_scale` 4): write it "
+                    "in pixels or from 0 to 1 (`keypoint_scale` 0 or 3)."
+                )
             xy = xy * (size[1], size[0])
         return _checked_pose(xy, visible, confidence, size)
 
@@ -697,14 +703,17 @@ def _split_columns(
 
 
 def _is_normalised(xy: FloatArray) -> bool:
-    """Tell whether visible joints (n, 2) are fractions of a frame: in pixels they would all be in one pixel."""
-    return len(xy) > 1 and bool(((xy >= 0) & (xy <= 1)).all() and (xy != np.rint(xy)).any())
+    """Tell whether visible joints (n, 2) are fractions of a frame: in pixels they would all be in its first corner.
+
+    Some may lie outside of the frame.
+    """
+    return len(xy) > 1 and bool((np.abs(xy) <= 2).all() and (xy != np.rint(xy)).any())
 
 
 def _check_pixels(xy: FloatArray, visible: BoolArray) -> None:
     if _is_normalised(xy[visible]):
         raise ValueError(
-            "All visible joints lie in [0, 1], so they look like fractions of the frame: "
+            "All visible joints lie within 2 pixels of the corner, so they look like fractions of the frame: "
             "multiply x by its width and y by its height to get pixels."
         )
 

@@ -6,7 +6,7 @@ any other shape comes out of proportion. What is done here crops and pads by who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageColor
-import PIL.ImageOps
 
 from .keypoint_parsing import FloatArray, Size, check_size
 from .keypoints import JOINT_NAMES, Keypoints
-from .picture_modes import has_transparency, to_rgb
+from .picture_modes import has_transparency, to_rgb, upright
 
 __all__ = [
     "FIELD_FRAME",
@@ -100,7 +99,7 @@ class PhotoFrame:
         Raises:
             ValueError: The photo has another size than the window was made for, or the colour is unknown.
         """
-        photo = PIL.ImageOps.exif_transpose(photo)
+        photo = upright(photo)
         self._check_photo(photo)
         color = None if background is None else _parse_color(background)
         if self.is_whole_photo and not has_transparency(photo):
@@ -243,7 +242,7 @@ def choose_frame(
     shape_height, shape_width = check_size(shape)
     if keypoints is not None and box is not None:
         raise ValueError("Pass either `keypoints` or `box`, and not both.")
-    if not (np.isfinite(margin) and margin >= 0):
+    if not isinstance(margin, (int, float, np.number)) or not (np.isfinite(margin) and margin >= 0):
         raise ValueError(f"`margin` must be a number >= 0, got {margin!r}.")
     person = np.array([0, 0, width, height], dtype=np.float64)
     is_known = keypoints is not None or box is not None
@@ -325,7 +324,7 @@ def fit_photo(
         raise TypeError(
             f"`image` must be a PIL image, got {type(image).__name__}. Open a file with `diffusers.utils.load_image`."
         )
-    image = PIL.ImageOps.exif_transpose(image)
+    image = upright(image)
     if keypoints is not None and not isinstance(keypoints, Keypoints):
         raise TypeError(
             f"`keypoints` must be a `Keypoints`, got {type(keypoints).__name__}: read it with `Keypoints.from_any`."
@@ -410,7 +409,8 @@ def _parse_color(color: Color) -> tuple[int, int, int]:
             return PIL.ImageColor.getcolor(color, "RGB")  # type: ignore[return-value]
         except ValueError as error:
             raise ValueError(f"`background` must be a colour such as 'white' or '#c0c0c0', got {color!r}.") from error
-    if len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
-        raise ValueError(f"`background` must be three numbers from 0 to 255, got {color!r}.")
-    red, green, blue = color
+    channels = list(color) if isinstance(color, Iterable) else []
+    if len(channels) != 3 or not all(isinstance(value, (int, np.integer)) and 0 <= value <= 255 for value in channels):
+        raise ValueError(f"`background` must be three whole numbers from 0 to 255, got {color!r}.")
+    red, green, blue = map(int, channels)
     return red, green, blue

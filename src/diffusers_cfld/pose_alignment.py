@@ -53,8 +53,10 @@ def align_pose(target: Keypoints | Sequence[Keypoints], source: Keypoints) -> Ke
     way from there, scaled by the body's ratio.
 
     Args:
-        target: A pose, or the poses of one sequence, measured on pictures of one size.
-        source: The pose of the person in the source photo.
+        target: A pose, or the poses of one sequence, measured on pictures of one size. Lengths and directions are
+            those of pixels: bring poses measured on squashed pictures, such as 256x256 ones made of 256x176, into the
+            true shape first, `pose.rescale((256, 176))`.
+        source: The pose of the person in the source photo, likewise.
 
     Returns:
         As many poses, in the source's frame. Joints that a target misses stay missing.

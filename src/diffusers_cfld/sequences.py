@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .file_writing import replacing, write_file
 from .keypoint_parsing import Size
 from .keypoints import Keypoints
 from .models.compilation import uncompiled
+from .pipelines.pipeline_output import PoseFeatures
 from .pipelines.plain_call import plain_call
 from .pose_estimation.base import read_poses
 
@@ -39,6 +40,7 @@ _RECORD = "sequence.json"
 _ANIMATIONS = (".gif", ".mp4")
 # Attributes of peft's layers and of diffusers' IP-Adapter processors.
 _ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters", "scale")
+_FREEU_STATE = ("s1", "s2", "b1", "b2")  # attributes of diffusers' up blocks
 
 
 def load_pose_sequence(
@@ -66,14 +68,16 @@ def load_pose_sequence(
     """
     file = Path(path)
     if file.is_dir():
-        files = sorted((item for item in file.iterdir() if item.suffix.lower() == ".json"), key=_natural_order)
+        # Not those that macOS and others hide beside them.
+        files = [item for item in file.iterdir() if item.suffix.lower() == ".json" and not item.name.startswith(".")]
+        files.sort(key=_natural_order)
         if not files:
             raise ValueError(f"{str(file)!r} has no .json files: it must hold OpenPose's output, a file per frame.")
-        frames = [(item.name, _json_or_text(item.read_text(encoding="utf-8-sig"))) for item in files]
+        frames = [(item.name, _json_or_text(_read_text(item))) for item in files]
     elif not file.is_file():
         raise FileNotFoundError(f"There is no pose sequence at {str(file)!r}.")
     elif file.suffix.lower() == ".jsonl":
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = _read_text(file).splitlines()
         numbered = ((f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
         frames = [(name, _json_or_text(line)) for name, line in numbered]
     elif file.suffix.lower() == ".npy":
@@ -131,9 +135,13 @@ def render_sequence(
     Raises:
         ValueError: There is no pose, there are several sources, the folder holds the frames of another sequence, or
             as the pipeline.
-        TypeError: As the pipeline.
+        TypeError: `poses` are `PoseFeatures`, or as the pipeline.
         OSError: A frame cannot be written.
     """
+    if isinstance(poses, PoseFeatures):
+        raise TypeError(
+            "`poses` must be a list with a pose per frame, got `PoseFeatures`: pass what they were made of."
+        )
     if len(poses) == 0:
         raise ValueError("`poses` is empty: pass at least one pose.")
     foreign = sorted({"output_type", "return_dict", "num_images_per_prompt", "generator", "latents"} & kwargs.keys())
@@ -179,12 +187,12 @@ def render_sequence(
 
 
 def write_animation(
-    frames: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str], frames_per_second: float = 12.0
+    frames: Iterable[str | os.PathLike[str]], path: str | os.PathLike[str], frames_per_second: float = 12.0
 ) -> None:
     """Put frames together into an animation that is there completely or not at all.
 
     Args:
-        frames: Picture files of one size, in order.
+        frames: Picture files of one size, in order, e.g. from [`render_sequence`].
         path: `.gif` (endless) or `.mp4` (MPEG-4 part 2; an odd row or column is repeated).
         frames_per_second: Speed, 0.01 to 1000, at most 50 for `.gif`, there in whole hundredths of a second per frame.
 
@@ -194,9 +202,10 @@ def write_animation(
     """
     output = Path(path)
     suffix = output.suffix.lower()
+    check_animation(output, frames_per_second)
+    frames = list(frames)
     if not frames:
         raise ValueError("`frames` is empty: an animation needs at least one.")
-    check_animation(output, frames_per_second)
     sizes = set()
     for frame in frames:
         with PIL.Image.open(frame) as picture:
@@ -224,6 +233,13 @@ def check_animation(path: Path, frames_per_second: float) -> None:
     limit = 50 if suffix == ".gif" else 1000
     if not 0.01 <= frames_per_second <= limit:
         raise ValueError(f"`frames_per_second` must be from 0.01 to {limit}, got {frames_per_second}.")
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} must be text in UTF-8, got other bytes ({error.reason}).") from error
 
 
 def _json_or_text(text: str) -> Any:
@@ -306,7 +322,8 @@ def _natural_order(path: Path) -> list[Any]:
 def _claim_folder(folder: Path, record: dict[str, Any]) -> None:
     """Say what the frames in a folder are; refuse one with those of something else."""
     file = folder / _RECORD
-    if file.is_file():
+    has_pictures = folder.is_dir() and any(folder.glob("*.png"))
+    if file.is_file() and has_pictures:
         try:
             previous = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
@@ -317,7 +334,7 @@ def _claim_folder(folder: Path, record: dict[str, Any]) -> None:
                 "or remove it."
             )
         return
-    if folder.is_dir() and any(folder.glob("*.png")):
+    if has_pictures:
         raise ValueError(f"{str(folder)!r} holds pictures that are no frames of a sequence: choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_file(file, json.dumps(record, indent=2).encode())
@@ -339,13 +356,14 @@ def _digest(pipe: CFLDPipeline, inputs: Sequence[torch.Tensor], poses: Sequence[
             digest.update(f"{part}.{name}{tuple(weight.shape)}".encode())
             if not weight.is_meta:  # as under sequential offloading, where the shapes have to do
                 digest.update(weight.detach().flatten()[::997].float().cpu().numpy().tobytes())
+    digest.update(repr(pipe.photo_shape).encode())
     for pose in poses:
         numbers = [pose.size, pose.to_array()] if isinstance(pose, Keypoints) else pose
         digest.update(_describe(numbers).encode())
     scheduler = {**dict(pipe.scheduler.config), "class": type(pipe.scheduler).__name__}
     for name, module in uncompiled(pipe.unet).named_modules():
-        # How strongly LoRAs and IP-Adapters act, and which of them, is no weight.
-        state = {key: getattr(module, key, None) for key in _ADAPTER_STATE}
+        # How strongly LoRAs, IP-Adapters and FreeU act, and which of them, is no weight.
+        state = {key: getattr(module, key, None) for key in _ADAPTER_STATE + _FREEU_STATE}
         if any(value is not None for value in state.values()):
             digest.update(f"{name}{_describe(state)}".encode())
     digest.update(repr(sorted(scheduler.items(), key=repr)).encode() + _describe(options).encode())

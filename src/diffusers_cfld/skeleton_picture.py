@@ -10,7 +10,8 @@ import numpy as np
 import PIL.Image
 
 from .keypoint_parsing import MAX_DRAWN_COORDINATE, FloatArray, Size, check_size
-from .keypoints import BONE_COLORS, JOINT_COLORS, LIMBS, Keypoints
+from .keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
+from .picture_modes import to_rgb
 
 __all__ = ["draw_skeleton", "read_skeleton"]
 
@@ -18,7 +19,9 @@ _SHIFT = 4
 
 # Half the distance of neighbouring joint colours, 85; bones are at least 102 from any.
 _COLOR_DISTANCE = 42.0
-_MIN_DISC_PIXELS = 3
+# Where discs meet, their edges blend into the colours of others.
+_MIN_DISC_PIXELS, _MIN_DISC_SHARE = 3, 0.12
+_MAX_SECOND_SHARE = 0.5
 
 
 def draw_skeleton(
@@ -36,19 +39,21 @@ def draw_skeleton(
         An RGB picture.
 
     Raises:
-        ValueError: `size` or `thickness` is not positive.
+        ValueError: `size` or `thickness` is not positive, or `background` is of no use.
         TypeError: `background` is not a PIL image, or `size` is not a pair of whole numbers.
     """
     if background is not None and not isinstance(background, PIL.Image.Image):
         raise TypeError(f"`background` must be a PIL image or None, got {type(background).__name__}.")
     if not (np.isfinite(thickness) and thickness > 0):
         raise ValueError(f"`thickness` must be a positive number, got {thickness!r}.")
+    if background is not None:
+        background = to_rgb(background)
     if size is None:
         size = keypoints.size if background is None else (background.height, background.width)
     height, width = check_size(size)
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
     if background is not None:
-        photo = background.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS)
+        photo = background.resize((width, height), PIL.Image.Resampling.LANCZOS)
         # Dimmed a little, or the darker bones drown in bright clothes.
         canvas = (np.asarray(photo) * 0.8).astype(np.uint8)
     unit = thickness * max(height, width)
@@ -76,23 +81,35 @@ def read_skeleton(picture: PIL.Image.Image) -> Keypoints:
         The pose in the picture's frame.
 
     Raises:
-        ValueError: There is no disc in any of the joints' colours.
+        ValueError: There is no disc in any of the joints' colours, or several in one of them.
         TypeError: `picture` is not a PIL image.
     """
     if not isinstance(picture, PIL.Image.Image):
         raise TypeError(f"`picture` must be a PIL image, got {type(picture).__name__}.")
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     xy = np.full((len(JOINT_COLORS), 2), -1.0)
-    visible = np.zeros(len(JOINT_COLORS), dtype=bool)
+    areas = np.zeros((len(JOINT_COLORS), 2), dtype=np.int64)  # the largest piece and the second, pixels
     for index, color in enumerate(JOINT_COLORS):
         mask = np.linalg.norm(pixels - color, axis=2) < _COLOR_DISTANCE
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         if count > 1:
-            largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-            if stats[largest, cv2.CC_STAT_AREA] >= _MIN_DISC_PIXELS:
-                # Not the centroid: where another joint covers a part of the disc, its outline still tells the middle.
-                points = np.argwhere(labels == largest)[:, ::-1].astype(np.float32)
-                xy[index], visible[index] = cv2.minEnclosingCircle(points)[0], True
+            pieces = stats[1:, cv2.CC_STAT_AREA]
+            order = pieces.argsort()[::-1][:2]
+            areas[index, : len(order)] = pieces[order]
+            # Not the centroid: where another joint covers a part of the disc, its outline still tells the middle.
+            points = np.argwhere(labels == 1 + order[0])[:, ::-1].astype(np.float32)
+            xy[index] = cv2.minEnclosingCircle(points)[0]
+    visible = areas[:, 0] >= _MIN_DISC_PIXELS
+    if visible.any():
+        usual = np.median(areas[visible, 0])
+        visible &= areas[:, 0] >= _MIN_DISC_SHARE * usual
+        xy[~visible] = -1.0
+        second = int(areas[:, 1].argmax())
+        if areas[second, 1] >= max(_MIN_DISC_PIXELS, _MAX_SECOND_SHARE * usual):
+            raise ValueError(
+                f"`picture` must show one person without hands and face points, got more than one disc in the colour "
+                f"of {JOINT_NAMES[second]!r}."
+            )
     if not visible.any():
         raise ValueError(
             "`picture` shows no joint in OpenPose's colours: draw them as discs in `JOINT_COLORS`, or find the pose "

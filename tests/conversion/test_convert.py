@@ -4,10 +4,12 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -338,7 +340,12 @@ def test_existing_output(tiny_checkpoint: Path, tiny_base: Path, tmp_path: Path)
     assert (output / "mine.txt").exists()
     (output / "mine.txt").unlink()
     (output / "README.md").write_text("old")
+    (output / ".git").mkdir()
+    (output / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    (output / ".gitattributes").write_text("*.safetensors filter=lfs")
     convert_checkpoint(tiny_checkpoint, tiny_base, output, overwrite=True, progress=False)
+    assert (output / ".git" / "HEAD").exists()
+    assert (output / ".gitattributes").read_text() == "*.safetensors filter=lfs"
     assert (output / "README.md").read_text() != "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output"]
 
@@ -458,8 +465,6 @@ def test_progress_is_shown(
 
 
 def test_to_original_cannot_say_which_stages_are_read(tiny_pipeline: Path, tmp_path: Path) -> None:
-    import shutil
-
     model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
     path = model / "appearance_encoder" / "config.json"
     config = json.loads(path.read_text())
@@ -470,9 +475,37 @@ def test_to_original_cannot_say_which_stages_are_read(tiny_pipeline: Path, tmp_p
     convert_to_original(model, tmp_path / "output", progress=False)
 
 
-def test_to_original_needs_a_whole_pipeline(tiny_pipeline: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "predict the noise"),
+        ("pose_adapter/config.json", {"norm_num_groups": 8}, "its `norm_num_groups` must be 32, got 8"),
+    ],
+)
+def test_to_original_refuses_what_would_come_back_otherwise(
+    tiny_pipeline: Path, tmp_path: Path, part: str, changes: dict[str, Any], message: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_pipeline, model)
+    config = json.loads((model / part).read_text())
+    (model / part).write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ValueError, match=message):
+        convert_to_original(model, tmp_path / "output", progress=False)
+    assert not (tmp_path / "output").exists()
 
+
+def test_to_original_tells_that_the_frame_is_not_kept(
+    tiny_pipeline: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_pipeline, model)
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "frame_height": None, "frame_width": None}))
+    convert_to_original(model, tmp_path / "output", progress=False)
+    assert "frame of photos, (None, None), is not kept" in caplog.text
+
+
+def test_to_original_needs_a_whole_pipeline(tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not a local pipeline folder"):
         convert_to_original(tmp_path / "nothing", tmp_path / "output", progress=False)
     with pytest.raises(FileNotFoundError, match=r"expected 'diffusion_pytorch_model.own.safetensors'"):

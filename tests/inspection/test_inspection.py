@@ -1,5 +1,6 @@
 """Attention maps, the guidance's predictions, and inversion: what is shown is what is computed."""
 
+import diffusers
 import numpy as np
 import PIL.Image
 import pytest
@@ -131,6 +132,15 @@ def test_maps_are_the_mean_over_the_steps_and_of_the_last_size(pipe):
     with record_attention(pipe, [name]) as recorder:
         call(pipe, latents=latents, guidance_scale=1.0, num_inference_steps=2, callback_on_step_end=stop_after_one)
     assert not torch.allclose(recorder.maps(name), two_steps)
+
+
+def test_calls_of_other_lengths_are_runs_of_their_own(pipe):
+    with record_attention(pipe) as recorder:
+        for steps in (1, 3):
+            call(pipe, guidance_scale=1.0, num_inference_steps=steps)
+        invert(pipe, PIL.Image.new("RGB", (88, 128), "red"), tiny_pose(), num_inference_steps=4)
+        call(pipe, guidance_scale=1.0, num_inference_steps=4)
+    assert recorder._counts[recorder.layer_names[0]] == [1, 3, 4, 4]
 
 
 def test_an_inversion_is_one_run(pipe):
@@ -379,20 +389,31 @@ def test_inversion_does_not_depend_on_how_the_scheduler_was_made(scheduler):
     assert type(pipe.scheduler) is scheduler
 
 
+@pytest.mark.parametrize("name", ["PNDMScheduler", "EDMEulerScheduler"])
+def test_schedulers_that_tell_no_steps_are_named(name):
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = getattr(diffusers, name)(prediction_type="epsilon")
+    with pytest.raises(ValueError, match=r"The scheduler must .* use another, e.g. `DDIMScheduler`"):
+        guidance_pictures(pipe, image=tiny_image(), pose=tiny_pose(), num_inference_steps=4)
+
+
 def test_inversion_leaves_the_pipeline_as_it_was(pipe):
     scheduler = pipe.scheduler
     picture = PIL.Image.new("RGB", (300, 200), "red")
-    appearance = pipe.encode_appearance(picture)
-    latents = invert(pipe, picture, tiny_pose(), appearance=appearance, num_inference_steps=2, height=64, width=96)
+    appearance, pose = pipe.encode_appearance(picture), pipe.encode_pose(tiny_pose())
+    latents = invert(pipe, picture, pose, appearance=appearance, num_inference_steps=2, height=64, width=96)
     assert latents.shape[2:] == (8, 12)
     assert pipe.scheduler is scheduler
-    images = reconstruct(pipe, latents, tiny_pose(), appearance=appearance, num_inference_steps=2).images
+    images = reconstruct(pipe, latents, pose, appearance=appearance, num_inference_steps=2).images
     assert images[0].size == (96, 64)
     assert pipe.scheduler is scheduler
     with pytest.raises(ValueError, match="`num_inference_steps` must be at least 1"):
-        invert(pipe, picture, tiny_pose(), num_inference_steps=0)
+        invert(pipe, picture, pose, num_inference_steps=0)
     assert pipe.scheduler is scheduler
     with pytest.raises(TypeError, match="`image` must be a PIL image, got str"):
         invert(pipe, "photo.jpg", tiny_pose())
     with pytest.raises(ValueError, match="must be the one pose of the person in the picture, got 0"):
         invert(pipe, picture, [])
+    with pytest.raises(ValueError, match="either `source_image` or `appearance`"):
+        invert(pipe, picture, pose, source_image=picture, appearance=appearance)

@@ -259,7 +259,7 @@ def test_ip_adapter(branches):
 @pytest.mark.parametrize(("scale", "count"), [(1.0, 2), (2.0, 1), (2.0, 6)])
 def test_ip_adapter_embeddings_in_wrong_number_are_refused(pipe, scale, count):
     load_ip_adapter(pipe)
-    with pytest.raises(ValueError, match="`ip_adapter_image_embeds` must hold 1 or 1 embeddings"):
+    with pytest.raises(ValueError, match="`ip_adapter_image_embeds` must hold 1 embeddings per adapter"):
         run(pipe, guidance_scale=scale, ip_adapter_image_embeds=image_embeds(count))
 
 

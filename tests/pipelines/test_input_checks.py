@@ -1,15 +1,17 @@
 """What does not fit is told in one sentence before anything is computed, in every way of calling."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny, HeunDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
 from testing_utils import UNET_CONFIG, fill, tiny_components, tiny_image, tiny_pipeline, tiny_pose
 
-from diffusers_cfld import Appearance, CFLDInpaintPipeline, CFLDPipeline, Keypoints
+from diffusers_cfld import Appearance, CFLDInpaintPipeline, CFLDPipeline, Keypoints, render_pose_map
 from diffusers_cfld.inversion import invert, reconstruct
 from diffusers_cfld.pipelines.input_checks import check_ip_adapter_inputs
 
@@ -140,3 +142,64 @@ def test_a_missing_variant_in_shards_is_named(pipe, tmp_path):
     pipe.save_pretrained(tmp_path, variant="fp16", max_shard_size="200KB")
     with pytest.raises(OSError, match=r"has its weights in a variant only: pass `variant='fp16'`\.$"):
         CFLDPipeline.from_pretrained(tmp_path)
+
+
+def test_an_appearance_as_image_in_micro_batches(pipe):
+    appearance = pipe.encode_appearance(tiny_image(0, 3))
+    latents = torch.randn(3, 4, 16, 16, generator=torch.manual_seed(0))
+    one, many = (call(pipe, image=appearance, latents=latents, micro_batch_size=size) for size in (2, None))
+    assert one.shape == many.shape
+    assert torch.allclose(one, many, atol=1e-4)
+
+
+@pytest.mark.parametrize("frame", [(256, None), (None, 176), (0, 176), ("256", 176), (256.0, 176)])
+def test_a_frame_is_two_numbers_or_none(pipe, frame):
+    with pytest.raises(ValueError, match="must be two whole numbers of at least 1, or both None"):
+        CFLDPipeline(**pipe.components, frame_height=frame[0], frame_width=frame[1])
+    with pytest.raises(ValueError, match="go together, got `frame_height` alone"):
+        CFLDPipeline.from_pretrained("nowhere", frame_height=512)
+
+
+def test_what_a_pose_needs_is_named(pipe):
+    parts = {**pipe.components, "pose_adapter": None}
+    with pytest.raises(ValueError, match="has no pose_adapter; load one"):
+        CFLDPipeline(**parts).encode_pose(keypoints())
+
+
+def test_a_null_prompt_of_another_batch_is_named(pipe):
+    def change(pipe, step, timestep, tensors):
+        return {"null_prompt_embeds": torch.zeros(3, *tensors["null_prompt_embeds"].shape[1:])}
+
+    options = {"num_inference_steps": 2, "callback_on_step_end": change, "guidance_scale": 2.0}
+    with pytest.raises(ValueError, match="`null_prompt_embeds` its shape"):
+        call(pipe, **options, callback_on_step_end_tensor_inputs=["null_prompt_embeds"])
+    assert call(pipe, callback_on_step_end_tensor_inputs=None).shape[0] == 1
+
+
+def test_a_map_for_a_reference_that_is_padded_is_refused(pipe):
+    inpaint = CFLDInpaintPipeline.from_pipe(pipe)
+    reference, mask = Image.new("RGB", (256, 400), "red"), Image.new("L", (256, 400), "white")
+    pose = Keypoints.from_array(keypoints().xy, size=(400, 256))
+    options = {"image": reference, "mask_image": mask, "source_image": tiny_image(), "num_inference_steps": 1}
+    with pytest.raises(ValueError, match="got a pose map, which is not padded"):
+        inpaint(pose=torch.from_numpy(render_pose_map(pose, (64, 64))), **options)
+    assert len(inpaint(pose=pose, **options).images) == 1
+
+
+def test_own_timesteps_of_a_scheduler_of_second_order(pipe, reference):
+    inpaint = CFLDInpaintPipeline.from_pipe(pipe)
+    inpaint.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    mask = Image.new("L", reference.size, "white")
+    options = {"image": reference, "mask_image": mask, "source_image": tiny_image(), "pose": keypoints()}
+    for strength in (0.5, 1.0):
+        assert len(inpaint(**options, timesteps=[900, 700, 500, 300, 100], strength=strength).images) == 1
+
+
+def test_models_are_recorded_by_their_short_name_without_our_pipelines():
+    code = (
+        "import sys; from diffusers_cfld import PoseAdapter;"
+        "from diffusers.pipelines import pipeline_loading_utils as u;"
+        "assert 'diffusers_cfld.pipelines.pipeline_cfld' not in sys.modules;"
+        "assert 'diffusers_cfld' in u.LOADABLE_CLASSES"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,6 +17,7 @@ from .pose_options import (
     add_target_options,
     bring_into_frame,
     check_source_options,
+    check_target_options,
     fit_sources,
     load_estimator,
     read_target,
@@ -206,17 +207,13 @@ def _digest(args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    from ..pose_estimation.base import is_picture
 
     if len(args.image) != len(args.pose) and 1 not in (len(args.image), len(args.pose)):
         raise ValueError(
             "--image and --pose must name as many files as each other, or one of them a single file, got "
             f"{len(args.image)} and {len(args.pose)}."
         )
-    if all(is_picture(Path(path)) for path in args.pose):
-        for name in ("pose_row", "pose_frame"):
-            if getattr(args, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} is for keypoint files, but --pose names pictures.")
+    check_target_options(args, args.pose)
     check_at_least(args, num_images=1, batch_size=1)
     check_seed(args.seed)
     check_picture_name(args.output)

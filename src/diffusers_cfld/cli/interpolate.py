@@ -12,6 +12,7 @@ from .pose_options import (
     add_target_options,
     bring_into_frame,
     check_source_options,
+    check_target_options,
     fit_sources,
     load_estimator,
     read_target,
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     photos = [open_image(path) for path in args.image]
     estimator = load_estimator(args)
     check_source_options(args, len(photos), estimator)
+    check_target_options(args, [args.pose])
     pose = read_target(args, args.pose, estimator)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,6 +126,24 @@ def load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
         )
     except OSError as error:
         raise OSError(f"--pose-weights {args.pose_weights!r} cannot be loaded: {error}") from error
+
+
+def check_target_options(args: argparse.Namespace, paths: Sequence[str]) -> None:
+    """Refuse options that say how keypoint files are read where all poses are pictures.
+
+    Args:
+        args: Parsed options of [`add_target_options`].
+        paths: The poses' files.
+
+    Raises:
+        ValueError: There is such an option.
+    """
+    from ..pose_estimation.base import is_picture
+
+    if all(is_picture(Path(path)) for path in paths):
+        for name in ("pose_row", "pose_frame"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is for keypoint files, but --pose names pictures.")
 
 
 def read_target(args: argparse.Namespace, path: str, estimator: PoseEstimator | None) -> Keypoints:

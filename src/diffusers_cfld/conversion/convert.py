@@ -26,7 +26,7 @@ from ..models.appearance_encoder import AppearanceEncoder
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
-from ..photo_fitting import FIELD_FRAME
+from ..photo_fitting import FIELD_FRAME, has_shape
 from ..sizes import as_pair
 from .files import (
     describe_file,
@@ -182,6 +182,9 @@ def convert_to_original(
     geometry = _geometry_of(models)
     vae_config = model / "vae" / "config.json"
     vae_scale = _vae_scale(read_json(vae_config)) if vae_config.is_file() else 8
+    config = geometry_to_config(geometry, as_pair(unet.config.sample_size), vae_scale)
+    _check_layout_holds(models, geometry, config, len(unet.config.up_block_types))
+    _check_published(model)
     with (
         staged_folder(
             output,
@@ -206,7 +209,6 @@ def convert_to_original(
         torch.save(published, folder / UNET_FILE)
         del published
         bar.update()
-        config = geometry_to_config(geometry, as_pair(unet.config.sample_size), vae_scale)
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(config), encoding="utf-8")
     return output
 
@@ -526,6 +528,60 @@ def _read_component(model: Path, name: str, built: Any, variant: str | None) -> 
     if problem is not None:
         raise ValueError(problem)
     return weights
+
+
+def _check_layout_holds(
+    models: Mapping[str, Any], geometry: CheckpointGeometry, config: Mapping[str, Any], num_up_blocks: int
+) -> None:
+    """Read the published layout back before it is written: the same models must come out."""
+    shapes = {
+        to_published_key(name, key, geometry.num_encoders): shape
+        for name, model in models.items()
+        for key, shape in _shapes_of(model).items()
+    }
+    try:
+        shapes.update(_shapes(_swin_buffers_of(geometry)))
+        found = _build_models(read_geometry(shapes, config, num_up_blocks))
+    except (ValueError, LookupError) as error:
+        raise ValueError(f"The published layout cannot hold this pipeline: {error}") from error
+    for name, built in found.items():
+        if _shapes_of(built) != _shapes_of(models[name]):
+            raise ValueError(f"The published layout cannot hold this {name}: its weights have other names or shapes.")
+        if name == "source_encoder":
+            continue  # another name of timm's may stand for the same sizes
+        for key, value in built.config.items():
+            if key.startswith("_") or key == "feature_stages":  # of diffusers; or looked at before, and None is all
+                continue
+            wanted = models[name].config[key]
+            if _plain(value) != _plain(wanted):
+                raise ValueError(
+                    f"The published layout cannot hold this {name}: its `{key}` must be {value!r}, got {wanted!r}."
+                )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_published(model: Path) -> None:
+    """Refuse what the published layout has no place for, and tell what it does not keep."""
+    scheduler = model / "scheduler" / "scheduler_config.json"
+    kind = read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else "epsilon"
+    if kind != "epsilon":
+        raise ValueError(
+            f"The published layout is of models that predict the noise ('epsilon'), got '{kind}' in '{scheduler}': it "
+            "cannot hold this pipeline."
+        )
+    index = read_json(model / INDEX_FILE)
+    frame = index.get("frame_height", FIELD_FRAME[0]), index.get("frame_width", FIELD_FRAME[1])
+    if None in frame or not has_shape(frame, FIELD_FRAME):
+        logger.warning(
+            "The pipeline's frame of photos, %s, is not kept: what is converted back is for photos of %d:%d. Set "
+            "`frame_height` and `frame_width` when you load it.",
+            frame,
+            *FIELD_FRAME,
+        )
 
 
 def _geometry_of(models: Mapping[str, Any]) -> CheckpointGeometry:

@@ -24,6 +24,8 @@ from safetensors.torch import load_file, save_file
 _HASH_CHUNK = 16 * 2**20
 _ZIP_MAGIC = b"PK\x03\x04"
 _LFS_MAGIC = b"version https://git-lfs"
+# Of a clone, whose history nobody else may have.
+_KEPT = (".git", ".gitattributes", ".cache")
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def staged_folder(
 
     Args:
         output: The folder to make. Missing parents are made.
-        overwrite: Replace `output` if it holds a former result.
+        overwrite: Replace `output` if it holds a former result; what git and the Hub keep in it stays.
         marker: A file that every result of this kind has; a folder without it is never replaced.
         entries: Patterns of the names that a result of this kind may have; a folder with others is never replaced.
         inputs: Folders and files that are read and so must not be replaced.
@@ -284,6 +286,9 @@ def staged_folder(
             output.rename(former)
         try:
             contents.rename(output)
+            for name in _KEPT:
+                if (former / name).exists() and not (output / name).exists():
+                    (former / name).rename(output / name)
         except OSError:
             if former.exists():
                 former.rename(output)

@@ -77,6 +77,7 @@ class AttentionRecorder:
         self._latent_size = (0, 0)
         self._num_evaluations = 0
         self._timestep = math.inf
+        self._call: tuple[Any, ...] = ()
         # By layer, one tensor per run of the pipeline; with micro-batches a call is several.
         self._sums: dict[str, list[torch.Tensor]] = {name: [] for name in layer_names}
         self._counts: dict[str, list[int]] = {name: [] for name in layer_names}
@@ -127,7 +128,10 @@ class AttentionRecorder:
         # Timesteps go down within a run, those of an inversion up.
         timesteps = self._pipe.scheduler.timesteps
         has_turned = timestep < self._timestep if timesteps[-1] > timesteps[0] else timestep > self._timestep
-        self._is_new_run = has_turned or self._num_evaluations in (0, self._pipe.num_timesteps)
+        call = (id(self._pipe.scheduler), self._pipe.num_timesteps, tuple(sample.shape))
+        is_whole = self._num_evaluations in (0, self._pipe.num_timesteps)
+        self._is_new_run = has_turned or is_whole or call != self._call
+        self._call = call
         self._num_evaluations = 1 if self._is_new_run else self._num_evaluations + 1
         self._timestep = timestep
 
@@ -205,7 +209,7 @@ def _attention_probabilities(attn: Attention, args: tuple[Any, ...], kwargs: dic
         encoder_hidden_states = encoder_hidden_states[0]  # before those of an IP-Adapter
     query = attn.to_q(hidden_states)
     if isinstance(attn.processor, HybridGranularityAttnProcessor) and attn.processor.query_bias is not None:
-        query = query + attn.processor.query_bias.to(query.dtype)
+        query = query + attn.processor.query_bias.to(query)
     key = attn.to_k(hidden_states if encoder_hidden_states is None else encoder_hidden_states)
     scores = attn.get_attention_scores(attn.head_to_batch_dim(query), attn.head_to_batch_dim(key))
     mean: torch.Tensor = scores.view(len(hidden_states), attn.heads, *scores.shape[1:]).mean(dim=1)

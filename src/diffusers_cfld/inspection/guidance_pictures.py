@@ -76,7 +76,8 @@ def guidance_pictures(
     Raises:
         TypeError: As the pipeline.
         ValueError: An argument does not apply, a step is not among the steps, a guidance scale leaves a branch out (0,
-            or 1 for the pose), the call makes more than one picture, or as the pipeline.
+            or 1 for the pose), the scheduler does not tell steps or noise in the usual way, the call makes more than
+            one picture, or as the pipeline.
     """
     foreign = sorted({"guidance_rescale", "timesteps", "sigmas", "output_type", "return_dict"} & kwargs.keys())
     if foreign:
@@ -95,11 +96,22 @@ def guidance_pictures(
             "All three branches have to be computed: the pose's guidance scale must not be 1 and the appearance's not "
             f"0, got {pose_scale:g} and {appearance_scale:g}."
         )
+    if not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"The scheduler must have `alphas_cumprod`, which {type(pipe.scheduler).__name__} has not: use another, "
+            "e.g. `DDIMScheduler`."
+        )
     pictures: list[GuidancePictures] = []
     num_evaluations = 0
 
     def watch(unet: Any, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
         nonlocal num_evaluations
+        order = pipe.scheduler.order
+        if pipe.num_timesteps != order * num_inference_steps - (order - 1):
+            raise ValueError(
+                f"The scheduler must evaluate the U-Net {order} times a step, {type(pipe.scheduler).__name__} does it "
+                f"{pipe.num_timesteps} times in {num_inference_steps} steps: use another, e.g. `DDIMScheduler`."
+            )
         step, num_evaluations = num_evaluations // pipe.scheduler.order, num_evaluations + 1
         if step not in chosen or (pictures and pictures[-1].step == step):
             return

@@ -13,6 +13,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
+from ..picture_modes import to_rgb
+
 __all__ = ["contact_sheet", "draw_heat_map"]
 
 _MARGIN, _HEADING = 8, 20  # pixels
@@ -35,7 +37,9 @@ def draw_heat_map(
     Raises:
         ValueError: The map has another number of dimensions or is not finite, or `strength` is out of range.
     """
-    values = heat_map.detach().float().cpu().numpy() if isinstance(heat_map, torch.Tensor) else np.asarray(heat_map)
+    values = heat_map.detach().float().cpu().numpy() if isinstance(heat_map, torch.Tensor) else heat_map
+    values = np.asarray(values, dtype=np.float64)
+    photo = to_rgb(photo)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"`heat_map` must be finite and of shape (h, w), got {values.shape}.")
     if not 0 <= strength <= 1:
@@ -69,6 +73,7 @@ def contact_sheet(
             f"`labels` must be as many as the pictures, {[len(row) for row in rows]} in the rows, got "
             f"{[len(row) for row in labels]}."
         )
+    rows = [[to_rgb(picture) for picture in row] for row in rows]
     width, height = rows[0][0].size
     heading = _HEADING if labels is not None else 0
     step = (width + _MARGIN, height + heading + _MARGIN)
@@ -80,5 +85,5 @@ def contact_sheet(
             left, top = _MARGIN + column * step[0], _MARGIN + number * step[1]
             if labels is not None:
                 draw.text((left + width // 2, top + heading - 4), labels[number][column], _INK, font, anchor="ms")
-            sheet.paste(picture.convert("RGB").resize((width, height)), (left, top + heading))
+            sheet.paste(picture.resize((width, height)), (left, top + heading))
     return sheet

@@ -44,7 +44,8 @@ class _BiasedQueryView:
                 f"`query_bias` must have shape {tuple(query.shape)} here (or batch 1), got {tuple(bias.shape)}. "
                 "Resize it to the latents with `query_bias_to_tokens` and repeat it for every branch of the batch."
             )
-        return query + bias.to(query.dtype)
+        # The device too: accelerate's hooks, which split a model over several, know of arguments alone.
+        return query + bias.to(query)
 
 
 class HybridGranularityAttnProcessor(nn.Module):

@@ -34,7 +34,8 @@ def batch_prompts(
     batch_size: int,
 ) -> torch.Tensor:
     """The prompts with all branches in one batch, branch by branch; checked, as a callback may have replaced them."""
-    if prompt_embeds.shape[0] != batch_size or null_prompt_embeds.shape[1:] != prompt_embeds.shape[1:]:
+    fits = null_prompt_embeds.shape[1:] == prompt_embeds.shape[1:] and null_prompt_embeds.shape[0] in (1, batch_size)
+    if prompt_embeds.shape[0] != batch_size or not fits:
         raise ValueError(
             f"`prompt_embeds` from a callback must keep its batch of {batch_size} and `null_prompt_embeds` its shape, "
             f"got {tuple(prompt_embeds.shape)} and {tuple(null_prompt_embeds.shape)}."

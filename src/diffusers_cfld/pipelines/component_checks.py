@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from ..models.compilation import uncompiled
@@ -39,6 +40,14 @@ def check_components(
         widths = tuple(pose_adapter.config.block_out_channels)
         expected = tuple(unet.config.block_out_channels[: len(widths)])
         checks.append(("pose_adapter's block_out_channels", widths, "block_out_channels", expected))
+        kinds = unet.config.down_block_types
+        # Those add what comes from outside after they have halved the sides.
+        late = [kind for kind in kinds[: len(widths)][: len(kinds) - 1] if "CrossAttn" not in kind]
+        if late:
+            raise ValueError(
+                f"The unet's down blocks that the pose_adapter serves must have cross-attention or be its last, got "
+                f"{late[0]}."
+            )
     if unet is not None and appearance_encoder is not None:
         config = appearance_encoder.config
         widths = tuple(config.query_channels)
@@ -71,6 +80,25 @@ def check_components(
                 "The prompt_decoder's feature_channels must equal the channels of the source_encoder's last stage, "
                 f"got {prompt_decoder.config.feature_channels} and {features}."
             )
+
+
+def check_frame(height: Any, width: Any) -> None:
+    """Check the shape of the photos.
+
+    Args:
+        height: Pixels, or None.
+        width: Likewise.
+
+    Raises:
+        ValueError: They are not two positive whole numbers, and not both None.
+    """
+    sides = [side for side in (height, width) if isinstance(side, Integral) and not isinstance(side, bool)]
+    is_frame = len(sides) == 2 and min(map(int, sides)) > 0
+    if not is_frame and not (height is None and width is None):
+        raise ValueError(
+            f"`frame_height` and `frame_width` must be two whole numbers of at least 1, or both None, got {height!r} "
+            f"and {width!r}."
+        )
 
 
 def check_appearance(appearance: Appearance, unet: Any) -> None:

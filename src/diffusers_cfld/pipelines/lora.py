@@ -30,14 +30,24 @@ class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
         if ignored:
             logger.info(f"CFLD has no text encoder: {ignored} LoRA weights for one were left out.")
 
-    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+    def fuse_lora(
+        self,
+        components: list[str] | None = None,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Fuse the loaded LoRAs into the U-Net's weights.
 
         Args:
             components: Components to fuse into; `None` is `["unet"]`, the only one.
-            **kwargs: As in diffusers: `lora_scale`, `safe_fusing`, `adapter_names`.
+            lora_scale: How strongly.
+            safe_fusing: Whether weights that are not finite are an error.
+            adapter_names: Which LoRAs; all active ones if `None`.
+            **kwargs: As in diffusers.
         """
-        super().fuse_lora(components=components or ["unet"], **kwargs)
+        super().fuse_lora(components or ["unet"], lora_scale, safe_fusing, adapter_names, **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
         """Take fused LoRAs out of the U-Net's weights again.

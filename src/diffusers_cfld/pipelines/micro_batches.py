@@ -58,6 +58,8 @@ def call_in_micro_batches(
         raise ValueError(f"`micro_batch_size` must be a whole number of at least 1, got {size!r}.")
     if arguments["ip_adapter_image_embeds"] is not None:
         raise ValueError("`micro_batch_size` cannot be combined with `ip_adapter_image_embeds`.")
+    if isinstance(image, Appearance) and appearance is None:
+        image, appearance = None, image
     if (image is None) == (appearance is None):
         raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
     images = split_images(image) if appearance is None else [None] * len(appearance)

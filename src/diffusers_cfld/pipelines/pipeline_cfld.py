@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,9 +56,10 @@ from .branch_batching import (
     broadcast_batch,
     repeat_to,
 )
-from .component_checks import check_appearance, check_components, check_pose_features
+from .component_checks import check_appearance, check_components, check_frame, check_pose_features
+from .hub_card import replace_placeholder_card
 from .input_checks import check_generator, check_ip_adapter_inputs, check_numbers
-from .loading import ComponentSharingMixin, explain_missing_variant, find_variants
+from .loading import ComponentSharingMixin, explain_missing_variant
 from .lora import UNetLoraLoaderMixin
 from .micro_batches import call_in_micro_batches
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
@@ -132,6 +132,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
+        check_frame(frame_height, frame_width)
         # Two numbers, since diffusers takes a list in `model_index.json` for a component.
         self.register_to_config(frame_height=frame_height, frame_width=frame_width)
         frame = None if frame_height is None or frame_width is None else (frame_height, frame_width)
@@ -156,7 +157,11 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
 
         Raises:
             OSError: Something is not there; where a folder has variants only, the message names them.
+            ValueError: Only one of `frame_height` and `frame_width` is given.
         """
+        given = [name for name in ("frame_height", "frame_width") if name in kwargs]
+        if len(given) == 1:
+            raise ValueError(f"`frame_height` and `frame_width` go together, got `{given[0]}` alone: pass both.")
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
@@ -242,22 +247,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
     def _upload_folder(self, working_dir: str, repo_id: str, **kwargs: Any) -> Any:
         # Both `push_to_hub` and `save_pretrained(push_to_hub=True)` end here, with the card of the repository or,
         # where there is none, diffusers' placeholder, whose snippet cannot load a third-party pipeline.
-        card = Path(working_dir) / "README.md"
-        if card.is_file() and "card has been automatically generated" in card.read_text(encoding="utf-8"):
-            from ..conversion.model_card import write_model_card
-
-            variants = [variant for variant in find_variants(working_dir) if variant is not None]
-            # Whose weights these are cannot be told here: no base model, no licence, no numbers of the paper.
-            facts: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch."), "base_model": None}
-            facts["scheduler"] = type(self.scheduler).__name__
-            facts["variant"] = min(variants, default=None)
-            if self.source_encoder is not None:
-                facts["source_size"] = self.source_encoder.image_size
-            if self.unet is not None:
-                facts["target_size"] = self.target_size
-            if self.prompt_decoder is not None:
-                facts["num_queries"] = self.prompt_decoder.config.num_queries
-            write_model_card(working_dir, location=repo_id, **facts)
+        replace_placeholder_card(self, working_dir, repo_id)
         return super()._upload_folder(working_dir, repo_id, **kwargs)
 
     @torch.no_grad()
@@ -307,6 +297,8 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         if isinstance(pose, PoseFeatures):
             check_pose_features(pose, self.unet)
             return pose
+        if self.pose_adapter is None:
+            raise ValueError("The pipeline has no pose_adapter; load one.")
         poses = read_poses(pose, self.pose_estimator, shape=self.photo_shape)
         pose_map = self.pose_processor.preprocess(poses).to(self._execution_device, self.pose_adapter.dtype)
         return PoseFeatures(self.pose_adapter(pose_map).residuals)
@@ -379,7 +371,8 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
                 raise ValueError(f"`output_size` must be (height, width) in whole pixels, got {output_size!r}.")
             if output_type == "latent":
                 raise ValueError("`output_size` cannot be combined with `output_type='latent'`.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        wanted = callback_on_step_end_tensor_inputs or []
+        unknown = [name for name in wanted if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
@@ -461,6 +454,11 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             return pose
         (pose,) = poses
         if is_pose_map(pose):
+            if not self.pose_processor.choose_frame(size).is_whole_photo:
+                raise ValueError(
+                    "`pose` must be keypoints or `encode_pose(keypoints)` for a picture that has to be padded, as "
+                    f"this one of {size[0]}x{size[1]} (height x width), got a pose map, which is not padded."
+                )
             return pose
         keypoints = Keypoints.from_any(pose)
         is_whole = [self.pose_processor.choose_frame(side).is_whole_photo for side in (keypoints.size, size)]
@@ -560,7 +558,8 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             sigmas: Custom sigmas, for schedulers that take them.
             guidance_scale: Both weights of Eq. 7 where not given on their own; 1.0 turns guidance off.
             pose_guidance_scale: w_pose, >= 0: how strongly the pose is followed.
-            appearance_guidance_scale: w_app, >= 0: how strongly the source is followed; 0 ignores it. Equal weights
+            appearance_guidance_scale: w_app, >= 0: how strongly the source is followed, and an IP-Adapter's image with
+                it; 0 ignores both. Equal weights
                 need two U-Net evaluations a step, a pose weight of 1 two, both 1 one, and others three.
             num_images_per_prompt: Images for each pair of source and pose.
             eta: DDIM's eta in [0, 1], ignored by other schedulers.
@@ -667,7 +666,8 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             {name: to_unet(residual) for name, residual in pose_features.residuals.items()}, latent_size
         )
         pose_residuals = [repeat_to(residual, batch_size) for residual in fitted_residuals]
-        image_embeds = self._prepare_image_embeds(ip_adapter_image, ip_adapter_image_embeds, batch_size)
+        num_pairs = batch_size // num_images_per_prompt
+        image_embeds = self._prepare_image_embeds(ip_adapter_image, ip_adapter_image_embeds, num_pairs, batch_size)
 
         # 4. Prepare timesteps
         schedule, num_inference_steps = self._prepare_timesteps(num_inference_steps, device, timesteps, sigmas)
@@ -727,7 +727,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
-                    for name in callback_on_step_end_tensor_inputs:
+                    for name in callback_on_step_end_tensor_inputs or []:
                         callback_kwargs[name] = locals()[name]
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
                     latents = callback_outputs.get("latents", latents)
@@ -753,7 +753,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         return CFLDPipelineOutput(images=images)
 
     def _prepare_image_embeds(
-        self, image: Any, image_embeds: list[torch.Tensor] | None, batch_size: int
+        self, image: Any, image_embeds: list[torch.Tensor] | None, num_pairs: int, batch_size: int
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Per IP-Adapter the negative and the positive embeddings, (batch_size, ...) each; empty without any."""
         if image is None and image_embeds is None:
@@ -765,10 +765,11 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
         pairs = []
         for embed in image_embeds:
             count, rest = divmod(embed.shape[0], 2 if guided else 1)
-            if rest or count not in (1, batch_size):
+            if rest or count not in (1, num_pairs, batch_size):
+                counts = " or ".join(map(str, sorted({1, num_pairs, batch_size})))
                 raise ValueError(
-                    f"`ip_adapter_image_embeds` must hold 1 or {batch_size} embeddings per adapter, with guidance "
-                    f"after as many negative ones, got {embed.shape[0]} with guidance {'on' if guided else 'off'}."
+                    f"`ip_adapter_image_embeds` must hold {counts} embeddings per adapter, with guidance after as "
+                    f"many negative ones, got {embed.shape[0]} in all with guidance {'on' if guided else 'off'}."
                 )
             embed = embed.to(self._execution_device, self.unet.dtype)
             negative, positive = embed.chunk(2) if guided else (torch.zeros_like(embed), embed)

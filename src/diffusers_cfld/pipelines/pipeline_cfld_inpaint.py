@@ -221,7 +221,12 @@ class CFLDInpaintPipeline(CFLDPipeline):
         images: Any = output[0][:num_images_per_prompt]  # all regions' copies are equal by now
         if output_type != "latent":
             images = self._paste(
-                images, reference, frame, _feather(masks.sum(axis=0).clip(max=1), feather), output_type
+                images,
+                reference,
+                frame,
+                _feather(masks.sum(axis=0).clip(max=1), feather),
+                output_type,
+                generator,
             )
         self.maybe_free_model_hooks()
         return CFLDPipelineOutput(images=images) if return_dict else (images,)
@@ -272,6 +277,9 @@ class CFLDInpaintPipeline(CFLDPipeline):
     ) -> tuple[torch.Tensor, int]:
         all_timesteps, num_inference_steps = super()._prepare_timesteps(num_inference_steps, device, timesteps, sigmas)
         first_step = 0
+        if timesteps is not None or sigmas is not None:
+            # There are as many as evaluations, of which a step of a higher order has several.
+            num_inference_steps = -(-num_inference_steps // self.scheduler.order)
         if self._edit is not None and self._edit.strength < 1:
             kept = max(1, min(int(num_inference_steps * self._edit.strength), num_inference_steps))
             first_step = self._edit.first_step = (num_inference_steps - kept) * self.scheduler.order
@@ -304,9 +312,10 @@ class CFLDInpaintPipeline(CFLDPipeline):
         frame: PhotoFrame,
         mask: npt.NDArray[np.float32],
         output_type: str,
+        generator: torch.Generator | list[torch.Generator] | None,
     ) -> Any:
         """Lay decoded pictures over the reference."""
-        decoded = self.decode_latents(latents)
+        decoded = self.decode_latents(latents, generator=generator)
         pictures = self.image_processor.postprocess(decoded, output_type="pil", do_denormalize=[False] * len(decoded))
         alpha = PIL.Image.fromarray(np.rint(255 * mask).astype(np.uint8))
         results = [frame.paste(picture, reference, alpha) for picture in pictures]

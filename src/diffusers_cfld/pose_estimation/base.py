@@ -9,11 +9,10 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
 from ..keypoints import Keypoints
 from ..photo_fitting import FIELD_FRAME, fit_keypoints
-from ..picture_modes import to_rgb
+from ..picture_modes import to_rgb, upright
 
 __all__ = ["PoseEstimator", "estimate_pose", "is_picture", "open_picture", "read_poses", "sort_people"]
 
@@ -61,6 +60,8 @@ def estimate_pose(image: PIL.Image.Image, estimator: PoseEstimator, person: int 
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
     people = estimator(to_rgb(image))
+    if isinstance(people, Keypoints):
+        raise TypeError("A pose estimator must return a list with a pose for each person, got one `Keypoints`.")
     if not people:
         raise ValueError("Nobody was found in the picture: is the person large and whole enough?")
     if not 0 <= person < len(people):
@@ -91,6 +92,7 @@ def open_picture(picture: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image
 
     Raises:
         OSError: The file does not exist or is no picture.
+        ValueError: Its EXIF data are damaged.
     """
     if not isinstance(picture, PIL.Image.Image):
         path = os.fspath(picture)
@@ -101,7 +103,7 @@ def open_picture(picture: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image
             raise FileNotFoundError(f"There is no picture at {path!r}.") from None
         except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
             raise OSError(f"{path!r} cannot be read as a picture: {error}") from error
-    return PIL.ImageOps.exif_transpose(picture)
+    return upright(picture)
 
 
 def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = FIELD_FRAME) -> Any:
