@@ -20,7 +20,9 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
     Raises:
         ValueError: The EXIF data are damaged.
+        OSError: The picture was opened from a file that cannot be read to its end.
     """
+    image.load()  # before, so that only what is wrong with the EXIF data is told as that
     try:
         return PIL.ImageOps.exif_transpose(image)
     except MemoryError:

@@ -105,7 +105,9 @@ def read_skeleton(picture: PIL.Image.Image) -> Keypoints:
         visible &= areas[:, 0] >= _MIN_DISC_SHARE * usual
         xy[~visible] = -1.0
         second = int(areas[:, 1].argmax())
-        if areas[second, 1] >= max(_MIN_DISC_PIXELS, _MAX_SECOND_SHARE * usual):
+        # Against whole discs: covered ones lower the median.
+        whole = np.quantile(areas[visible, 0], 0.75)
+        if areas[second, 1] >= max(_MIN_DISC_PIXELS, _MAX_SECOND_SHARE * whole):
             raise ValueError(
                 f"`picture` must show one person without hands and face points, got more than one disc in the colour "
                 f"of {JOINT_NAMES[second]!r}."

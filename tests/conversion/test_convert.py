@@ -32,6 +32,7 @@ from diffusers_cfld import (
     SwinImageEncoder,
 )
 from diffusers_cfld.conversion.convert import convert_checkpoint, convert_to_original
+from diffusers_cfld.conversion.files import staged_folder
 
 DATA = Path(__file__).parents[1] / "data"
 COMPONENTS = {
@@ -492,6 +493,38 @@ def test_to_original_refuses_what_would_come_back_otherwise(
     with pytest.raises(ValueError, match=message):
         convert_to_original(model, tmp_path / "output", progress=False)
     assert not (tmp_path / "output").exists()
+
+
+def test_to_original_takes_a_square_as_two_numbers(tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    path = model / "prompt_decoder" / "config.json"
+    config = json.loads(path.read_text())
+    assert isinstance(config["feature_size"], int)
+    path.write_text(json.dumps({**config, "feature_size": 2 * [config["feature_size"]]}))
+    convert_to_original(model, tmp_path / "output", progress=False)
+
+
+def test_nothing_is_lost_when_a_clone_cannot_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "output"
+    (output / ".git").mkdir(parents=True)
+    (output / "model_index.json").write_text("old")
+    (output / ".gitattributes").write_text("old")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == ".gitattributes" and path.parent.name == "former":
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    entries = ("model_index.json", ".git", ".gitattributes")
+    with (
+        pytest.raises(PermissionError),
+        staged_folder(output, overwrite=True, marker="model_index.json", entries=entries) as folder,
+    ):
+        (folder / "model_index.json").write_text("new")
+    assert sorted(path.name for path in output.iterdir()) == [".git", ".gitattributes", "model_index.json"]
+    assert (output / "model_index.json").read_text() == "old"
 
 
 def test_to_original_tells_that_the_frame_is_not_kept(

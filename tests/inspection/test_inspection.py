@@ -143,6 +143,16 @@ def test_calls_of_other_lengths_are_runs_of_their_own(pipe):
     assert recorder._counts[recorder.layer_names[0]] == [1, 3, 4, 4]
 
 
+def test_a_callback_that_changes_the_guidance_splits_no_run(pipe):
+    def change(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 1.0
+        return {}
+
+    with record_attention(pipe) as recorder:
+        call(pipe, guidance_scale=2.0, num_inference_steps=3, callback_on_step_end=change)
+    assert recorder._counts[recorder.layer_names[0]] == [3]
+
+
 def test_an_inversion_is_one_run(pipe):
     picture = PIL.Image.new("RGB", (88, 128), "red")
     with record_attention(pipe) as recorder:
@@ -394,7 +404,7 @@ def test_schedulers_that_tell_no_steps_are_named(name):
     pipe = tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = getattr(diffusers, name)(prediction_type="epsilon")
-    with pytest.raises(ValueError, match=r"The scheduler must .* use another, e.g. `DDIMScheduler`"):
+    with pytest.raises(ValueError, match=r"The scheduler must .* use another.*, e\.g\. `DDIMScheduler`"):
         guidance_pictures(pipe, image=tiny_image(), pose=tiny_pose(), num_inference_steps=4)
 
 

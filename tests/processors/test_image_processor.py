@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffusers_cfld import SourceImageProcessor
+from diffusers_cfld.picture_modes import to_rgb
 
 
 @pytest.fixture
@@ -126,3 +127,10 @@ def test_bad_images_are_refused_in_one_sentence(processor, image, error, message
     with pytest.raises(error, match=message) as caught:
         processor.preprocess(image)
     assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_picture_is_told_as_such_and_not_by_its_exif_data():
+    content = io.BytesIO()
+    PIL.Image.effect_noise((64, 64), 50).save(content, "PNG")
+    with pytest.raises(OSError, match="truncated"):
+        to_rgb(PIL.Image.open(io.BytesIO(content.getvalue()[:2000])))

@@ -84,6 +84,14 @@ def test_unreadable_pictures_are_known_in_another_folder_and_mended(vae, moments
     assert torch.equal(again(names["data"][1:2]), moments[1:2])
 
 
+def test_a_cache_that_names_what_is_unreadable_by_path_is_refused(vae, moments, tmp_path):
+    LatentCache(tmp_path, NAMES, vae, SIZE).append(moments)
+    state = json.loads((tmp_path / "moments.json").read_text())
+    (tmp_path / "moments.json").write_text(json.dumps({**state, "unreadable": {"/data/a.png": "is broken"}}))
+    with pytest.raises(ValueError, match="delete it or name another folder"):
+        LatentCache(tmp_path, NAMES, vae, SIZE)
+
+
 def test_two_that_begin_at_once_share_the_rows(vae, moments, tmp_path):
     one, other = (LatentCache(tmp_path, NAMES, vae, SIZE) for _ in range(2))
     other.append(moments[:1])

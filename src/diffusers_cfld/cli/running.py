@@ -266,6 +266,7 @@ def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
 
     Raises:
         OSError: It does not exist or is no picture.
+        ValueError: Its EXIF data are damaged.
     """
     from ..pose_estimation.base import open_picture
 
@@ -275,6 +276,8 @@ def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
         raise FileNotFoundError(f"{option} names {path!r}, which does not exist.") from None
     except OSError as error:
         raise OSError(f"{option} names {path!r}, which cannot be read as a picture: {error.__cause__}") from error
+    except ValueError as error:
+        raise ValueError(f"{option} names {path!r}: {error}") from error
 
 
 def check_picture_name(path: str) -> None:

@@ -553,6 +553,8 @@ def _check_layout_holds(
             if key.startswith("_") or key == "feature_stages":  # of diffusers; or looked at before, and None is all
                 continue
             wanted = models[name].config[key]
+            if key == "feature_size":  # one number for a square
+                value, wanted = as_pair(value), as_pair(wanted)
             if _plain(value) != _plain(wanted):
                 raise ValueError(
                     f"The published layout cannot hold this {name}: its `{key}` must be {value!r}, got {wanted!r}."

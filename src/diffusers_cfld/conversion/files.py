@@ -281,15 +281,18 @@ def staged_folder(
         yield contents
         # What may have appeared in the meantime is looked at again.
         _check_output(output, overwrite=overwrite, marker=marker, entries=entries, inputs=inputs)
-        former = staging / "former"
+        former, kept = staging / "former", []
         if output.exists():
             output.rename(former)
         try:
-            contents.rename(output)
             for name in _KEPT:
-                if (former / name).exists() and not (output / name).exists():
-                    (former / name).rename(output / name)
+                if (former / name).exists() and not (contents / name).exists():
+                    (former / name).rename(contents / name)
+                    kept.append(name)
+            contents.rename(output)
         except OSError:
+            for name in kept:
+                (contents / name).rename(former / name)
             if former.exists():
                 former.rename(output)
             raise

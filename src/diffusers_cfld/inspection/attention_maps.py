@@ -128,7 +128,10 @@ class AttentionRecorder:
         # Timesteps go down within a run, those of an inversion up.
         timesteps = self._pipe.scheduler.timesteps
         has_turned = timestep < self._timestep if timesteps[-1] > timesteps[0] else timestep > self._timestep
-        call = (id(self._pipe.scheduler), self._pipe.num_timesteps, tuple(sample.shape))
+        # Not the whole batch: a callback that changes a scale changes the number of branches.
+        branches = guidance_weights(self._pipe.pose_guidance_scale, self._pipe.appearance_guidance_scale)
+        pictures = (len(sample) // len(branches), *sample.shape[1:])
+        call = (id(self._pipe.scheduler), self._pipe.num_timesteps, pictures)
         is_whole = self._num_evaluations in (0, self._pipe.num_timesteps)
         self._is_new_run = has_turned or is_whole or call != self._call
         self._call = call

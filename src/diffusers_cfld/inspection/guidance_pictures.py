@@ -110,7 +110,8 @@ def guidance_pictures(
         if pipe.num_timesteps != order * num_inference_steps - (order - 1):
             raise ValueError(
                 f"The scheduler must evaluate the U-Net {order} times a step, {type(pipe.scheduler).__name__} does it "
-                f"{pipe.num_timesteps} times in {num_inference_steps} steps: use another, e.g. `DDIMScheduler`."
+                f"{pipe.num_timesteps} times in {num_inference_steps} steps: use another one, e.g. "
+                "`DDIMScheduler`, or another number of steps."
             )
         step, num_evaluations = num_evaluations // pipe.scheduler.order, num_evaluations + 1
         if step not in chosen or (pictures and pictures[-1].step == step):

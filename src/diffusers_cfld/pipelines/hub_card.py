@@ -32,8 +32,9 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
     card = Path(folder) / "README.md"
     if not card.is_file() or _PLACEHOLDER not in card.read_text(encoding="utf-8"):
         return
-    former = Path(str(pipe.config.get("_name_or_path") or "")) / "README.md"
-    text = former.read_text(encoding="utf-8") if former.is_file() else _PLACEHOLDER
+    source = pipe.config.get("_name_or_path")
+    former = Path(source) / "README.md" if source and (Path(source) / "model_index.json").is_file() else None
+    text = former.read_text(encoding="utf-8") if former is not None and former.is_file() else _PLACEHOLDER
     if "diffusers-cfld" in text and _PLACEHOLDER not in text:
         text = re.sub(r'from_pretrained\("[^"]*"', lambda _: f'from_pretrained("{repo_id}"', text)
         write_file(card, text.encode())

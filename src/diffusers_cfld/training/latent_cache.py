@@ -153,7 +153,7 @@ class LatentCache:
         found = json.loads(state.read_text())
         self.num_encoded, unreadable = found.pop("num_encoded"), found.pop("unreadable")
         has_rows = (self.folder / _MOMENTS_FILE).exists() or not self.num_encoded
-        if found == self._key and has_rows:
+        if found == self._key and has_rows and all(row.isdigit() for row in unreadable):
             # By row, since the names may have another folder now.
             self.unreadable = {names[int(row)]: reason for row, reason in unreadable.items()}
         else:
