@@ -770,7 +770,7 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
 def save_checkpoint(
     args: argparse.Namespace,
     accelerator: Accelerator,
-    module,
+    module: CFLDTrainingModule,
     ema: EMAModel | None,
     step: int,
     trained: dict[str, Any],
@@ -872,13 +872,6 @@ def find_checkpoint(args: argparse.Namespace, accelerator: Accelerator) -> Path 
             f"{is_there.count(False)} of {len(is_there)} processes do not see {name!r}: put it and --output_dir where "
             "all machines can read them."
         )
-    step = json.loads((folder / "trainer_state.json").read_text())["step"]
-    later = [found.name for found in list_checkpoints(Path(args.output_dir)) if step_of(found) > step]
-    if any(gather_object([bool(later)])):
-        raise SystemExit(
-            f"{args.output_dir} has checkpoints of later steps than {step}, at which {name} is, and the next resume "
-            "would go on from them: move them elsewhere, or begin in another --output_dir."
-        )
     return folder
 
 
@@ -919,6 +912,12 @@ def load_checkpoint(
         logger.info("There is no checkpoint in %s yet: starting anew.", args.output_dir)
         return 0
     state = json.loads((folder / "trainer_state.json").read_text())
+    later = [found for found in list_checkpoints(Path(args.output_dir)) if step_of(found) > state["step"]]
+    if any(gather_object([bool(later)])):
+        raise SystemExit(
+            f"{args.output_dir} has checkpoints of later steps than {state['step']}, at which {folder} is, and the "
+            "next resume would go on from them: move them elsewhere, or begin in another --output_dir."
+        )
     check_checkpoint(folder, state, module, trained)
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     accelerator.load_state(str(folder))

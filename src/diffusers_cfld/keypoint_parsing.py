@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -81,11 +81,7 @@ def tells_frame(data: object) -> bool:
             return False
     if isinstance(data, list) and len(data) == 1:
         data = data[0]
-    if not isinstance(data, Mapping):
-        return False
-    return data.get("size") is not None or (
-        data.get("canvas_height") is not None and data.get("canvas_width") is not None
-    )
+    return isinstance(data, Mapping) and (data.get("size") is not None or _canvas_of(data) is not None)
 
 
 def find_people(data: object) -> tuple[list[object], Size | None]:
@@ -101,15 +97,20 @@ def find_people(data: object) -> tuple[list[object], Size | None]:
         return [data] if len(np.shape(data) if isinstance(data, np.ndarray) else data) else [], None
     if not isinstance(data, Mapping):
         raise TypeError(f"OpenPose data must be a dict, a list or a JSON string, got {type(data).__name__}.")
-    canvas = None
-    if data.get("canvas_height") is not None and data.get("canvas_width") is not None:
-        canvas = check_size((data["canvas_height"], data["canvas_width"]))
+    canvas = _canvas_of(data)
+    canvas = None if canvas is None else check_size(canvas)
     if "people" not in data:
         return [_person_numbers(data)], canvas
     people = data["people"]
     if not isinstance(people, (list, tuple)):
         raise ValueError(f"`people` in the OpenPose JSON must be a list, got {type(people).__name__}.")
     return [_person_numbers(entry) for entry in people], canvas
+
+
+def _canvas_of(data: Mapping[Any, Any]) -> tuple[Any, Any] | None:
+    """What OpenPose data say of the picture's height and width, if both."""
+    sides = data.get("canvas_height"), data.get("canvas_width")
+    return None if None in sides else sides
 
 
 def _person_numbers(entry: object) -> object:

@@ -29,6 +29,7 @@ from ..models.source_encoder import SwinImageEncoder
 from ..photo_fitting import FIELD_FRAME, has_shape
 from ..sizes import as_pair
 from .files import (
+    KEPT_ENTRIES,
     describe_file,
     load_pickle,
     read_json,
@@ -57,7 +58,7 @@ CONFIG_FILE = "config.yaml"
 INDEX_FILE = "model_index.json"
 
 # What the Hub puts beside the files of a model.
-_HUB_ENTRIES = ("README.md", ".gitattributes", ".git", ".cache")
+_HUB_ENTRIES = ("README.md", *KEPT_ENTRIES)
 _PIPELINE_ENTRIES = (INDEX_FILE, *MODEL_COMPONENTS, UNET_COMPONENT, "vae", "scheduler", *_HUB_ENTRIES)
 
 _PACKAGE = __name__.split(".")[0]

@@ -25,7 +25,7 @@ _HASH_CHUNK = 16 * 2**20
 _ZIP_MAGIC = b"PK\x03\x04"
 _LFS_MAGIC = b"version https://git-lfs"
 # Of a clone, whose history nobody else may have.
-_KEPT = (".git", ".gitattributes", ".cache")
+KEPT_ENTRIES = (".git", ".gitattributes", ".cache")
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def staged_folder(
         if output.exists():
             output.rename(former)
         try:
-            for name in _KEPT:
+            for name in KEPT_ENTRIES:
                 if (former / name).exists() and not (contents / name).exists():
                     (former / name).rename(contents / name)
                     kept.append(name)

@@ -371,8 +371,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
                 raise ValueError(f"`output_size` must be (height, width) in whole pixels, got {output_size!r}.")
             if output_type == "latent":
                 raise ValueError("`output_size` cannot be combined with `output_type='latent'`.")
-        wanted = callback_on_step_end_tensor_inputs or []
-        unknown = [name for name in wanted if name not in self._callback_tensor_inputs]
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
@@ -609,6 +608,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             return call_in_micro_batches(self, micro_batch_size, **arguments)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or []
         height, width = self._choose_size(height, width)
 
         # 1. Check inputs
@@ -727,7 +727,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
-                    for name in callback_on_step_end_tensor_inputs or []:
+                    for name in callback_on_step_end_tensor_inputs:
                         callback_kwargs[name] = locals()[name]
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
                     latents = callback_outputs.get("latents", latents)
