@@ -365,6 +365,19 @@ def pushes_the_card_of_the_folder_that_it_came_from(s: Scenario) -> None:
 
 
 @step("online")
+def pushes_the_card_of_the_folder_that_it_is_saved_in(s: Scenario) -> None:
+    """A pipeline that is saved once more where it lies, as after `fuse_lora`, keeps what its folder says."""
+    folder = s.new_folder()
+    local_pipeline(s.folder).save_pretrained(folder)
+    (folder / "README.md").write_text('---\nlicense: mit\n---\nMade with diffusers-cfld. from_pretrained("here")\n')
+    local_pipeline(s.folder).save_pretrained(folder, push_to_hub=True, repo_id="org/in-place", token=TOKEN)
+    assert s.hub.files("org/in-place")["README.md"].decode().endswith('from_pretrained("org/in-place")\n')
+    # Without a push it is not touched.
+    local_pipeline(s.folder).save_pretrained(folder)
+    assert "license: mit" in (folder / "README.md").read_text()
+
+
+@step("online")
 def keeps_a_card_that_is_on_the_hub(s: Scenario) -> None:
     """A second push does not replace what the owner wrote."""
     folder = s.new_folder()

@@ -4,7 +4,9 @@
 Every picture is drawn once more with one colour for each kind of thing. A cell of 8 x 8 pixels has the shares of nine
 kinds in its 16 blocks of 2 x 2 pixels. Each of its quarters that shows clothes has its place along and across the
 trunk: in statures, as the phases of patterns that repeat after 0.16 and 0.32 of one, and as the products of two
-phases, of which checks, diagonals and dots are made. Besides, a cell has the pattern and the colours of the clothes
+phases, of which checks, diagonals and dots are made. The places on the cloth are the same along and across the limb
+or the skirt where one covers it, as patterns are drawn, and of patterned cloth they are also phases of its own
+period. Besides, a cell has the pattern and the colours of the clothes
 that it shows, and its blocks have the differences in colour that the pattern makes, and the shares of each arm's skin
 and sleeve.
 
@@ -21,6 +23,7 @@ import multiprocessing
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -29,7 +32,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose
-from diffusers_cfld.data.drawn_parts import ARMS, draw_arms, draw_parts
+from diffusers_cfld.data.drawn_parts import ARMS, draw_arms, draw_parts, draw_places
 from diffusers_cfld.data.drawn_people import Color, Pattern
 from diffusers_cfld.data.figure_painting import trunk_axes
 from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
@@ -68,13 +71,25 @@ def describe_places(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray)
     x = (np.arange(width) + 0.5) * FRAME[1] / width
     offsets = np.stack(np.meshgrid(x, y), axis=-1) - axes.origin
     along, across = (offsets @ axis / (axis @ axis) for axis in (axes.along, axes.across))
-    waves_along, waves_across = (
-        [wave(2 * np.pi * place / period) for period in PERIODS for wave in (np.sin, np.cos)]
-        for place in (along, across)
-    )
-    products = [one * other for one in waves_along for other in waves_across[:2]]
+    waves_along, waves_across, products = wave_along_and_across(along, across, PERIODS, PERIODS)
     places = np.stack([along, across, *waves_along, *waves_across, *products]).astype(np.float32)
     return fold(places * is_clothed, CELL // QUARTER)
+
+
+def describe_cloth_places(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
+    """Places on the cloth, their waves and the products of these, also of the pattern's own period."""
+    places = draw_places(person, pose, is_kind.shape[1:])
+    is_cloth = ~np.isnan(places[..., 0])
+    along, across = np.moveaxis(np.nan_to_num(places), 2, 0)
+    maps = [along, across, *chain(*wave_along_and_across(along, across, PERIODS, PERIODS))]
+    own = np.zeros((len(maps) - 4, *along.shape), np.float32)  # without the places and the waves across two periods
+    for name in GARMENTS:
+        fabric = getattr(person.clothes, name)
+        if fabric.pattern not in ("plain", "block"):
+            is_own = is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].any(0)
+            periods = (fabric.period, 2 * fabric.period)
+            own += is_own * np.stack([*chain(*wave_along_and_across(along, across, periods, periods[:1]))])
+    return fold(pool((np.concatenate([np.stack(maps), own]) * is_cloth).astype(np.float32), QUARTER), CELL // QUARTER)
 
 
 def describe_patterns(person: DrawnIdentity, pose: DrawnPose, is_kind: np.ndarray) -> np.ndarray:
@@ -132,6 +147,17 @@ def describe_detail_weights(person: DrawnIdentity, pose: DrawnPose, is_kind: np.
     return describe_weights(person, pose, is_kind) + pool(inside, CELL // BLOCK)
 
 
+def wave_along_and_across(
+    along: np.ndarray, across: np.ndarray, periods_along: Sequence[float], periods_across: Sequence[float]
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Sines and cosines along and across, and the products of each along with those of the first period across."""
+    waves_along, waves_across = (
+        [wave(2 * np.pi * place / period) for period in periods for wave in (np.sin, np.cos)]
+        for place, periods in ((along, periods_along), (across, periods_across))
+    )
+    return waves_along, waves_across, [one * other for one in waves_along for other in waves_across[:2]]
+
+
 def find_inside(is_kind: np.ndarray) -> np.ndarray:
     """Whether each block is at least a block away from the wall."""
     walls = torch.from_numpy(pool(is_kind[[KINDS.index("wall")]], BLOCK))
@@ -151,6 +177,7 @@ def scale_color(color: Color) -> np.ndarray:
 MAPS = {
     "shares": describe_shares,
     "places": describe_places,
+    "cloth_places": describe_cloth_places,
     "patterns": describe_patterns,
     "colors": describe_colors,
     "contrasts": describe_contrasts,

@@ -155,12 +155,12 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     names = json.loads((tmp_path / "names.json").read_text())
     assert names == sorted(f"images/{path.name}" for path in (drawn / "images").iterdir())
     maps = np.load(tmp_path / "maps.npy")
-    sizes = (9 * 16, 18 * 4, 2 * 8, 5 * 3, 3 * 16, 4 * 16, 1, 1)
+    sizes = (9 * 16, 18 * 4, 32 * 4, 2 * 8, 5 * 3, 3 * 16, 4 * 16, 1, 1)
     assert maps.shape == (8, sum(sizes), 16, 12)
     assert AlignmentMaps(tmp_path, drawn)([str(drawn / names[3])]).shape == (1, *maps.shape[1:])
     ends = np.cumsum(sizes)[:-1]
     groups = np.split(maps.astype(np.float32), ends, axis=1)
-    shares, places, patterns, colors, contrasts, arms, weights, detail_weights = groups
+    shares, places, cloth_places, patterns, colors, contrasts, arms, weights, detail_weights = groups
     shares = shares.reshape(8, len(script.KINDS), 16, 16, 12)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-3)
     people = [DrawnFigures(4, 2, (256, 176)).identity(number) for number in range(4)]
@@ -220,6 +220,20 @@ def test_alignment_maps_say_what_the_cells_show(drawn, tmp_path):
     assert 0.02 < is_clothed.mean() < 0.5
     np.testing.assert_allclose(lengths, is_clothed, atol=2e-3)
     np.testing.assert_allclose(places[:, -1], places[:, 5] * places[:, 7], atol=2e-3)
+    # On the trunk both places agree; on limbs and skirts only those on the cloth follow these.
+    cloth_places = cloth_places.reshape(8, 32, 4, 16, 12)
+    upper = shares[:, [script.KINDS.index(name) for name in ("upper", "upper_accent")]].sum(1)
+    trunk = (upper.min(1) > 0.99) & (arms < 0.01)
+    assert trunk.sum() > 10
+    difference = (cloth_places[:, :2] - places[:, :2]).transpose(0, 3, 4, 1, 2)
+    assert np.median(np.abs(difference[trunk])) < 0.01
+    assert np.abs(difference[is_clothed.any(1)]).max() > 0.1
+    # The waves of its own period are of patterned cloth alone.
+    for number, person in enumerate(people):
+        is_patterned = {person.clothes.upper.pattern, person.clothes.lower.pattern} - {"plain", "block"}
+        assert cloth_places[2 * number, 18:].any() == bool(is_patterned)
+    own = cloth_places[:, 18:].reshape(8, 14, -1)
+    np.testing.assert_array_less(np.hypot(own[:, 0], own[:, 1]), 1.01)
     # The first two people are there from an interrupted run.
     (tmp_path / "default").mkdir()
     figures = DrawnFigures(4, 2, (256, 176))

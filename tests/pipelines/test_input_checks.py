@@ -158,6 +158,8 @@ def test_a_frame_is_two_numbers_or_none(pipe, frame):
         CFLDPipeline(**pipe.components, frame_height=frame[0], frame_width=frame[1])
     with pytest.raises(ValueError, match="go together, got `frame_height` alone"):
         CFLDPipeline.from_pretrained("nowhere", frame_height=512)
+    with pytest.raises(ValueError, match="go together, got `frame_width` alone"):
+        CFLDPipeline.from_pipe(pipe, frame_width=512)
 
 
 def test_what_a_pose_needs_is_named(pipe):

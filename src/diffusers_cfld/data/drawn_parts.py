@@ -1,4 +1,4 @@
-"""Which part of a drawn figure each pixel shows."""
+"""Which part of a drawn figure each pixel shows, and where on its cloth."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .drawn_figures import draw_figure
+from .drawn_figures import check_size, draw_figure
 from .drawn_people import Color, DrawnIdentity, DrawnPose, Fabric
+from .figure_painting import paint_places
+from .figure_skeleton import place_skeleton
 
-__all__ = ["ARMS", "PARTS", "PATTERN_ACCENTS", "draw_arms", "draw_parts"]
+__all__ = ["ARMS", "PARTS", "PATTERN_ACCENTS", "draw_arms", "draw_parts", "draw_places"]
 
 # The colour that stands for a part.
 _CODES: dict[str, Color] = {
@@ -107,6 +109,26 @@ def draw_arms(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -
     # Lips and eyes have colours of their own, but paler ones.
     likeness[np.ptp(picture.reshape(-1, 3).astype(np.int64), axis=1) < 90, 1:] = 0
     return np.asarray(likeness.argmax(axis=1).reshape(size), dtype=np.int64)
+
+
+def draw_places(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Tell where on its cloth each pixel of a figure lies, as its pattern is measured.
+
+    Args:
+        identity: Who.
+        pose: How they stand and how they are framed.
+        size: (height, width) of the picture, pixels.
+
+    Returns:
+        (height, width, 2), along and across the trunk, the limb or what hangs from the hips, statures; NaN where no
+        cloth that can have a pattern is seen. Multiples of a fabric's period are where its pattern begins again.
+
+    Raises:
+        ValueError: `size` is smaller than 8 or larger than 2048 pixels.
+        TypeError: `size` is not a pair of whole numbers.
+    """
+    size = check_size(size)
+    return paint_places(identity, place_skeleton(identity, pose), size)
 
 
 def _recolor(identity: DrawnIdentity, colors: Mapping[str, Color], upper: Fabric, lower: Fabric) -> DrawnIdentity:

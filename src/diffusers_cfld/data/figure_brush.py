@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .drawn_people import Color, Fabric
 
-__all__ = ["Axes", "Brush", "Picture", "Shape", "circle", "darker", "ellipse", "hull", "smooth"]
+__all__ = ["Axes", "Brush", "Picture", "PlaceBrush", "Shape", "circle", "darker", "ellipse", "hull", "smooth"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Picture: TypeAlias = npt.NDArray[np.uint8]
@@ -175,6 +175,55 @@ class Brush:
         cv2.polylines(
             self.canvas, [_fixed(points)], False, color, max(round(width * self.unit), 1), cv2.LINE_8, _SHIFT
         )
+
+
+class PlaceBrush(Brush):
+    """Notes where on its cloth each pixel lies, in place of painting it.
+
+    Args:
+        canvas: (H, W, 3), RGB; only lines and discs are painted on it.
+        unit: Pixels that the figure's stature measures.
+
+    Attributes:
+        places: (H, W, 2), along and across the part as its pattern is measured, statures; NaN where nothing that
+            could have a pattern is seen.
+    """
+
+    def __init__(self, canvas: Picture, unit: float) -> None:
+        super().__init__(canvas, unit)
+        self.places = np.full((self.height, self.width, 2), np.nan, dtype=np.float32)
+
+    def fill(
+        self,
+        shapes: Sequence[Shape],
+        fabric: Fabric,
+        *,
+        soft: float = 0.03,
+        cut: Sequence[Array] = (),
+        merge: Shape | None = None,
+        light: float = 1.0,
+    ) -> None:
+        """Note the places on shapes; takes what [`Brush.fill`] takes."""
+        x0, y0, x1, y1 = self._box(shapes, 0, 1)
+        if x0 >= x1 or y0 >= y1:
+            return
+        corner = np.array([x0, y0], dtype=np.float64)
+        region = self.places[y0:y1, x0:x1]
+        left_out = np.zeros(region.shape[:2], dtype=np.uint8)
+        _draw(left_out, Shape(polygons=list(cut)), corner, 255)
+        x, y = np.arange(x1 - x0), np.arange(y1 - y0)
+        for shape in shapes:
+            own = np.zeros_like(left_out)
+            _draw(own, shape, corner, 255)
+            is_own = (own > 0) & (left_out == 0)
+            region[is_own] = np.nan
+            if shape.axes is None:
+                continue
+            origin = corner - shape.axes.origin
+            for index, (axis, start) in enumerate(((shape.axes.along, shape.axes.start), (shape.axes.across, 0.0))):
+                step = axis / max(float(axis @ axis), 1e-6)
+                place = np.add.outer(y * step[1], x * step[0]) + origin @ step + start
+                region[is_own, index] = place[is_own]
 
 
 def _draw(mask: Picture, shape: Shape, corner: Array, value: int) -> None:

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from .drawn_people import Body, DrawnIdentity, Fabric
-from .figure_brush import Axes, Brush, Picture, Shape, circle, darker, hull, smooth
+from .figure_brush import Axes, Brush, Picture, PlaceBrush, Shape, circle, darker, hull, smooth
 from .figure_head import HeadPainter
 from .figure_skeleton import (
     FRAME,
@@ -27,7 +28,7 @@ from .figure_skeleton import (
     Skeleton,
 )
 
-__all__ = ["paint_figure", "trunk_axes"]
+__all__ = ["paint_figure", "paint_places", "trunk_axes"]
 
 _SAMPLES = 4
 
@@ -76,6 +77,29 @@ def paint_figure(
     return np.asarray(picture, dtype=np.uint8)
 
 
+def paint_places(identity: DrawnIdentity, skeleton: Skeleton, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Find where on its cloth each pixel of a figure lies.
+
+    Args:
+        identity: Who.
+        skeleton: Their points, from `place_skeleton`.
+        size: (height, width) of the picture, pixels. The frame of 256x176 is squeezed into it.
+
+    Returns:
+        (height, width, 2), along and across the part as its pattern is measured, statures; NaN beside clothes.
+    """
+    # One place is taken of each pixel, not the mean of many, so less is enough.
+    painter = _Painter(identity, skeleton, 2 * max(size) / FRAME[0])
+    brush = PlaceBrush(painter.canvas, painter.unit)
+    painter.take_brush(brush)
+    painter.paint_all()
+    rows, columns = (
+        ((np.arange(length) + 0.5) * full / length).astype(int)
+        for length, full in zip(size, brush.places.shape, strict=False)
+    )
+    return brush.places[np.ix_(rows, columns)]
+
+
 def trunk_axes(body: Body, neck: Array, hips: Array, unit: float, turn: float) -> Axes:
     """Find the axes of a pattern on the trunk.
 
@@ -118,7 +142,6 @@ class _Painter:
         self.height, self.width = round(FRAME[0] * scale), round(FRAME[1] * scale)
         self.canvas = self._paint_background()
         self.background = self.canvas[:, :1].copy()
-        self.brush = Brush(self.canvas, self.unit)
         self.skin = Fabric(self.body.skin, self.body.skin)
         # A block of colour belongs to the trunk; the sleeves show its ground.
         upper = self.clothes.upper
@@ -136,8 +159,14 @@ class _Painter:
         self.trunk_axes = trunk_axes(self.body, neck, hips, self.unit, self.turn)
         self.arms = tuple(self.points[[2 + 3 * i, 3 + 3 * i, 4 + 3 * i, HANDS[i]]] for i in (0, 1))
         self.legs = tuple(self.points[[8 + 3 * i, 9 + 3 * i, 10 + 3 * i]] for i in (0, 1))
-        self.head = HeadPainter(identity, skeleton, self.points, self.right, self.down, self.brush)
+        self.skeleton = skeleton
+        self.take_brush(Brush(self.canvas, self.unit))
         self.far, self.near = (0, 1) if self._leg_depth(0) <= self._leg_depth(1) else (1, 0)
+
+    def take_brush(self, brush: Brush) -> None:
+        """Paint with this brush from now on."""
+        self.brush = brush
+        self.head = HeadPainter(self.identity, self.skeleton, self.points, self.right, self.down, brush)
 
     # The order of things ----------------------------------------------------------------------------------------
 

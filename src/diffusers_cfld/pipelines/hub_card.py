@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from diffusers import DiffusionPipeline
 
 from ..file_writing import write_file
 from .loading import find_variants
@@ -15,11 +19,41 @@ if TYPE_CHECKING:
 _PLACEHOLDER = "card has been automatically generated"
 
 
+_card_before: ContextVar[str | None] = ContextVar("card_before", default=None)
+
+
+class HubCardMixin(DiffusionPipeline):
+    """A pipeline that goes to the Hub with a card of its own."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save the pipeline as `DiffusionPipeline.save_pretrained` does.
+
+        Args:
+            save_directory: Folder. With `push_to_hub=True` a card that it has goes along, unless the repository has
+                one already.
+            *args: As there.
+            **kwargs: As there, e.g. `variant`, `max_shard_size`, `push_to_hub`.
+        """
+        card = Path(save_directory) / "README.md"
+        # diffusers writes its placeholder over it.
+        token = _card_before.set(card.read_text(encoding="utf-8") if card.is_file() else None)
+        try:
+            super().save_pretrained(os.fspath(save_directory), *args, **kwargs)
+        finally:
+            _card_before.reset(token)
+
+    def _upload_folder(self, working_dir: str, repo_id: str, **kwargs: Any) -> Any:
+        # Both `push_to_hub` and `save_pretrained(push_to_hub=True)` end here, with the card of the repository or,
+        # where there is none, diffusers' placeholder, whose snippet cannot load a third-party pipeline.
+        replace_placeholder_card(self, working_dir, repo_id)
+        return super()._upload_folder(working_dir, repo_id, **kwargs)
+
+
 def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> None:
     """Write a card in the place of diffusers' placeholder; any other card stays.
 
-    It is that of the folder which the pipeline was loaded from, if that is one of this package and so says whose the
-    weights are.
+    It is the one that was there before diffusers saved, or that of the folder which the pipeline was loaded from, if
+    these are of this package and so say whose the weights are.
 
     Args:
         pipe: The pipeline.
@@ -32,13 +66,15 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
     card = Path(folder) / "README.md"
     if not card.is_file() or _PLACEHOLDER not in card.read_text(encoding="utf-8"):
         return
+    texts = [_card_before.get()]
     source = pipe.config.get("_name_or_path")
-    former = Path(source) / "README.md" if source and (Path(source) / "model_index.json").is_file() else None
-    text = former.read_text(encoding="utf-8") if former is not None and former.is_file() else _PLACEHOLDER
-    if "diffusers-cfld" in text and _PLACEHOLDER not in text:
-        text = re.sub(r'from_pretrained\("[^"]*"', lambda _: f'from_pretrained("{repo_id}"', text)
-        write_file(card, text.encode())
-        return
+    if source and (Path(source) / "model_index.json").is_file() and (Path(source) / "README.md").is_file():
+        texts.append((Path(source) / "README.md").read_text(encoding="utf-8"))
+    for text in texts:
+        if text is not None and "diffusers-cfld" in text and _PLACEHOLDER not in text:
+            text = re.sub(r'from_pretrained\("[^"]*"', lambda _: f'from_pretrained("{repo_id}"', text)
+            write_file(card, text.encode())
+            return
     from ..conversion.model_card import write_model_card
 
     variants = [variant for variant in find_variants(folder) if variant is not None]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-__all__ = ["ComponentSharingMixin", "explain_missing_variant", "find_variants"]
+__all__ = ["ComponentSharingMixin", "check_frame_options", "explain_missing_variant", "find_variants"]
 
 _WEIGHTS_FILE = re.compile(r"diffusion_pytorch_model(?:\.(.+?))?(?:-\d+-of-\d+)?\.safetensors")
 
@@ -32,8 +33,9 @@ class ComponentSharingMixin(DiffusionPipeline):
             The new pipeline.
 
         Raises:
-            ValueError: A component is missing.
+            ValueError: A component is missing, or only one of `frame_height` and `frame_width` is given.
         """
+        check_frame_options(kwargs)
         keeps = kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None
         token = _keeps_dtypes.set(keeps)
         try:
@@ -55,6 +57,20 @@ class ComponentSharingMixin(DiffusionPipeline):
         """
         # diffusers' `from_pipe` ends with a cast to float32, also of what the other pipeline goes on using.
         return self if _keeps_dtypes.get() else super().to(*args, **kwargs)
+
+
+def check_frame_options(options: Mapping[str, Any]) -> None:
+    """Check that the shape of the photos is not given by half: the other half would be that of another shape.
+
+    Args:
+        options: What a pipeline is loaded or made with.
+
+    Raises:
+        ValueError: Only one of `frame_height` and `frame_width` is among them.
+    """
+    given = [name for name in ("frame_height", "frame_width") if name in options]
+    if len(given) == 1:
+        raise ValueError(f"`frame_height` and `frame_width` go together, got `{given[0]}` alone: pass both.")
 
 
 def find_variants(folder: str | os.PathLike[str]) -> set[str | None]:

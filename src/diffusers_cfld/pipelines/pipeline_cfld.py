@@ -57,15 +57,15 @@ from .branch_batching import (
     repeat_to,
 )
 from .component_checks import check_appearance, check_components, check_frame, check_pose_features
-from .hub_card import replace_placeholder_card
+from .hub_card import HubCardMixin
 from .input_checks import check_generator, check_ip_adapter_inputs, check_numbers
-from .loading import ComponentSharingMixin, explain_missing_variant
+from .loading import ComponentSharingMixin, check_frame_options, explain_missing_variant
 from .lora import UNetLoraLoaderMixin
 from .micro_batches import call_in_micro_batches
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
 
 
-class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMixin, IPAdapterMixin):
+class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMixin, IPAdapterMixin):
     """Put the person of a photo into another pose with CFLD (Coarse-to-Fine Latent Diffusion).
 
     Inherits from [`DiffusionPipeline`] saving, loading, offloading and device placement, from
@@ -159,9 +159,7 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
             OSError: Something is not there; where a folder has variants only, the message names them.
             ValueError: Only one of `frame_height` and `frame_width` is given.
         """
-        given = [name for name in ("frame_height", "frame_width") if name in kwargs]
-        if len(given) == 1:
-            raise ValueError(f"`frame_height` and `frame_width` go together, got `{given[0]}` alone: pass both.")
+        check_frame_options(kwargs)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
@@ -243,12 +241,6 @@ class CFLDPipeline(ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMi
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to skip the remaining steps."""
         return self._interrupt
-
-    def _upload_folder(self, working_dir: str, repo_id: str, **kwargs: Any) -> Any:
-        # Both `push_to_hub` and `save_pretrained(push_to_hub=True)` end here, with the card of the repository or,
-        # where there is none, diffusers' placeholder, whose snippet cannot load a third-party pipeline.
-        replace_placeholder_card(self, working_dir, repo_id)
-        return super()._upload_folder(working_dir, repo_id, **kwargs)
 
     @torch.no_grad()
     def encode_appearance(self, image: PipelineImageInput | Appearance) -> Appearance:
