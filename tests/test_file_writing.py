@@ -64,8 +64,9 @@ def test_rows_that_do_not_fit_are_refused(files):
     arrays = begin(files, num_rows=1)
     with pytest.raises(ValueError, match="shorter"):
         arrays.append([2, 2])
-    with pytest.raises(ValueError, match="broadcast"):
-        arrays.append([1, 2, 3], 2)
+    for row in ([1, 2, 3], [1], 1):
+        with pytest.raises(ValueError, match=r"A row of \(2,\) was expected"):
+            arrays.append(row, 2)
     arrays.append([1, 1], 1)
     with pytest.raises(IndexError):
         arrays.append([2, 2], 2)

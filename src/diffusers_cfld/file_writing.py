@@ -98,6 +98,9 @@ class ResumableArrays:
             ValueError: There are not as many rows as arrays, or one has another shape.
         """
         for array, row in zip(self._arrays, rows, strict=True):
+            if np.shape(row) != array.shape[1:]:
+                raise ValueError(f"A row of {array.shape[1:]} was expected, got one of {np.shape(row)}.")
+        for array, row in zip(self._arrays, rows, strict=True):
             array[self.num_done] = row
         self.num_done += 1
         if self.num_done - self._num_noted >= note_every:

@@ -349,13 +349,8 @@ def _digest(pipe: CFLDPipeline, inputs: Sequence[torch.Tensor], poses: Sequence[
     digest = hashlib.sha256()
     for tensor in inputs:
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    for part, component in pipe.components.items():
-        if not isinstance(component, torch.nn.Module):
-            continue
-        for name, weight in uncompiled(component).named_parameters():
-            digest.update(f"{part}.{name}{tuple(weight.shape)}".encode())
-            if not weight.is_meta:  # as under sequential offloading, where the shapes have to do
-                digest.update(weight.detach().flatten()[::997].float().cpu().numpy().tobytes())
+    for sample in sample_weights(pipe):
+        digest.update(sample)
     digest.update(repr(pipe.photo_shape).encode())
     for pose in poses:
         numbers = [pose.size, pose.to_array()] if isinstance(pose, Keypoints) else pose
@@ -368,6 +363,24 @@ def _digest(pipe: CFLDPipeline, inputs: Sequence[torch.Tensor], poses: Sequence[
             digest.update(f"{name}{_describe(state)}".encode())
     digest.update(repr(sorted(scheduler.items(), key=repr)).encode() + _describe(options).encode())
     return digest.hexdigest()
+
+
+def sample_weights(pipe: CFLDPipeline) -> Iterator[bytes]:
+    """Take from a pipeline's weights what tells them from others, for a digest.
+
+    Args:
+        pipe: The pipeline.
+
+    Yields:
+        Name and shape of each, and one of 997 of its numbers where it is not on the meta device.
+    """
+    for part, component in pipe.components.items():
+        if not isinstance(component, torch.nn.Module):
+            continue
+        for name, weight in uncompiled(component).named_parameters():
+            yield f"{part}.{name}{tuple(weight.shape)}".encode()
+            if not weight.is_meta:  # as under sequential offloading, where the shapes have to do
+                yield weight.detach().flatten()[::997].float().cpu().numpy().tobytes()
 
 
 def _describe(value: Any) -> str:

@@ -105,6 +105,32 @@ def test_resume_skips_what_is_there_and_was_made_alike(folder, tmp_path, capsys,
     assert first.read_bytes() == b"new"
 
 
+def test_a_call_that_fails_before_the_first_picture_leaves_the_record(folder, tmp_path):
+    arguments = {"poses": ("a.json", "b.json"), "output": tmp_path / "out.png"}
+    assert generate(folder, **arguments) == 0
+    first, second = tmp_path / "out-0.png", tmp_path / "out-1.png"
+    first.write_bytes(b"kept")
+    second.unlink()
+    assert generate(folder, "--model", str(tmp_path / "nowhere"), **arguments) == 1
+    assert generate(folder, "--resume", **arguments) == 0
+    assert first.read_bytes() == b"kept"
+
+
+def test_resume_refuses_other_weights_under_the_same_name(folder, tmp_path, capsys):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    arguments = {"poses": ("a.json", "b.json"), "output": tmp_path / "out.png"}
+    model = ("--model", str(tmp_path / "model"))
+    assert generate(folder, *model, **arguments) == 0
+    (tmp_path / "out-1.png").unlink()
+    pipe = tiny_pipeline()
+    with torch.no_grad():
+        pipe.unet.conv_out.weight += 1
+    pipe.save_pretrained(tmp_path / "model")
+    assert generate(folder, "--resume", *model, **arguments) == 1
+    assert "were made with other weights than --model has now" in capsys.readouterr().err
+    assert not (tmp_path / "out-1.png").exists()
+
+
 def interrupt(*args):
     raise KeyboardInterrupt
 

@@ -180,7 +180,7 @@ def test_drawn_figures_come_back(tmp_path):
 
 
 def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
-    save_picture(tmp_path / "a.png", 0)
+    save_picture(tmp_path / "a.png", 0, (64, 44))
     pose = Keypoints.from_field(*columns(0)).rescale((64, 48))
     rows = pose.xy.tolist()
     write_pairs(
@@ -198,8 +198,29 @@ def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
     assert third.source_keypoints.size == (256, 176)
 
 
+def test_a_frame_that_is_nowhere_told_must_fit_the_pictures(tmp_path):
+    save_picture(tmp_path / "a.png", 0, (64, 64))
+    save_picture(tmp_path / "b.png", 0, (128, 88))
+    with pytest.raises(ValueError, match=r"'.*a.png' is 64x64 pixels, but .* and 256x176 cannot be it: give `size`"):
+        load_pairs(write_pairs(tmp_path, line()))
+    (pair,) = load_pairs(write_pairs(tmp_path, line(size=[256, 176])))  # squeezed
+    assert pair.source_keypoints.size == (256, 176)
+    # What cannot be read is found out later, and named then.
+    (tmp_path / "a.png").write_bytes(b"")
+    assert len(load_pairs(write_pairs(tmp_path, line()))) == 1
+
+
+@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/a.png"])
+def test_pictures_beside_the_folder_are_refused(tmp_path, name):
+    save_picture(tmp_path / "data" / "a.png", 0, (128, 88))
+    report = SkipReport(max_logged=0)
+    load_pairs(write_pairs(tmp_path / "data", line("a.png", "x/../a.png"), line(name)), report=report)
+    (where,) = report
+    assert "`source` must be a path within the folder" in report.reason(where)
+
+
 def test_unusable_lines_are_named_with_their_number(tmp_path):
-    save_picture(tmp_path / "a.png", 0)
+    save_picture(tmp_path / "a.png", 0, (64, 44))
     wrong = ["{", "[]", line(source=3), line(target_keypoints=None), line(source_keypoints=[1, 2]), line(size=5)]
     write_pairs(tmp_path, line(), *wrong)
     report = SkipReport(max_logged=0)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -102,6 +103,40 @@ def test_hard_links_take_no_space(archive, lists, tmp_path):
     check(tmp_path / "out", archive)
     source = archive / "Img" / "img_highres" / "WOMEN/Dresses/id_00000002/02_1_front.jpg"
     assert os.path.samefile(source, tmp_path / "out" / "train_highres" / TRAIN[0])
+
+
+def test_links_in_the_archive_are_followed(archive, lists, tmp_path):
+    """As git-annex keeps pictures."""
+    source = archive / "Img" / "img_highres" / next(iter(PICTURES))
+    source.rename(archive / "content.jpg")
+    source.symlink_to("../../../../../content.jpg")
+    prepare_deepfashion(archive, tmp_path / "out", lists, link=True)
+    check(tmp_path / "out", archive)
+
+
+def test_the_zip_file_of_high_resolution_is_preferred_to_small_pictures(archive, lists, tmp_path):
+    zipped(archive)
+    expected = archive.with_name("expected")
+    shutil.copytree(archive, expected)
+    shutil.rmtree(archive / "Img" / "img_highres")
+    save_picture(archive / "Img" / "preview.jpg", 0, (20, 20))
+    prepare_deepfashion(archive, tmp_path / "out", lists)
+    check(tmp_path / "out", expected)
+    # What the command made itself is no archive.
+    (archive / "Img" / "img_highres.zip").rename(tmp_path / "out" / "img_highres.zip")
+    for _ in range(2):
+        prepare_deepfashion(tmp_path / "out", tmp_path / "out", lists)
+        check(tmp_path / "out", expected)
+
+
+def test_pictures_of_an_earlier_archive_do_not_stay_in_the_place_of_missing_ones(archive, lists, tmp_path):
+    prepare_deepfashion(archive, tmp_path / "out", lists)
+    (archive / "Img" / "img_highres" / next(iter(PICTURES))).unlink()
+    report = prepare_deepfashion(archive, tmp_path / "out", lists)
+    (entry,) = report["skipped"]["files"].values()
+    assert entry["reason"] == f"is not in the archive; that of an earlier call is now '{TRAIN[0]}.old'"
+    assert not (tmp_path / "out" / "train_highres" / TRAIN[0]).exists()
+    assert report["train"]["usable_pairs"] == 0
 
 
 def test_missing_and_damaged_pictures_are_named_and_left_out(archive, lists, tmp_path):

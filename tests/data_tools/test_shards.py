@@ -1,5 +1,6 @@
 """Shards: the same items as from files, each once over all processes and workers, and going on after interruptions."""
 
+import errno
 import importlib.util
 import itertools
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature_sets import NAMES
+from miniature_sets import NAMES, save_picture
 from torch.utils.data import DataLoader
 
 from diffusers_cfld.data import (
@@ -169,6 +170,34 @@ def test_broken_pictures_stay_out_and_are_named(pairs, tmp_path, caplog):
         caplog.clear()
         write_shards(pairs, tmp_path / "others", pairs_per_shard=4)
         assert pairs[1].source in caplog.text
+
+
+def test_other_pictures_under_the_same_names_are_written_anew(pairs, shards):
+    changed = Path(pairs[0].source)
+    former = changed.read_bytes()
+    has_it = {file.name for file in shards.glob("*.tar") if former in file.read_bytes()}
+    save_picture(changed, 7, (40, 30))
+    write_shards(pairs, shards, pairs_per_shard=4)
+    assert len(list(StreamedPosePairs(shards, **SIZES, window=1))) == 15
+    assert has_it
+    for file in shards.glob("*.tar"):
+        content = file.read_bytes()
+        assert former not in content
+        assert (changed.read_bytes() in content) == (file.name in has_it)
+
+
+def test_a_mended_picture_goes_in_again(pairs, tmp_path):
+    whole = Path(pairs[1].source).read_bytes()
+    Path(pairs[1].source).write_bytes(whole[:-30] + bytes(30))
+    with pytest.raises(ValueError, match="nothing"):
+        write_shards([], tmp_path / "shards")
+    write_shards(pairs, tmp_path / "shards", pairs_per_shard=4)
+    assert len(StreamedPosePairs(tmp_path / "shards", **SIZES)) == 9
+    Path(pairs[1].source).write_bytes(whole)  # of the same size
+    report = SkipReport(max_logged=0)
+    write_shards(pairs, tmp_path / "shards", pairs_per_shard=4, report=report)
+    assert not len(report)
+    assert len(StreamedPosePairs(tmp_path / "shards", **SIZES)) == 15
 
 
 def test_a_disk_that_goes_away_leaves_no_short_shards(pairs, shards, tmp_path, monkeypatch):
@@ -394,6 +423,17 @@ def test_a_broken_shard_is_replaced_by_others_and_named_once(shards, break_it):
     shuffled = StreamedPosePairs(shards, **SIZES, window=3)
     assert len(list(shuffled)) == 15
     assert len(list(loader(shuffled, 2))) == 15
+
+
+def test_a_shard_is_not_broken_where_the_process_has_no_descriptors_left(shards, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    stream = StreamedPosePairs(shards, **SIZES, window=1)
+    monkeypatch.setattr(StreamedPosePairs, "_read_shard", fail)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        next(iter(stream))
+    assert caught.value.errno == errno.EMFILE
 
 
 def test_a_pair_without_its_keypoints_is_named(shards):

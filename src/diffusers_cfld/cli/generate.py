@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from ..keypoints import Keypoints
+    from ..pipelines.pipeline_cfld import CFLDPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     pipe = load_pipeline(args)
+    record.check_weights(pipe)
     fitted = fit_sources(args, args.image, photos, estimator, pipe)
     images = [image for image, _ in fitted]
     if args.align:
@@ -136,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     # One source for all poses, or one pose for all sources, is encoded once.
     appearance = pipe.encode_appearance(images[0]) if len(images) == 1 else None
     pose_features = pipe.encode_pose(poses[0]) if len(poses) == 1 else None
+    record.begin()
     for pairs, paths in batches:
         (pictures,) = pipe(
             image=None if appearance is not None else [images[i] for i in pairs],
@@ -168,18 +171,35 @@ class _Record:
         self._done: list[str] = []
         self._is_kept = args.resume or len(outputs) > 1
         self._made_from = _digest(args, photos, targets) if self._is_kept else ""
+        self._weights = ""
+        self._former_weights: str | None = None
         if not args.resume:
-            # What was done before is of another call.
-            self._file.unlink(missing_ok=True)
             return
         found = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
         if found.get("made_from") == self._made_from:
             self._done = found["done"]
+            self._former_weights = found.get("weights")
         elif any(path.is_file() for path in outputs):
             raise ValueError(
                 f"--resume: the pictures that are there were made from other photos, poses or options than now, or it "
                 f"is not known from what ({str(self._file)!r}): choose another --output, or leave out --resume."
             )
+
+    def check_weights(self, pipe: CFLDPipeline) -> None:
+        """Refuse to go on with other weights, which may have come to lie under the same name."""
+        if not self._is_kept:
+            return
+        self._weights = _digest_weights(pipe)
+        if self._done and self._former_weights not in (None, self._weights):
+            raise ValueError(
+                "--resume: the pictures that are there were made with other weights than --model has now: choose "
+                "another --output, or leave out --resume."
+            )
+
+    def begin(self) -> None:
+        """Forget what another call has done, right before its pictures are replaced."""
+        if not self._done:
+            self._file.unlink(missing_ok=True)
 
     def has(self, path: Path) -> bool:
         return path.name in self._done and path.is_file()
@@ -187,7 +207,8 @@ class _Record:
     def add(self, paths: Sequence[Path]) -> None:
         self._done += [path.name for path in paths]
         if self._is_kept:
-            write_file(self._file, json.dumps({"made_from": self._made_from, "done": self._done}).encode())
+            content = {"made_from": self._made_from, "weights": self._weights, "done": self._done}
+            write_file(self._file, json.dumps(content).encode())
 
 
 def _digest(args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets: Sequence[Keypoints]) -> str:
@@ -203,6 +224,15 @@ def _digest(args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets
     running = {"run", "command", "resume", "batch_size", "device", "offload", "token", "local_files_only"}
     options = {name: value for name, value in sorted(vars(args).items()) if name not in files | running}
     digest.update(f"{__version__} {options}".encode())
+    return digest.hexdigest()
+
+
+def _digest_weights(pipe: CFLDPipeline) -> str:
+    from ..sequences import sample_weights
+
+    digest = hashlib.sha256(str(pipe.dtype).encode())
+    for sample in sample_weights(pipe):
+        digest.update(sample)
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Lists of pose pairs, read from the data sets of the field and from folders of one's own.
 
-Pictures are not opened here. Pairs without usable keypoints are left out and named in a report.
+Pictures are opened here only to see whether a frame that is nowhere told can be theirs. Pairs without usable keypoints
+are left out and named in a report.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 from ..keypoint_parsing import tells_frame
 from ..keypoints import Keypoints
+from ..photo_fitting import has_shape
 from .pair_csv import finish_reading, load_csv_pairs
-from .pair_transform import PosePair
+from .pair_transform import PosePair, UnreadableImageError, read_photo
 from .shards import SHARD_INDEX
 from .skip_report import SkipReport
 
@@ -39,6 +41,7 @@ MARKET1501_FRAME = (128, 64)
 _MARKET1501_PREFIXES = ("market",)
 _SPLITS = ("train", "test")
 _PAIRS_FILE = "pairs.jsonl"
+_PROBES = 32  # pictures whose shape is compared with a frame that is nowhere told
 
 
 def load_deepfashion_pairs(
@@ -92,7 +95,7 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
     Each of its lines is a JSON object of `source` and `target`, paths of pictures relative to the folder, and
     `source_keypoints` and `target_keypoints`, anything that `Keypoints.from_any` reads. An optional `size`, [height,
     width] of the pictures in pixels, is the frame of keypoints that do not tell theirs; without it that is 256x176,
-    and OpenPose's data must tell it.
+    whose shape the pictures must then have, and OpenPose's data must tell it.
     `DrawnFigures.write_folder` writes such folders.
 
     Args:
@@ -104,7 +107,8 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
 
     Raises:
         OSError: There is no such file, it cannot be read, or the pictures are missing.
-        ValueError: It is not a text file, or no line can be used.
+        ValueError: It is not a text file, no line can be used, or keypoints without a `size` are of pictures of
+            another shape than 256x176, which is looked up for a few of them.
     """
     folder = _check_root(root)
     file = folder / _PAIRS_FILE
@@ -114,6 +118,7 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
         )
     entries = SkipReport(max_logged=0) if report is None else report
     cache: dict[str, tuple[object, Keypoints]] = {}
+    guessed: dict[str, Keypoints] = {}
     pairs: list[PosePair] = []
     count = 0
     try:
@@ -123,12 +128,13 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
                     continue
                 count += 1
                 try:
-                    pairs.append(_read_line(line, folder, cache))
+                    pairs.append(_read_line(line, folder, cache, guessed))
                 except (ValueError, TypeError, RecursionError) as error:
                     entries.add(f"{file}:{number}", f"is no usable pair ({str(error).rstrip('.')})")
     except UnicodeDecodeError as error:
         raise ValueError(f"'{file}' must be a text file in UTF-8 ({error}): write it again.") from error
     finish_reading(pairs, count, file, entries, is_own_report=report is None)
+    _check_guessed_frames(guessed, file)
     return pairs
 
 
@@ -224,7 +230,10 @@ def _recognise(folder: Path, split: str | None) -> str:
     )
 
 
-def _read_line(line: str, folder: Path, cache: dict[str, tuple[object, Keypoints]]) -> PosePair:
+def _read_line(
+    line: str, folder: Path, cache: dict[str, tuple[object, Keypoints]], guessed: dict[str, Keypoints]
+) -> PosePair:
+    """Read a pair; keypoints of which nothing tells the frame are entered in `guessed`."""
     entry = json.loads(line)
     if not isinstance(entry, dict):
         raise ValueError(f"it must be a JSON object, got {type(entry).__name__}")
@@ -235,11 +244,17 @@ def _read_line(line: str, folder: Path, cache: dict[str, tuple[object, Keypoints
             raise ValueError(f"`{role}` must be the path of a picture, got {name!r}")
         if raw is None:
             raise ValueError(f"`{role}_keypoints` is missing")
+        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+            raise ValueError(
+                f"`{role}` must be a path within the folder, got {name!r}; put the picture or a link there"
+            )
         path = os.path.join(folder, name)
         frame = (raw, entry.get("size"))
         known = cache.get(path)
         if known is None or known[0] != frame:
             known = cache[path] = (frame, _read_keypoints(raw, entry.get("size")))
+            if entry.get("size") is None and not tells_frame(raw):
+                guessed[path] = known[1]
         values.append((path, known[1], name))
     (source, source_keypoints, source_name), (target, target_keypoints, target_name) = values
     return PosePair(source, target, source_keypoints, target_keypoints, source_name, target_name)
@@ -247,6 +262,21 @@ def _read_line(line: str, folder: Path, cache: dict[str, tuple[object, Keypoints
 
 def _read_keypoints(raw: object, size: Any) -> Keypoints:
     return Keypoints.from_any(raw, None if size is None or tells_frame(raw) else tuple(size))
+
+
+def _check_guessed_frames(guessed: dict[str, Keypoints], file: Path) -> None:
+    for path in list(guessed)[:: max(1, len(guessed) // _PROBES)][:_PROBES]:
+        try:
+            width, height = read_photo(path).size
+        except UnreadableImageError:
+            continue
+        frame = guessed[path].size
+        if not has_shape((height, width), frame):
+            raise ValueError(
+                f"{path!r} is {height}x{width} pixels, but '{file}' does not tell in what frame its keypoints were "
+                f"measured, and {frame[0]}x{frame[1]} cannot be it: give `size`, [height, width], in every line "
+                "(also if the picture was squeezed)."
+            )
 
 
 def _check_root(root: str | os.PathLike[str], split: str = "train") -> Path:

@@ -37,7 +37,7 @@ __all__ = [
 _FLIP_STREAM = 1  # first entry of the seed sequences
 
 # The machine is at its limits, which says nothing about the file.
-_NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def read_bytes(image: str | bytes) -> bytes:
     except ValueError as error:  # a null byte in the name
         raise UnreadableImageError(image, f"cannot be read ({error})") from error
     except OSError as error:
-        if error.errno in _NOT_THE_FILES_FAULT:
+        if error.errno in NOT_THE_FILES_FAULT:
             raise
         raise UnreadableImageError(image, f"cannot be read ({error.strerror or _one_line(error)})") from error
 

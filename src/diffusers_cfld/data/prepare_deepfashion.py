@@ -77,7 +77,7 @@ def prepare_deepfashion(
     target = Path(output)
     lists = target if annotations is None else Path(annotations)
     splits = _find_splits(lists)
-    pictures, read = _open_archive(Path(archive))
+    pictures, read = _open_archive(Path(archive), [target / f"{split}_highres" for split in EXPECTED_COUNTS])
     skipped = SkipReport()
     counts: dict[str, dict[str, Any]] = {}
     for split, wanted in splits.items():
@@ -89,7 +89,7 @@ def prepare_deepfashion(
                 _place(name, folder / name, pictures, read, link)
                 present.add(name)
             except UnreadableImageError as error:
-                skipped.add(f"{split}_highres/{name}", error.reason)
+                skipped.add(f"{split}_highres/{name}", error.reason + _put_aside(folder / name))
         if not present:
             raise ValueError(
                 f"None of the {len(wanted)} pictures listed for '{split}' (such as '{wanted[0]}') is usable in "
@@ -173,14 +173,25 @@ def _find_splits(lists: Path) -> dict[str, list[str]]:
     return splits
 
 
-def _open_archive(archive: Path) -> tuple[dict[str, Any], Callable[[Any], bytes]]:
-    """Return the archive's pictures by their names without underscores, and how to read one."""
+def _open_archive(archive: Path, own: Sequence[Path]) -> tuple[dict[str, Any], Callable[[Any], bytes]]:
+    """Return the archive's pictures by their names without underscores, and how to read one.
+
+    Folders that the command makes itself, `own`, are not looked into.
+    """
     if archive.is_dir():
-        paths = sorted(Path(root, name) for root, _, names in os.walk(archive.resolve()) for name in names)
-        found = _by_key({path: path.parts for path in paths})
-        if found:
-            return found, lambda path: read_bytes(str(path))
+        top, own = archive.resolve(), [folder.resolve() for folder in own]
+        paths = sorted(
+            Path(root, name)
+            for root, _, names in os.walk(top)
+            for name in names
+            if not any(folder == Path(root) or folder in Path(root).parents for folder in own)
+        )
+        # The folder's own name counts: `img_highres` itself may be given.
+        found = _by_key({path: (top.name, *path.relative_to(top).parts) for path in paths})
         inside = [path for path in paths if path.name == f"{_HIGH_RESOLUTION}.zip"]
+        is_of_high_resolution = any(_HIGH_RESOLUTION in path.parts for path in found.values())
+        if found and (is_of_high_resolution or not inside):
+            return found, lambda path: read_bytes(str(path))
         if not inside:
             raise FileNotFoundError(
                 f"'{archive}' must have '{_HIGH_RESOLUTION}/WOMEN/.../*.jpg' or '{_HIGH_RESOLUTION}.zip' in it, got "
@@ -246,11 +257,20 @@ def _place(name: str, target: Path, pictures: Mapping[str, Any], read: Callable[
     if link and isinstance(source, Path):
         target.unlink(missing_ok=True)
         try:
-            os.link(source, target)
+            os.link(source.resolve(), target)
             return
         except OSError:  # another disk, or a file system without links
             logger.debug("Copying '%s', which cannot be linked.", source)
     write_file(target, data)
+
+
+def _put_aside(picture: Path) -> str:
+    """Rename what an earlier call made of another archive, which would be read as if it were of this one."""
+    if not picture.is_file():
+        return ""
+    aside = picture.with_name(f"{picture.name}.old")
+    os.replace(picture, aside)
+    return f"; that of an earlier call is now '{aside.name}'"
 
 
 def _copy_lists(lists: Path, target: Path, split: str) -> None:

@@ -81,24 +81,27 @@ def write_shards(
         "sha256": _fingerprint(pairs),
     }
     index = _begin(folder, settings)
+    mended = _find_mended(index)
     skipped = SkipReport(max_logged=0)
-    skipped.load_state_dict(index["skipped"])
+    files = {path: entry for path, entry in index["skipped"]["files"].items() if path not in mended}
+    skipped.load_state_dict({"files": files})
     finished = {shard["name"]: shard for shard in index["shards"]}
     suffixes: dict[str, str] = {}
     num_pairs = 0
     in_a_row: dict[str, int] = {}  # the shard of each file that broke since the last good pair
     for number, first in enumerate(range(0, len(pairs), pairs_per_shard)):
         name = f"pairs-{number:06d}.tar"
-        if name not in finished or not _is_there(folder / name, finished[name]):
-            keys = order[first : first + pairs_per_shard].tolist()
-            numbered = [(key, pairs[key]) for key in keys]
+        numbered = [(key, pairs[key]) for key in order[first : first + pairs_per_shard].tolist()]
+        pictures = _digest_pictures(numbered)
+        has_mended = any(image in mended for _, pair in numbered for image in (pair.source, pair.target))
+        if name not in finished or has_mended or not _is_there(folder / name, finished[name], pictures):
             try:
                 count = _write_shard(folder / name, numbered, number, suffixes, skipped, in_a_row)
             except UnreadableDataError:
                 _write_index(folder, _forget(index, in_a_row))
                 raise
             size = (folder / name).stat().st_size if count else 0
-            finished[name] = {"name": name, "num_pairs": count, "num_bytes": size}
+            finished[name] = {"name": name, "num_pairs": count, "num_bytes": size, "pictures": pictures}
             index |= {"shards": [finished[key] for key in sorted(finished)], "skipped": skipped.state_dict()}
             _write_index(folder, index)
             logger.info("Wrote '%s', %d pairs.", folder / name, count)
@@ -136,7 +139,36 @@ def _forget(index: dict[str, Any], in_a_row: dict[str, int]) -> dict[str, Any]:
     return index | {"shards": index["shards"][: min(in_a_row.values())], "skipped": {"files": files}}
 
 
-def _is_there(file: Path, shard: dict[str, Any]) -> bool:
+def _find_mended(index: dict[str, Any]) -> set[str]:
+    """Return which of the files that were left out are readable now."""
+    mended = set()
+    for path in index["skipped"]["files"]:
+        try:
+            decode_picture(read_bytes(path), path, reduced=True)
+        except UnreadableImageError:
+            continue
+        mended.add(path)
+    return mended
+
+
+def _digest_pictures(numbered_pairs: Sequence[tuple[int, PosePair]]) -> str:
+    """Return a digest by which other pictures under the same names are known: sizes of files, content of bytes."""
+    digest = hashlib.sha256()
+    for _, pair in numbered_pairs:
+        for image in (pair.source, pair.target):
+            if isinstance(image, bytes):
+                digest.update(hashlib.sha256(image).digest())
+                continue
+            try:
+                digest.update(f"{os.path.getsize(image)} ".encode())
+            except OSError:
+                digest.update(b"none ")
+    return digest.hexdigest()
+
+
+def _is_there(file: Path, shard: dict[str, Any], pictures: str) -> bool:
+    if shard.get("pictures", pictures) != pictures:
+        return False
     if not shard["num_pairs"]:
         return True
     return file.is_file() and file.stat().st_size == shard["num_bytes"]

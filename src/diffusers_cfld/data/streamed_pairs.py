@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..keypoints import Keypoints
-from .pair_transform import PairTransform, PosePair, UnreadableImageError
+from .pair_transform import NOT_THE_FILES_FAULT, PairTransform, PosePair, UnreadableImageError
 from .shards import SHARD_INDEX
 from .skip_report import MAX_TRIES, UnreadableDataError
 
@@ -299,6 +299,8 @@ class StreamedPosePairs(IterableDataset[dict[str, Any]]):
                             yield offset, sample
                         offset += 1
                 except Exception as error:
+                    if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_THE_FILES_FAULT:
+                        raise
                     # What a remote file system raises is its own affair.
                     if "://" not in url and not isinstance(error, (OSError, EOFError, tarfile.TarError)):
                         raise

@@ -28,7 +28,7 @@ __all__ = [
 _HERE = Path(__file__).parent
 
 SMALL_MODEL = _HERE / "pipeline"
-"""Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")` or `diffusers-cfld generate --model`."""
+"""Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")`; commands without `--model` use it."""
 
 SAMPLING_OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.5}
 """Arguments of the pipeline's call that suit this model. Less guidance is closer to the truth and blurs patterns."""
