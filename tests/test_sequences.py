@@ -10,6 +10,7 @@ import torch
 from testing_utils import image_embeds, load_ip_adapter, lora_state_dict, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import Keypoints
+from diffusers_cfld.pose_estimation.base import read_pose_sequence
 from diffusers_cfld.sequences import load_pose_sequence, render_sequence, write_animation
 from diffusers_cfld.small_model import example_poses
 
@@ -95,6 +96,13 @@ def test_every_form_of_nobody(poses, tmp_path):
         (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, [first, nobody, [last]])))
         read = load_pose_sequence(tmp_path / "poses.jsonl")
         assert_poses(read, [poses[0], poses[0].lerp(poses[4], 0.5), poses[4]])
+
+
+@pytest.mark.parametrize("nobody", [[0] * 54, [0] * 75, [[-1] * 18, [-1] * 18]])
+def test_nobody_in_flat_lists_and_columns(poses, tmp_path, nobody):
+    lines = [poses[0].to_openpose(), nobody, poses[0].to_openpose()]
+    (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert_poses(load_pose_sequence(tmp_path / "poses.jsonl"), [poses[0]] * 3)
 
 
 def test_one_of_several_people(poses, tmp_path):
@@ -208,6 +216,34 @@ def test_frames_of_another_model_are_not_taken(poses, tmp_path, part):
                 weight.mul_(1.01)
     with pytest.raises(ValueError, match="another sequence, source, model"):
         render(pipe, poses[:1], tmp_path / "frames")
+
+
+def test_an_interrupted_call_leaves_no_unfinished_frame(pipe, poses, tmp_path):
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = True
+        return {}
+
+    def go_on(pipe, step, timestep, tensors):
+        return {}
+
+    assert render(pipe, poses, tmp_path, callback_on_step_end=stop) == []
+    assert not list(tmp_path.glob("*.png"))
+    assert len(render(pipe, poses, tmp_path / "whole", callback_on_step_end=go_on)) == len(poses)
+    with pytest.raises(ValueError, match="holds frames of another sequence"):
+        render(pipe, poses, tmp_path / "whole", callback_on_step_end=stop)
+
+
+def test_people_in_pictures_of_one_size_share_a_window(pipe, poses, tmp_path):
+    """Somebody walks through a film, at first with the arms down."""
+    where = iter([0, 300])
+
+    def estimate(picture):
+        return [poses[0].__class__(poses[0].xy + [next(where), 100], poses[0].visible, None, (500, 800))]
+
+    pictures = [PIL.Image.new("RGB", (800, 500)) for _ in range(2)]
+    first, second = read_pose_sequence(pictures, estimate, shape=(256, 176))
+    np.testing.assert_allclose(np.ptp(first.xy, axis=0), np.ptp(second.xy, axis=0), atol=1e-6)
+    assert (second.xy - first.xy)[0, 0] > 50
 
 
 def test_frames_of_another_adapter_are_not_taken(poses, tmp_path):

@@ -161,6 +161,11 @@ def _scheduler(pipe: CFLDPipeline, scheduler_class: Any) -> Iterator[None]:
     """DDIM, or its inverse, in the place of the pipeline's scheduler, on the same noise schedule."""
     previous = pipe.scheduler
     config = previous.config
+    if config.get("trained_betas") is None and not {"beta_start", "beta_end", "beta_schedule"} <= set(config):
+        raise ValueError(
+            f"The scheduler must tell the betas that noise is added by, which {type(previous).__name__} does not: use "
+            "one for noise or velocity prediction such as `DDIMScheduler`."
+        )
     options = {name: config[name] for name in _SCHEDULE if name in config}
     # Both directions have to agree on these, whatever the other scheduler says or leaves open.
     spacing = config.get("timestep_spacing")

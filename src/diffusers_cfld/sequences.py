@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from .keypoints import Keypoints
 from .models.compilation import uncompiled
 from .pipelines.pipeline_output import PoseFeatures
 from .pipelines.plain_call import plain_call
-from .pose_estimation.base import read_poses
+from .pose_estimation.base import read_pose_sequence
 
 if TYPE_CHECKING:
     from diffusers.image_processor import PipelineImageInput
@@ -119,7 +120,8 @@ def render_sequence(
 
     Args:
         pipe: The pipeline.
-        poses: A pose per frame, as of the pipeline.
+        poses: A pose per frame, as of the pipeline. People in pictures of one size are brought into the frame all by
+            the same window, so that movement through the picture stays one.
         folder: Where the frames go, `000000.png` and so on; made if need be.
         image: The source photo, as of the pipeline.
         appearance: From `encode_appearance`, in place of `image`.
@@ -130,7 +132,8 @@ def render_sequence(
         **kwargs: As of the pipeline's call, e.g. `num_inference_steps`, `guidance_scale`, `output_size`.
 
     Yields:
-        The paths of all frames in their order, each once its picture is on the disk.
+        The paths of all frames in their order, each once its picture is on the disk; no more after a callback has set
+        `_interrupt`.
 
     Raises:
         ValueError: There is no pose, there are several sources, the folder holds the frames of another sequence, or
@@ -158,7 +161,7 @@ def render_sequence(
         raise ValueError(
             f"A sequence shows one person, got {len(source)} sources: average them with `Appearance.mean`."
         )
-    poses = list(read_poses(list(poses), pipe.pose_estimator, shape=pipe.photo_shape))
+    poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.photo_shape)
     frames = Path(folder)
     options = {"seed": seed, "shared_noise": shared_noise, **kwargs}
     # Not the encoded source, which may differ by rounding from run to run.
@@ -179,6 +182,8 @@ def render_sequence(
                 return_dict=False,
                 **kwargs,
             )
+            if pipe.interrupt:
+                return  # what was made is not finished
             for number, picture in zip(missing, made[0], strict=True):
                 content = io.BytesIO()
                 picture.save(content, format="PNG")
@@ -285,7 +290,7 @@ def _read_frame(value: Any, size: Size | None, person: int | None) -> Keypoints 
 
 
 def _rows(value: Any) -> npt.NDArray[Any] | None:
-    """Joints (n, 2 or 3) of an array, of nested lists, or of the field's two columns; None of anything else."""
+    """Joints (n, 2 or 3) of an array, of nested or flat lists, or of the field's two columns; None of all else."""
     if isinstance(value, dict) and "keypoints_x" in value and "keypoints_y" in value:
         value = list(zip(value["keypoints_x"], value["keypoints_y"], strict=False))
     if not isinstance(value, (np.ndarray, list)):
@@ -294,6 +299,10 @@ def _rows(value: Any) -> npt.NDArray[Any] | None:
         rows = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         return None
+    if rows.shape in ((54,), (75,)):
+        rows = rows.reshape(-1, 3)
+    if rows.shape == (2, 18):
+        rows = rows.T
     return rows if rows.ndim == 2 and rows.shape[1] in (2, 3) else None
 
 
@@ -398,6 +407,9 @@ def _describe(value: Any) -> str:
     if isinstance(value, (np.ndarray, torch.Tensor)):
         content = value.detach().float().cpu().numpy() if isinstance(value, torch.Tensor) else value
         return f"{content.shape} {hashlib.sha256(np.ascontiguousarray(content).tobytes()).hexdigest()}"
+    if isinstance(value, FunctionType):
+        # Not its text, which has an address.
+        return f"{value.__module__}.{value.__qualname__} {hashlib.sha256(value.__code__.co_code).hexdigest()}"
     return type(value).__name__  # whose text may differ from run to run
 
 

@@ -10,6 +10,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
 from testing_utils import load_reference, tiny_image, tiny_pipeline, tiny_pose
@@ -24,7 +25,7 @@ from diffusers_cfld.inspection import (
 )
 from diffusers_cfld.inspection.attention_maps import _attention_probabilities
 from diffusers_cfld.inversion import invert, reconstruct
-from diffusers_cfld.small_model import example_sources, load_small_model
+from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +330,16 @@ def test_a_contact_sheet_holds_every_picture():
 # Inversion -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_component_that_is_missing_is_named(pipe):
+    for name, run in {
+        "vae": lambda pipe: guidance_pictures(pipe, image=tiny_image(), pose=tiny_pose(), num_inference_steps=1),
+        "prompt_decoder": lambda pipe: prompt_attention_maps(pipe, tiny_image()),
+        "appearance_encoder": lambda pipe: record_attention(pipe).__enter__(),
+    }.items():
+        with pytest.raises(ValueError, match=f"The pipeline has no {name}"):
+            run(CFLDPipeline(**{**pipe.components, name: None}))
+
+
 def test_the_inversions_timesteps_against_the_published_ones():
     """The published stack evaluates the network one step before today's diffusers; see docs/deviations.md."""
     from diffusers import DDIMInverseScheduler
@@ -406,6 +417,12 @@ def test_schedulers_that_tell_no_steps_are_named(name):
     pipe.scheduler = getattr(diffusers, name)(prediction_type="epsilon")
     with pytest.raises(ValueError, match=r"The scheduler must .* use another.*, e\.g\. `DDIMScheduler`"):
         guidance_pictures(pipe, image=tiny_image(), pose=tiny_pose(), num_inference_steps=4)
+
+
+def test_a_scheduler_without_betas_is_named(small):
+    pipe = CFLDPipeline(**{**small[0].components, "scheduler": FlowMatchEulerDiscreteScheduler()})
+    with pytest.raises(ValueError, match="must tell the betas that noise is added by"):
+        invert(pipe, example_sources()[0], example_poses()[0])
 
 
 def test_inversion_leaves_the_pipeline_as_it_was(pipe):

@@ -1,6 +1,7 @@
 """The query biases on a stock U-Net: exact, always taken off again, and in nobody's way."""
 
 import gc
+import itertools
 import logging
 import threading
 import warnings
@@ -22,6 +23,7 @@ from testing_utils import UNET_CONFIG, fill, ip_adapter, relative_error
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from diffusers_cfld import HybridGranularityAttnProcessor, hybrid_granularity_attention, query_bias_to_tokens
+from diffusers_cfld.models import attention_processor as module
 
 # The tiny U-Net has Stable Diffusion 1.5's layout: 16 transformer blocks, of which CFLD biases the last nine.
 BIASED = {
@@ -264,6 +266,26 @@ def test_none_adds_nothing_until_a_bias_is_assigned(unet):
 def test_processors_come_back_after_an_exception(unet):
     with pytest.raises(KeyError), hybrid_granularity_attention(unet, tiny_biases()):
         raise KeyError("in the block")
+
+
+@pytest.mark.parametrize("at", ["first", "fifth"])
+def test_an_interrupt_while_the_biases_are_put_on_leaves_none(unet, at, monkeypatch):
+    before, calls = unet.attn_processors, itertools.count(1)
+    really_replace = module._replace_processor
+
+    def replace(attn, processor):
+        number = next(calls)
+        if (at, number) == ("first", 1):
+            del attn.processor  # between taking off and putting on
+            raise KeyboardInterrupt
+        if (at, number) == ("fifth", 5):
+            raise KeyboardInterrupt
+        really_replace(attn, processor)
+
+    monkeypatch.setattr(module, "_replace_processor", replace)
+    with pytest.raises(KeyboardInterrupt), hybrid_granularity_attention(unet, tiny_biases()):
+        pass
+    assert unet.attn_processors == before
 
 
 def test_processors_come_back_after_an_exception_in_the_forward(unet):

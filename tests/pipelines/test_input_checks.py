@@ -11,7 +11,15 @@ from diffusers import AutoencoderTiny, HeunDiscreteScheduler, UNet2DConditionMod
 from PIL import Image
 from testing_utils import UNET_CONFIG, fill, tiny_components, tiny_image, tiny_pipeline, tiny_pose
 
-from diffusers_cfld import Appearance, CFLDInpaintPipeline, CFLDPipeline, Keypoints, render_pose_map
+from diffusers_cfld import (
+    Appearance,
+    CFLDInpaintPipeline,
+    CFLDPipeline,
+    Keypoints,
+    PoseAdapter,
+    SwinImageEncoder,
+    render_pose_map,
+)
 from diffusers_cfld.inversion import invert, reconstruct
 from diffusers_cfld.pipelines.input_checks import check_ip_adapter_inputs
 
@@ -160,6 +168,42 @@ def test_a_frame_is_two_numbers_or_none(pipe, frame):
         CFLDPipeline.from_pretrained("nowhere", frame_height=512)
     with pytest.raises(ValueError, match="go together, got `frame_width` alone"):
         CFLDPipeline.from_pipe(pipe, frame_width=512)
+
+
+def test_a_frame_of_numpy_can_be_saved(pipe, tmp_path):
+    made = CFLDPipeline(**pipe.components, frame_height=np.int64(256), frame_width=np.int64(176))
+    made.save_config(tmp_path)
+    assert made.photo_shape == (256, 176)
+
+
+def test_an_appearance_with_biases_for_other_layers_is_named(pipe):
+    appearance = pipe.encode_appearance(tiny_image())
+    fewer = dict(list(appearance.query_biases.items())[:-1])
+    wider = {name: torch.cat([bias, bias], 1) for name, bias in appearance.query_biases.items()}
+    for biases in ({}, fewer, wider):
+        other = Appearance(appearance.prompt_embeds, appearance.null_prompt_embeds, biases)
+        with pytest.raises(ValueError, match=r"appearance is of another model: its query biases .* Encode it with"):
+            call(pipe, image=None, appearance=other)
+
+
+@pytest.mark.parametrize("name", ["guidance_rescale", "eta"])
+@pytest.mark.parametrize(
+    ("value", "error"), [(None, TypeError), ("1", TypeError), (1.5, ValueError), (-1, ValueError)]
+)
+def test_fractions_are_checked(pipe, name, value, error):
+    with pytest.raises(error, match=f"`{name}` must be "):
+        call(pipe, **{name: value})
+
+
+def test_components_that_cannot_work_together_are_named():
+    parts = tiny_components()
+    adapter = PoseAdapter.from_config(parts["pose_adapter"].config, pose_channels=3)
+    with pytest.raises(ValueError, match=r"pose_adapter's pose_channels must .* 21, got 3"):
+        CFLDPipeline(**{**parts, "pose_adapter": adapter})
+    size = 2 * parts["source_encoder"].config.image_size
+    encoder = SwinImageEncoder.from_config(parts["source_encoder"].config, image_size=size)
+    with pytest.raises(ValueError, match=r"feature_size must be that of the source_encoder's coarsest map"):
+        CFLDPipeline(**{**parts, "source_encoder": encoder})
 
 
 def test_what_a_pose_needs_is_named(pipe):

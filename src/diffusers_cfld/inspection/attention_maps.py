@@ -47,6 +47,8 @@ def prompt_attention_maps(pipe: CFLDPipeline, image: PipelineImageInput) -> torc
     """
     if isinstance(image, Appearance):
         raise TypeError("`image` must be the photo itself: an `Appearance` no longer has the source's cells.")
+    if pipe.prompt_decoder is None:
+        raise ValueError("The pipeline has no prompt_decoder; load one.")
     maps: list[torch.Tensor] = []
 
     def watch(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -173,13 +175,16 @@ def record_attention(pipe: CFLDPipeline, layer_names: list[str] | None = None) -
         The recorder; read it inside of the block or after it.
 
     Raises:
-        ValueError: A name is not an attention layer of the U-Net.
+        ValueError: A name is not an attention layer of the U-Net, or this or the appearance encoder is missing.
 
     Example:
         >>> with record_attention(pipe) as recorder:  # doctest: +SKIP
         ...     image = pipe(image=photo, pose=pose).images[0]
         >>> maps = recorder.mean_maps()  # doctest: +SKIP
     """
+    absent = [name for name in ("unet", "appearance_encoder") if getattr(pipe, name) is None]
+    if absent:
+        raise ValueError(f"The pipeline has no {absent[0]}; load one.")
     names = list(pipe.appearance_encoder.layer_names) if layer_names is None else list(layer_names)
     unet = uncompiled(pipe.unet)
     modules = dict(unet.named_modules())

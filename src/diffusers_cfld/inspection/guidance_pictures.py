@@ -101,6 +101,8 @@ def guidance_pictures(
             f"The scheduler must have `alphas_cumprod`, which {type(pipe.scheduler).__name__} has not: use another, "
             "e.g. `DDIMScheduler`."
         )
+    if pipe.vae is None:
+        raise ValueError("The pipeline has no vae, which makes the pictures; load one.")
     pictures: list[GuidancePictures] = []
     num_evaluations = 0
 

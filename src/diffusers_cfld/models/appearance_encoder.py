@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -103,7 +104,8 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
             resized.
 
     Raises:
-        ValueError: The per-level arguments differ in length, heads do not divide a width, or a stage is below 1.
+        ValueError: The per-level arguments differ in length, an up block has two levels, heads do not divide a width,
+            or a stage is below 1.
     """
 
     _supports_gradient_checkpointing = True
@@ -132,6 +134,8 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
                 "and `feature_stages` must have one entry per level, got "
                 f"{[len(level) for level in levels]} entries."
             )
+        if len(set(up_block_indices)) < len(up_block_indices):
+            raise ValueError(f"`up_block_indices` must differ, one level for each up block, got {up_block_indices}.")
         if min(stages) < 1:
             raise ValueError(f"`feature_stages` count from 1, got {stages}.")
         for width, heads in zip(hidden_channels, num_attention_heads, strict=True):
@@ -161,6 +165,12 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
     def layer_names(self) -> tuple[str, ...]:
         """Names of the biased layers in the U-Net, in the order of `encoders`."""
         return tuple(self.layer_stages)
+
+    @property
+    def layer_widths(self) -> dict[str, int]:
+        """Channels of the bias of each biased layer."""
+        encoders: Any = self.encoders
+        return {name: encoder.proj_out.out_channels for name, encoder in zip(self.layer_stages, encoders, strict=True)}
 
     def forward(
         self, feature_maps: Mapping[str, torch.Tensor], return_dict: bool = True

@@ -160,26 +160,28 @@ def hybrid_granularity_attention(
     layers = {name: _get_attention(module, name) for name in query_biases}
     processors: dict[str, HybridGranularityAttnProcessor] = {}
     previous: dict[str, Any] = {}
-    with _installation_lock:
-        for name, attn in layers.items():
-            previous[name] = attn.processor
-            if isinstance(attn.processor, HybridGranularityAttnProcessor):
-                if attn.processor._owner != threading.get_ident():
-                    raise RuntimeError(_SHARED_BY_THREADS)
-                inner = attn.processor.inner
-            else:
-                inner = attn.processor
-            processors[name] = HybridGranularityAttnProcessor(inner, query_biases[name])
-        for name, attn in layers.items():
-            _replace_processor(attn, processors[name])
+    # An interrupt may come anywhere: what is on the layers by then is taken off again.
     try:
-        yield processors
-    finally:
         with _installation_lock:
             for name, attn in layers.items():
-                if attn.processor is processors[name]:
-                    _replace_processor(attn, previous[name])
-                processors[name].query_bias = None
+                previous[name] = attn.processor
+                if isinstance(attn.processor, HybridGranularityAttnProcessor):
+                    if attn.processor._owner != threading.get_ident():
+                        raise RuntimeError(_SHARED_BY_THREADS)
+                    inner = attn.processor.inner
+                else:
+                    inner = attn.processor
+                processors[name] = HybridGranularityAttnProcessor(inner, query_biases[name])
+            for name, attn in layers.items():
+                _replace_processor(attn, processors[name])
+        yield processors
+    finally:
+        for processor in processors.values():
+            processor.query_bias = None
+        with _installation_lock:
+            for name, processor in processors.items():
+                if getattr(layers[name], "processor", processor) is processor:
+                    _replace_processor(layers[name], previous[name])
 
 
 def query_bias_to_tokens(query_bias: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -203,7 +205,8 @@ def _in_backward() -> bool:
 
 def _replace_processor(attn: Attention, processor: Any) -> None:
     # As `attn.set_processor`, which logs that trained weights are removed when it takes a module off.
-    del attn.processor
+    if hasattr(attn, "processor"):
+        del attn.processor
     attn.processor = processor
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from ..models.compilation import uncompiled
 from .pipeline_output import Appearance, PoseFeatures
 
+_POSE_CHANNELS = 21  # of what `PoseProcessor` makes
+
 
 def check_components(
     vae: Any, unet: Any, source_encoder: Any, prompt_decoder: Any, appearance_encoder: Any, pose_adapter: Any
@@ -80,6 +82,18 @@ def check_components(
                 "The prompt_decoder's feature_channels must equal the channels of the source_encoder's last stage, "
                 f"got {prompt_decoder.config.feature_channels} and {features}."
             )
+        stride = source_encoder.feature_strides[-1]
+        cells = tuple(-(-side // stride) for side in source_encoder.image_size)
+        if prompt_decoder.feature_size != cells:
+            raise ValueError(
+                "The prompt_decoder's feature_size must be that of the source_encoder's coarsest map, got "
+                f"{prompt_decoder.feature_size} and {cells}: they are of different models."
+            )
+    if pose_adapter is not None and pose_adapter.config.pose_channels != _POSE_CHANNELS:
+        raise ValueError(
+            f"The pose_adapter's pose_channels must be those of pose maps, {_POSE_CHANNELS}, got "
+            f"{pose_adapter.config.pose_channels}."
+        )
 
 
 def check_frame(height: Any, width: Any) -> None:
@@ -101,12 +115,13 @@ def check_frame(height: Any, width: Any) -> None:
         )
 
 
-def check_appearance(appearance: Appearance, unet: Any) -> None:
-    """Check that an encoded appearance is of a pipeline with this U-Net's widths.
+def check_appearance(appearance: Appearance, unet: Any, appearance_encoder: Any) -> None:
+    """Check that an encoded appearance is of a pipeline with this U-Net's widths and biases for the same layers.
 
     Args:
         appearance: The encoded appearance.
         unet: U-Net.
+        appearance_encoder: A; without one the biases are not checked.
 
     Raises:
         ValueError: It is not.
@@ -116,6 +131,15 @@ def check_appearance(appearance: Appearance, unet: Any) -> None:
         raise ValueError(
             f"The encoded appearance is of another model: its prompts are {width} wide, the unet's "
             f"cross_attention_dim is {expected}. Encode it with this pipeline."
+        )
+    if appearance_encoder is None:
+        return
+    widths = uncompiled(appearance_encoder).layer_widths
+    found = {name: bias.shape[1] for name, bias in appearance.query_biases.items()}
+    if found != widths:
+        raise ValueError(
+            f"The encoded appearance is of another model: its query biases (layer: channels) are {found}, this "
+            f"pipeline's appearance_encoder makes {widths}. Encode it with this pipeline."
         )
 
 

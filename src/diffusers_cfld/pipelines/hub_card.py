@@ -34,9 +34,8 @@ class HubCardMixin(DiffusionPipeline):
             *args: As there.
             **kwargs: As there, e.g. `variant`, `max_shard_size`, `push_to_hub`.
         """
-        card = Path(save_directory) / "README.md"
-        # diffusers writes its placeholder over it.
-        token = _card_before.set(card.read_text(encoding="utf-8") if card.is_file() else None)
+        # diffusers writes its placeholder over a card that is there.
+        token = _card_before.set(_read_card(Path(save_directory)) if kwargs.get("push_to_hub") else None)
         try:
             super().save_pretrained(os.fspath(save_directory), *args, **kwargs)
         finally:
@@ -63,25 +62,25 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
     Raises:
         OSError: A card cannot be read or written.
     """
-    card = Path(folder) / "README.md"
-    if not card.is_file() or _PLACEHOLDER not in card.read_text(encoding="utf-8"):
+    if _PLACEHOLDER not in (_read_card(Path(folder)) or ""):
         return
+    found = find_variants(folder)
+    variant = None if None in found else min((name for name in found if name is not None), default=None)
+    dtype = str(pipe.dtype).removeprefix("torch.")
+    card = Path(folder) / "README.md"
     texts = [_card_before.get()]
     source = pipe.config.get("_name_or_path")
-    if source and (Path(source) / "model_index.json").is_file() and (Path(source) / "README.md").is_file():
-        texts.append((Path(source) / "README.md").read_text(encoding="utf-8"))
+    if source and (Path(source) / "model_index.json").is_file():
+        texts.append(_read_card(Path(source)))
     for text in texts:
         if text is not None and "diffusers-cfld" in text and _PLACEHOLDER not in text:
-            text = re.sub(r'from_pretrained\("[^"]*"', lambda _: f'from_pretrained("{repo_id}"', text)
-            write_file(card, text.encode())
+            write_file(card, _adapt(text, repo_id, variant, dtype).encode())
             return
     from ..conversion.model_card import write_model_card
 
-    variants = [variant for variant in find_variants(folder) if variant is not None]
     # Whose weights these are cannot be told here: no base model, no licence, no numbers of the paper.
-    facts: dict[str, Any] = {"dtype": str(pipe.dtype).removeprefix("torch."), "base_model": None}
+    facts: dict[str, Any] = {"dtype": dtype, "base_model": None, "variant": variant}
     facts["scheduler"] = type(pipe.scheduler).__name__
-    facts["variant"] = min(variants, default=None)
     if pipe.source_encoder is not None:
         facts["source_size"] = pipe.source_encoder.image_size
     if pipe.unet is not None:
@@ -89,3 +88,23 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
     if pipe.prompt_decoder is not None:
         facts["num_queries"] = pipe.prompt_decoder.config.num_queries
     write_model_card(folder, location=repo_id, **facts)
+
+
+def _read_card(folder: Path) -> str | None:
+    """A folder's card; None if it has none, or one that is no text in UTF-8."""
+    file = folder / "README.md"
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _adapt(card: str, repo_id: str, variant: str | None, dtype: str) -> str:
+    """Let a card say how to load the weights from where they go, and in what precision they are; no other loading."""
+    option = f', variant="{variant}"' if variant else ""
+    card = re.sub(
+        r"""(\bCFLD\w*Pipeline\.from_pretrained\()(["'])[^"'\n]*\2(?:,\s*variant=(["'])[^"'\n]*\3)?""",
+        lambda match: f'{match[1]}"{repo_id}"{option}',
+        card,
+    )
+    return re.sub(r"(?m)^(- \*\*Weights:\*\* )\w+\.", lambda match: f"{match[1]}{dtype}.", card)

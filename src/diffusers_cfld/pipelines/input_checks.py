@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -36,6 +36,23 @@ def check_numbers(
             f"`height` and `width` must be positive multiples of {vae_scale_factor}, got {height} and {width}. Use "
             "`output_size` for any other size of the result."
         )
+
+
+def check_fractions(**fractions: Any) -> None:
+    """Check numbers that lie between 0 and 1.
+
+    Args:
+        **fractions: By name, as of the call.
+
+    Raises:
+        TypeError: One is no number.
+        ValueError: One is out of range.
+    """
+    for name, number in fractions.items():
+        if not isinstance(number, Real):
+            raise TypeError(f"`{name}` must be a number from 0 to 1, got {number!r}.")
+        if not 0 <= float(number) <= 1:
+            raise ValueError(f"`{name}` must be from 0 to 1, got {number}.")
 
 
 def check_generator(generator: Any) -> torch.Generator | list[torch.Generator] | None:

@@ -58,7 +58,7 @@ from .branch_batching import (
 )
 from .component_checks import check_appearance, check_components, check_frame, check_pose_features
 from .hub_card import HubCardMixin
-from .input_checks import check_generator, check_ip_adapter_inputs, check_numbers
+from .input_checks import check_fractions, check_generator, check_ip_adapter_inputs, check_numbers
 from .loading import ComponentSharingMixin, check_frame_options, explain_missing_variant
 from .lora import UNetLoraLoaderMixin
 from .micro_batches import call_in_micro_batches
@@ -133,9 +133,9 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
             image_encoder=image_encoder,
         )
         check_frame(frame_height, frame_width)
+        frame = None if frame_height is None or frame_width is None else (int(frame_height), int(frame_width))
         # Two numbers, since diffusers takes a list in `model_index.json` for a component.
-        self.register_to_config(frame_height=frame_height, frame_width=frame_width)
-        frame = None if frame_height is None or frame_width is None else (frame_height, frame_width)
+        self.register_to_config(frame_height=frame and frame[0], frame_width=frame and frame[1])
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         height, width = source_encoder.image_size if source_encoder is not None else (256, 256)
@@ -625,6 +625,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
             ("appearance_guidance_scale", appearance_guidance_scale),
         ):
             check_guidance_scale(name, guidance_scale if scale is None else scale)
+        check_fractions(guidance_rescale=guidance_rescale, eta=eta)
         generator = check_generator(generator)
         self._guidance_scale = guidance_scale
         self._pose_guidance_scale = pose_guidance_scale
@@ -638,7 +639,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
         # 2. Encode source and pose, once for all steps
         if appearance is None:
             appearance = self.encode_appearance(image)
-        check_appearance(appearance, self.unet)
+        check_appearance(appearance, self.unet, self.appearance_encoder)
         pose_features = self.encode_pose(pose)
         batch_size = broadcast_batch(appearance.batch_size, pose_features.batch_size) * num_images_per_prompt
         # Copies, once: a callback may change them in place, and the appearance may be used again.

@@ -139,6 +139,42 @@ def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, 
         raise ValueError(f"No pose can be taken from {name}: {error}") from error
 
 
+def read_pose_sequence(
+    poses: Sequence[Any], estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = FIELD_FRAME
+) -> list[Any]:
+    """Replace pictures and paths among the poses of a sequence by keypoints.
+
+    Args:
+        poses: Poses in any form.
+        estimator: For pictures.
+        shape: (height, width) of the frame that the people found in pictures are brought into, by one window for all
+            if the pictures have one size; None: they stay where they are.
+
+    Returns:
+        As [`read_poses`].
+
+    Raises:
+        ValueError: As [`read_poses`].
+        OSError: A file cannot be read.
+    """
+    read = list(read_poses(list(poses), estimator, shape=None))
+    seen = [
+        number
+        for number, pose in enumerate(poses)
+        if isinstance(pose, PIL.Image.Image) or (_is_file(pose) and is_picture(pose))
+    ]
+    if shape is None or not seen:
+        return read
+    found = [read[number] for number in seen]
+    if len({pose.size for pose in found}) == 1:
+        fitted = fit_keypoints(found, shape=shape)
+    else:
+        fitted = [fit_keypoints(pose, shape=shape)[0] for pose in found]
+    for number, pose in zip(seen, fitted, strict=True):
+        read[number] = pose
+    return read
+
+
 def sort_people(people: Sequence[Keypoints]) -> list[Keypoints]:
     """Put the most prominent person first.
 
