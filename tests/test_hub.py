@@ -372,14 +372,14 @@ def pushes_the_card_of_the_folder_that_it_is_saved_in(s: Scenario) -> None:
     folder = s.new_folder()
     local_pipeline(s.folder).save_pretrained(folder)
     (folder / "README.md").write_text(
-        "---\nlicense: mit\n---\nMade with diffusers-cfld.\n- **Weights:** float16.\n"
-        'AutoencoderKL.from_pretrained("a/vae")\nCFLDPipeline.from_pretrained("here", variant="fp16", dtype=x)\n'
+        "---\nlicense: mit\n---\nOf coats.\n- **Weights:** float16.\n"
+        'AutoencoderKL.from_pretrained("a/vae")\nCFLDPipeline.from_pretrained("here", dtype=f(x), variant="fp16")\n'
     )
     local_pipeline(s.folder).save_pretrained(folder, push_to_hub=True, repo_id="org/in-place", token=TOKEN)
     assert s.hub.files("org/in-place")["README.md"].decode().splitlines()[-3:] == [
         "- **Weights:** float32.",
         'AutoencoderKL.from_pretrained("a/vae")',
-        'CFLDPipeline.from_pretrained("org/in-place", dtype=x)',
+        'CFLDPipeline.from_pretrained("org/in-place", dtype=f(x))',
     ]
     # Without a push it is not touched.
     local_pipeline(s.folder).save_pretrained(folder)

@@ -1,5 +1,6 @@
 """Pose sequences: read, made a few frames at a time, resumed, and written as animations."""
 
+import itertools
 import json
 
 import cv2
@@ -233,9 +234,33 @@ def test_an_interrupted_call_leaves_no_unfinished_frame(pipe, poses, tmp_path):
         render(pipe, poses, tmp_path / "whole", callback_on_step_end=stop)
 
 
-def test_people_in_pictures_of_one_size_share_a_window(pipe, poses, tmp_path):
+def test_frames_of_another_callback_are_not_taken(pipe, poses, tmp_path):
+    def make(scale):
+        def change(pipe, step, timestep, tensors):
+            return {"latents": scale * tensors["latents"]}
+
+        return change
+
+    assert len(render(pipe, poses, tmp_path / "one", callback_on_step_end=make(1))) == len(poses)
+    assert len(render(pipe, poses, tmp_path / "one", callback_on_step_end=make(1))) == len(poses)
+    with pytest.raises(ValueError, match="holds frames of another sequence"):
+        render(pipe, poses, tmp_path / "one", callback_on_step_end=make(2))
+    by_constant = []
+    for constant in (1, 2):
+        names = {}
+        exec(
+            f"def change(pipe, step, timestep, tensors):\n return {{'latents': {constant} * tensors['latents']}}",
+            names,
+        )
+        by_constant.append(names["change"])
+    render(pipe, poses, tmp_path / "two", callback_on_step_end=by_constant[0])
+    with pytest.raises(ValueError, match="holds frames of another sequence"):
+        render(pipe, poses, tmp_path / "two", callback_on_step_end=by_constant[1])
+
+
+def test_people_in_pictures_of_one_size_share_a_window(poses, tmp_path):
     """Somebody walks through a film, at first with the arms down."""
-    where = iter([0, 300])
+    where = itertools.cycle([0, 300])
 
     def estimate(picture):
         return [poses[0].__class__(poses[0].xy + [next(where), 100], poses[0].visible, None, (500, 800))]
@@ -244,6 +269,12 @@ def test_people_in_pictures_of_one_size_share_a_window(pipe, poses, tmp_path):
     first, second = read_pose_sequence(pictures, estimate, shape=(256, 176))
     np.testing.assert_allclose(np.ptp(first.xy, axis=0), np.ptp(second.xy, axis=0), atol=1e-6)
     assert (second.xy - first.xy)[0, 0] > 50
+    pipe = tiny_pipeline()
+    expected = render(pipe, [first, second], tmp_path / "keypoints")
+    pipe.pose_estimator = estimate
+    made = render(pipe, pictures, tmp_path / "pictures")
+    for one, other in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(pixels(one), pixels(other))
 
 
 def test_frames_of_another_adapter_are_not_taken(poses, tmp_path):

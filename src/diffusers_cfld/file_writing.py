@@ -19,6 +19,8 @@ __all__ = ["ResumableArrays", "replacing", "write_file"]
 def replacing(path: Path, *, keep_suffix: bool = False) -> Iterator[Path]:
     """Write a file beside its place and move it there, so that an interruption leaves no half of it.
 
+    One process at a time may write a file: what a killed one left is taken over by the next, under the same name.
+
     Args:
         path: The file; replaced if it exists.
         keep_suffix: For writers that tell the format from the name. Otherwise nothing takes a file for whole that a

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -409,8 +409,22 @@ def _describe(value: Any) -> str:
         return f"{content.shape} {hashlib.sha256(np.ascontiguousarray(content).tobytes()).hexdigest()}"
     if isinstance(value, FunctionType):
         # Not its text, which has an address.
-        return f"{value.__module__}.{value.__qualname__} {hashlib.sha256(value.__code__.co_code).hexdigest()}"
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        # Functions by their names, since one may hold itself.
+        held = [cell.__qualname__ if isinstance(cell, FunctionType) else _describe(cell) for cell in cells]
+        parts = [_describe_code(value.__code__), _describe(value.__defaults__), _describe(value.__kwdefaults__), *held]
+        return f"{value.__module__}.{value.__qualname__} {hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
     return type(value).__name__  # whose text may differ from run to run
+
+
+def _describe_code(code: CodeType) -> str:
+    constants = [
+        _describe_code(one)
+        if isinstance(one, CodeType)
+        else repr(sorted(one, key=repr) if isinstance(one, frozenset) else one)
+        for one in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def _write_gif(frames: Sequence[str | os.PathLike[str]], path: Path, frames_per_second: float) -> None:

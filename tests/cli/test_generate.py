@@ -122,6 +122,8 @@ def test_resume_refuses_other_weights_under_the_same_name(folder, tmp_path, caps
     model = ("--model", str(tmp_path / "model"))
     assert generate(folder, *model, **arguments) == 0
     (tmp_path / "out-1.png").unlink()
+    assert generate(folder, "--resume", "--dtype", "bfloat16", *model, **arguments) == 1
+    assert "were made in float32, not in bfloat16: pass --dtype float32" in capsys.readouterr().err
     pipe = tiny_pipeline()
     with torch.no_grad():
         pipe.unet.conv_out.weight += 1

@@ -139,6 +139,14 @@ def test_pictures_of_an_earlier_archive_do_not_stay_in_the_place_of_missing_ones
     assert report["train"]["usable_pairs"] == 0
 
 
+def test_a_refused_archive_leaves_what_is_there(archive, lists, tmp_path):
+    prepare_deepfashion(archive, tmp_path / "out", lists)
+    save_picture(tmp_path / "wrong" / "img_highres" / "WOMEN" / "Dresses" / "id_1" / "a.jpg", 0)
+    with pytest.raises(ValueError, match="None of the 2 pictures listed for 'train'"):
+        prepare_deepfashion(tmp_path / "wrong", tmp_path / "out", lists)
+    check(tmp_path / "out", archive)
+
+
 def test_missing_and_damaged_pictures_are_named_and_left_out(archive, lists, tmp_path):
     first, second, third, _ = (archive / "Img" / "img_highres" / name for name in PICTURES)
     first.write_bytes(first.read_bytes()[:-50])

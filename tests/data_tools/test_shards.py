@@ -186,7 +186,7 @@ def test_other_pictures_under_the_same_names_are_written_anew(pairs, shards):
         assert (changed.read_bytes() in content) == (file.name in has_it)
 
 
-def test_a_mended_picture_goes_in_again(pairs, tmp_path):
+def test_a_mended_picture_goes_in_again(pairs, tmp_path, monkeypatch):
     whole = Path(pairs[1].source).read_bytes()
     Path(pairs[1].source).write_bytes(whole[:-30] + bytes(30))
     with pytest.raises(ValueError, match="nothing"):
@@ -194,10 +194,48 @@ def test_a_mended_picture_goes_in_again(pairs, tmp_path):
     write_shards(pairs, tmp_path / "shards", pairs_per_shard=4)
     assert len(StreamedPosePairs(tmp_path / "shards", **SIZES)) == 9
     Path(pairs[1].source).write_bytes(whole)  # of the same size
+    # Interrupted after the first shard, the same call goes on with the others.
+    really_write, shards_written = module._write_shard, []
+
+    def write(file, *args):
+        if shards_written:
+            raise KeyboardInterrupt
+        shards_written.append(file)
+        return really_write(file, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_shard", write)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(pairs, tmp_path / "shards", pairs_per_shard=4)
     report = SkipReport(max_logged=0)
     write_shards(pairs, tmp_path / "shards", pairs_per_shard=4, report=report)
     assert not len(report)
     assert len(StreamedPosePairs(tmp_path / "shards", **SIZES)) == 15
+
+
+def test_finished_shards_stay_while_the_pictures_are_away(pairs, shards):
+    before = {file.name: file.read_bytes() for file in shards.iterdir()}
+    folder = Path(pairs[0].source).parent
+    folder.rename(folder.with_name("away"))
+    write_shards(pairs, shards, pairs_per_shard=4)
+    assert {file.name: file.read_bytes() for file in shards.iterdir()} == before
+    # One that is missing is not written, and the others are left alone.
+    (shards / "pairs-000001.tar").unlink()
+    report = SkipReport(max_logged=0)
+    write_shards(pairs, shards, pairs_per_shard=4, report=report)
+    assert len(report) > 0
+    for number in (0, 2, 3):
+        assert (shards / f"pairs-00000{number}.tar").read_bytes() == before[f"pairs-00000{number}.tar"]
+
+
+def test_a_mended_picture_in_bytes_goes_in_again(pairs, tmp_path):
+    whole = Path(pairs[0].source).read_bytes()
+    broken = [replace(pairs[0], source=whole[:40]), *pairs[1:3]]
+    write_shards(broken, tmp_path / "shards")
+    report = SkipReport(max_logged=0)
+    write_shards([replace(pairs[0], source=whole), *pairs[1:3]], tmp_path / "shards", report=report)
+    assert not len(report)
+    assert len(StreamedPosePairs(tmp_path / "shards", **SIZES)) == 3
 
 
 def test_a_disk_that_goes_away_leaves_no_short_shards(pairs, shards, tmp_path, monkeypatch):

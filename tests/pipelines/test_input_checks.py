@@ -178,6 +178,9 @@ def test_a_frame_of_numpy_can_be_saved(pipe, tmp_path):
 
 def test_an_appearance_with_biases_for_other_layers_is_named(pipe):
     appearance = pipe.encode_appearance(tiny_image())
+    assert pipe.appearance_encoder.layer_widths == {
+        name: bias.shape[1] for name, bias in appearance.query_biases.items()
+    }
     fewer = dict(list(appearance.query_biases.items())[:-1])
     wider = {name: torch.cat([bias, bias], 1) for name, bias in appearance.query_biases.items()}
     for biases in ({}, fewer, wider):

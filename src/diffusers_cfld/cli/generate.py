@@ -80,7 +80,7 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
         "--resume",
         action="store_true",
         help="skip pictures that an interrupted call with the same photos, poses and options has made, as noted in "
-        ".OUTPUT.json beside them",
+        ".OUTPUT.json beside them; refused if --model has other weights by then",
     )
     add_pose_options(parser)
     add_sampling_options(parser)
@@ -171,14 +171,14 @@ class _Record:
         self._done: list[str] = []
         self._is_kept = args.resume or len(outputs) > 1
         self._made_from = _digest(args, photos, targets) if self._is_kept else ""
-        self._weights = ""
-        self._former_weights: str | None = None
+        self._weights: dict[str, str] = {}
+        self._former_weights: dict[str, str] = {}
         if not args.resume:
             return
         found = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
         if found.get("made_from") == self._made_from:
             self._done = found["done"]
-            self._former_weights = found.get("weights")
+            self._former_weights = found.get("weights", {})
         elif any(path.is_file() for path in outputs):
             raise ValueError(
                 f"--resume: the pictures that are there were made from other photos, poses or options than now, or it "
@@ -189,8 +189,16 @@ class _Record:
         """Refuse to go on with other weights, which may have come to lie under the same name."""
         if not self._is_kept:
             return
-        self._weights = _digest_weights(pipe)
-        if self._done and self._former_weights not in (None, self._weights):
+        self._weights = {"dtype": str(pipe.dtype).removeprefix("torch."), "sha256": _digest_weights(pipe)}
+        if not self._done or not self._former_weights:
+            return
+        dtype = self._former_weights["dtype"]
+        if dtype != self._weights["dtype"]:
+            raise ValueError(
+                f"--resume: the pictures that are there were made in {dtype}, not in {self._weights['dtype']}: pass "
+                f"--dtype {dtype}, choose another --output, or leave out --resume."
+            )
+        if self._former_weights != self._weights:
             raise ValueError(
                 "--resume: the pictures that are there were made with other weights than --model has now: choose "
                 "another --output, or leave out --resume."
@@ -219,9 +227,9 @@ def _digest(args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets
         digest.update(f"{target.size} {target.to_array().tolist()}".encode())
     for path in args.source_pose or ():
         digest.update(Path(path).read_bytes())
-    # The files are in it already, and where and how fast it runs changes no picture.
+    # The files are in it already, the dtype is noted apart, and where and how fast it runs changes no picture.
     files = {"image", "pose", "source_pose", "output"}
-    running = {"run", "command", "resume", "batch_size", "device", "offload", "token", "local_files_only"}
+    running = {"run", "command", "resume", "batch_size", "dtype", "device", "offload", "token", "local_files_only"}
     options = {name: value for name, value in sorted(vars(args).items()) if name not in files | running}
     digest.update(f"{__version__} {options}".encode())
     return digest.hexdigest()
@@ -230,7 +238,7 @@ def _digest(args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets
 def _digest_weights(pipe: CFLDPipeline) -> str:
     from ..sequences import sample_weights
 
-    digest = hashlib.sha256(str(pipe.dtype).encode())
+    digest = hashlib.sha256()
     for sample in sample_weights(pipe):
         digest.update(sample)
     return digest.hexdigest()

@@ -58,8 +58,10 @@ def prepare_deepfashion(
     appears complete or not at all; after an interruption the same call goes on where it stopped.
 
     Args:
-        archive: The unpacked archive or any folder in it that has `img_highres`, or `img_highres.zip`.
-        output: Folder to make; may exist.
+        archive: The unpacked archive or any folder in it that has `img_highres`, or `img_highres.zip`, which is also
+            found in a folder and comes before small pictures there.
+        output: Folder to make; may exist. Its `{split}_highres` are not looked into as an archive, and a picture there
+            that this archive lacks is renamed to `.old`.
         annotations: Folder with `fasion-resize-pairs-{split}.csv` and `fasion-resize-annotation-{split}.csv` (or
             `fashion-`), for both splits or one, and perhaps `train.lst` and `test.lst`, which then say what pictures
             belong to a split (without them: all that have keypoints or are in a pair). Default: `output`.
@@ -83,19 +85,22 @@ def prepare_deepfashion(
     for split, wanted in splits.items():
         folder = target / f"{split}_highres"
         folder.mkdir(parents=True, exist_ok=True)
-        present = set()
+        present: set[str] = set()
+        unusable: dict[str, str] = {}
         for name in tqdm(wanted, desc=split, unit="picture", disable=None):
             try:
                 _place(name, folder / name, pictures, read, link)
                 present.add(name)
             except UnreadableImageError as error:
-                skipped.add(f"{split}_highres/{name}", error.reason + _put_aside(folder / name))
+                unusable[name] = error.reason
         if not present:
             raise ValueError(
                 f"None of the {len(wanted)} pictures listed for '{split}' (such as '{wanted[0]}') is usable in "
                 f"'{archive}', which has {len(pictures)} pictures: pass the folder or zip file of DeepFashion In-shop "
                 f"that has '{_HIGH_RESOLUTION}/WOMEN/...'."
             )
+        for name, reason in unusable.items():
+            skipped.add(f"{split}_highres/{name}", reason + _put_aside(folder / name))
         counts[split] = {"pictures": len(present)}
         _copy_lists(lists, target, split)
         counts[split] |= _count_pairs(target, split, present, skipped)

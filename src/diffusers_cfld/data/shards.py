@@ -47,7 +47,9 @@ def write_shards(
 
     The pictures go in as they are, byte for byte, once for each pair they are in. Each is decoded once before, and a
     pair with a broken one is left out and named. Every file appears complete or not at all; after an interruption the
-    same call goes on with the first shard that is missing. One process at a time may write to a folder.
+    same call goes on with the first shard that is missing. Shards whose pictures have other file sizes than when they
+    were written, or of which a broken picture has been mended, are written anew. One process at a time may write to a
+    folder.
 
     Args:
         pairs: The pairs.
@@ -81,34 +83,41 @@ def write_shards(
         "sha256": _fingerprint(pairs),
     }
     index = _begin(folder, settings)
-    mended = _find_mended(index)
+    # Those stay in the index until every shard that they belong to has been written anew.
+    mended = _find_mended(index, pairs)
     skipped = SkipReport(max_logged=0)
     files = {path: entry for path, entry in index["skipped"]["files"].items() if path not in mended}
     skipped.load_state_dict({"files": files})
+    written: set[str] = set()
     finished = {shard["name"]: shard for shard in index["shards"]}
     suffixes: dict[str, str] = {}
     num_pairs = 0
     in_a_row: dict[str, int] = {}  # the shard of each file that broke since the last good pair
     for number, first in enumerate(range(0, len(pairs), pairs_per_shard)):
-        name = f"pairs-{number:06d}.tar"
+        name = _shard_name(number)
         numbered = [(key, pairs[key]) for key in order[first : first + pairs_per_shard].tolist()]
         pictures = _digest_pictures(numbered)
         has_mended = any(image in mended for _, pair in numbered for image in (pair.source, pair.target))
         if name not in finished or has_mended or not _is_there(folder / name, finished[name], pictures):
+            _forget_bytes(skipped, numbered)
+            written.add(name)
             try:
                 count = _write_shard(folder / name, numbered, number, suffixes, skipped, in_a_row)
             except UnreadableDataError:
-                _write_index(folder, _forget(index, in_a_row))
+                _write_index(folder, _forget(index, in_a_row, written))
                 raise
             size = (folder / name).stat().st_size if count else 0
             finished[name] = {"name": name, "num_pairs": count, "num_bytes": size, "pictures": pictures}
-            index |= {"shards": [finished[key] for key in sorted(finished)], "skipped": skipped.state_dict()}
+            left_out = {"files": mended | skipped.state_dict()["files"]}
+            index |= {"shards": [finished[key] for key in sorted(finished)], "skipped": left_out}
             _write_index(folder, index)
             logger.info("Wrote '%s', %d pairs.", folder / name, count)
+        elif pictures is not None:
+            finished[name].setdefault("pictures", pictures)  # not in the index of former versions
         num_pairs += finished[name]["num_pairs"]
     if not num_pairs:
         raise UnreadableDataError.after([(path, skipped.reason(path)) for path in skipped])
-    _write_index(folder, index | {"num_pairs": num_pairs})
+    _write_index(folder, index | {"num_pairs": num_pairs, "skipped": skipped.state_dict()})
     if report is not None:
         report.merge(skipped.state_dict())
     if num_pairs < len(pairs):
@@ -133,26 +142,48 @@ def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _forget(index: dict[str, Any], in_a_row: dict[str, int]) -> dict[str, Any]:
+def _forget(index: dict[str, Any], in_a_row: dict[str, int], written: set[str]) -> dict[str, Any]:
     """Return the index as before some files broke: a disk may be away, and the same call tries them again."""
     files = {path: entry for path, entry in index["skipped"]["files"].items() if path not in in_a_row}
-    return index | {"shards": index["shards"][: min(in_a_row.values())], "skipped": {"files": files}}
+    first = _shard_name(min(in_a_row.values()))
+    shards = [shard for shard in index["shards"] if shard["name"] < first or shard["name"] not in written]
+    return index | {"shards": shards, "skipped": {"files": files}}
 
 
-def _find_mended(index: dict[str, Any]) -> set[str]:
-    """Return which of the files that were left out are readable now."""
-    mended = set()
-    for path in index["skipped"]["files"]:
+def _find_mended(index: dict[str, Any], pairs: Sequence[PosePair]) -> dict[str, Any]:
+    """Return the entries of those files that were left out and are readable now."""
+    left_out = index["skipped"]["files"]
+    paths = {image for pair in pairs for image in (pair.source, pair.target)} if left_out else set()
+    mended = {}
+    for path, entry in left_out.items():
+        if path not in paths:  # the name of a picture in bytes
+            continue
         try:
             decode_picture(read_bytes(path), path, reduced=True)
         except UnreadableImageError:
             continue
-        mended.add(path)
+        mended[path] = entry
     return mended
 
 
-def _digest_pictures(numbered_pairs: Sequence[tuple[int, PosePair]]) -> str:
-    """Return a digest by which other pictures under the same names are known: sizes of files, content of bytes."""
+def _forget_bytes(skipped: SkipReport, numbered_pairs: Sequence[tuple[int, PosePair]]) -> None:
+    """Take out the pictures in bytes that a shard left out when it was written before; they are tried again."""
+    names = {
+        name
+        for _, pair in numbered_pairs
+        for image, name in ((pair.source, pair.source_name), (pair.target, pair.target_name))
+        if isinstance(image, bytes)
+    }
+    files = {path: entry for path, entry in skipped.state_dict()["files"].items() if path not in names}
+    if len(files) < len(skipped):
+        skipped.load_state_dict({"files": files})
+
+
+def _digest_pictures(numbered_pairs: Sequence[tuple[int, PosePair]]) -> str | None:
+    """Return a digest by which other pictures under the same names are known: sizes of files, content of bytes.
+
+    None where a file is away: what has been written of it is still good.
+    """
     digest = hashlib.sha256()
     for _, pair in numbered_pairs:
         for image in (pair.source, pair.target):
@@ -162,12 +193,17 @@ def _digest_pictures(numbered_pairs: Sequence[tuple[int, PosePair]]) -> str:
             try:
                 digest.update(f"{os.path.getsize(image)} ".encode())
             except OSError:
-                digest.update(b"none ")
+                return None
     return digest.hexdigest()
 
 
-def _is_there(file: Path, shard: dict[str, Any], pictures: str) -> bool:
-    if shard.get("pictures", pictures) != pictures:
+def _shard_name(number: int) -> str:
+    return f"pairs-{number:06d}.tar"
+
+
+def _is_there(file: Path, shard: dict[str, Any], pictures: str | None) -> bool:
+    before = shard.get("pictures")
+    if None not in (before, pictures) and before != pictures:
         return False
     if not shard["num_pairs"]:
         return True

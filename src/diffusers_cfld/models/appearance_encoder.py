@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -169,8 +168,9 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
     @property
     def layer_widths(self) -> dict[str, int]:
         """Channels of the bias of each biased layer."""
-        encoders: Any = self.encoders
-        return {name: encoder.proj_out.out_channels for name, encoder in zip(self.layer_stages, encoders, strict=True)}
+        config = self.config
+        widths = dict(zip(config.up_block_indices, config.query_channels, strict=True))
+        return {name: widths[int(name.split(".")[1])] for name in self.layer_stages}
 
     def forward(
         self, feature_maps: Mapping[str, torch.Tensor], return_dict: bool = True

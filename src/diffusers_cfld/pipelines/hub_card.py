@@ -52,7 +52,7 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
     """Write a card in the place of diffusers' placeholder; any other card stays.
 
     It is the one that was there before diffusers saved, or that of the folder which the pipeline was loaded from, if
-    these are of this package and so say whose the weights are.
+    that is one of this package and so says whose the weights are.
 
     Args:
         pipe: The pipeline.
@@ -71,9 +71,11 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
     texts = [_card_before.get()]
     source = pipe.config.get("_name_or_path")
     if source and (Path(source) / "model_index.json").is_file():
-        texts.append(_read_card(Path(source)))
+        former = _read_card(Path(source))
+        # That of another package does not tell how to load what is saved now.
+        texts.append(former if former is not None and "diffusers-cfld" in former else None)
     for text in texts:
-        if text is not None and "diffusers-cfld" in text and _PLACEHOLDER not in text:
+        if text is not None and _PLACEHOLDER not in text:
             write_file(card, _adapt(text, repo_id, variant, dtype).encode())
             return
     from ..conversion.model_card import write_model_card
@@ -102,9 +104,12 @@ def _read_card(folder: Path) -> str | None:
 def _adapt(card: str, repo_id: str, variant: str | None, dtype: str) -> str:
     """Let a card say how to load the weights from where they go, and in what precision they are; no other loading."""
     option = f', variant="{variant}"' if variant else ""
+
+    def call(match: re.Match[str]) -> str:
+        rest = re.sub(r""",\s*variant=(["'])[^"'\n]*\1""", "", match[3])
+        return f'{match[1]}"{repo_id}"{option}{rest})'
+
     card = re.sub(
-        r"""(\bCFLD\w*Pipeline\.from_pretrained\()(["'])[^"'\n]*\2(?:,\s*variant=(["'])[^"'\n]*\3)?""",
-        lambda match: f'{match[1]}"{repo_id}"{option}',
-        card,
+        r"""(\bCFLD\w*Pipeline\.from_pretrained\()\s*(["'])[^"'\n]*\2((?:[^()]|\([^()]*\))*)\)""", call, card
     )
     return re.sub(r"(?m)^(- \*\*Weights:\*\* )\w+\.", lambda match: f"{match[1]}{dtype}.", card)
