@@ -80,7 +80,7 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
         "--resume",
         action="store_true",
         help="skip pictures that an interrupted call with the same photos, poses and options has made, as noted in "
-        ".OUTPUT.json beside them; refused if --model has other weights by then",
+        ".OUTPUT.json beside them; missing ones are refused if --model has other weights by then",
     )
     add_pose_options(parser)
     add_sampling_options(parser)
