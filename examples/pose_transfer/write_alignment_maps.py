@@ -6,9 +6,8 @@ kinds in its 16 blocks of 2 x 2 pixels. Each of its quarters that shows clothes 
 trunk: in statures, as the phases of patterns that repeat after 0.16 and 0.32 of one, and as the products of two
 phases, of which checks, diagonals and dots are made. The places on the cloth are the same along and across the limb
 or the skirt where one covers it, as patterns are drawn, and of patterned cloth they are also phases of its own
-period. Besides, a cell has the pattern and the colours of the clothes
-that it shows, and its blocks have the differences in colour that the pattern makes, and the shares of each arm's skin
-and sleeve.
+period. Besides, a cell has the pattern and the colours of the clothes that it shows, and its blocks have the
+differences in colour that the pattern makes, and the shares of each arm's skin and sleeve.
 
 The weights are for `--loss_weight_maps`, which takes no other map beside them: clothes inside the figure's outline and
 arms count up to five times as much as the rest. By the detail weights, garments whose pattern shows count up to nine
@@ -86,7 +85,7 @@ def describe_cloth_places(person: DrawnIdentity, pose: DrawnPose, is_kind: np.nd
     for name in GARMENTS:
         fabric = getattr(person.clothes, name)
         if fabric.pattern not in ("plain", "block"):
-            is_own = is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].any(0)
+            is_own = take_garment(is_kind, name).any(0)
             periods = (fabric.period, 2 * fabric.period)
             own += is_own * np.stack([*chain(*wave_along_and_across(along, across, periods, periods[:1]))])
     return fold(pool((np.concatenate([np.stack(maps), own]) * is_cloth).astype(np.float32), QUARTER), CELL // QUARTER)
@@ -141,7 +140,7 @@ def describe_detail_weights(person: DrawnIdentity, pose: DrawnPose, is_kind: np.
     """The weights, and up to 4 more for garments that show an accent, 8 for what is worn under a jacket."""
     details = 8 * is_kind[KINDS.index("inner")]
     for name in GARMENTS:
-        garment = is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]]
+        garment = take_garment(is_kind, name)
         details += 4 * garment.sum(0) * garment[1].any()
     inside = pool(details[None], BLOCK) * find_inside(is_kind)
     return describe_weights(person, pose, is_kind) + pool(inside, CELL // BLOCK)
@@ -164,9 +163,14 @@ def find_inside(is_kind: np.ndarray) -> np.ndarray:
     return torch.nn.functional.max_pool2d(walls, kernel_size=3, stride=1, padding=1).numpy()[0] <= 0.25
 
 
+def take_garment(is_kind: np.ndarray, name: str) -> np.ndarray:
+    """Whether each pixel shows a garment's ground, and whether its accent, (2, height, width)."""
+    return is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]]
+
+
 def cover_garment(is_kind: np.ndarray, name: str) -> np.ndarray:
     """Share of a garment with its accents in each cell, (1, h, w)."""
-    return pool(is_kind[[KINDS.index(name), KINDS.index(f"{name}_accent")]].sum(0, keepdims=True), CELL)
+    return pool(take_garment(is_kind, name).sum(0, keepdims=True), CELL)
 
 
 def scale_color(color: Color) -> np.ndarray:

@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
+from ..processors.pose_processor import POSE_MAP_CHANNELS
 from ..sizes import as_pair
 
 Shapes = Mapping[str, Sequence[int]]
 
 _MIN_KEYS_PER_BLOCK = 3
 _ATTENTIONS_PER_BLOCK = 3
-_POSE_CHANNELS = 21
 _DROP_PATH_RATE = 0.2
 _PUBLISHED_DECODER_HEADS = {768: 24}
 _PUBLISHED_ENCODER_HEADS = {64: 2, 128: 4, 256: 8}
@@ -420,7 +420,7 @@ def _read_pose_adapter(shapes: Shapes, settings: _Config) -> dict[str, Any]:
         for scale in range(num_scales)
     )
     settings.require_equal(f"{section}.CHANNELS", channels)
-    pose_channels = settings.integer(f"{section}.POSE_CHANNELS") or _POSE_CHANNELS
+    pose_channels = settings.integer(f"{section}.POSE_CHANNELS") or POSE_MAP_CHANNELS
     configured_factor = settings.integer(f"{section}.DOWNSCALE_FACTOR")
     unshuffled = _read(
         shapes,

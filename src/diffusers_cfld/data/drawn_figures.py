@@ -64,7 +64,7 @@ def draw_figure(
         ValueError: `size` is smaller than 8 or larger than 2048 pixels.
         TypeError: `size` is not a pair of whole numbers.
     """
-    size = check_size(size)
+    size = check_picture_size(size)
     skeleton = place_skeleton(identity, pose)
     return paint_figure(identity, skeleton, size, arms), skeleton_keypoints(skeleton, size)
 
@@ -106,7 +106,7 @@ class DrawnFigures:
     ) -> None:
         self.num_identities = _check_count(num_identities, "num_identities", 1)
         self.poses_per_identity = _check_count(poses_per_identity, "poses_per_identity", 2)
-        self.size = check_size(size)
+        self.size = check_picture_size(size)
         self.seed = _check_count(seed, "seed", 0)
         self.first_identity = _check_count(first_identity, "first_identity", 0)
 
@@ -343,7 +343,19 @@ def _check_count(value: object, name: str, least: int) -> int:
     return int(value)
 
 
-def check_size(size: object) -> tuple[int, int]:
+def check_picture_size(size: object) -> tuple[int, int]:
+    """Check the size of a picture to draw.
+
+    Args:
+        size: (height, width), pixels.
+
+    Returns:
+        It, as two int.
+
+    Raises:
+        ValueError: It is smaller than 8 or larger than 2048 pixels.
+        TypeError: It is not a pair of whole numbers.
+    """
     pair = tuple(size) if isinstance(size, (tuple, list, np.ndarray)) else ()
     if len(pair) != 2 or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in pair):
         raise TypeError(f"`size` must be a pair of whole numbers (height, width), got {size!r}.")

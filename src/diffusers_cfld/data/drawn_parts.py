@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .drawn_figures import check_size, draw_figure
+from .drawn_figures import check_picture_size, draw_figure
 from .drawn_people import Color, DrawnIdentity, DrawnPose, Fabric
 from .figure_painting import paint_places
 from .figure_skeleton import place_skeleton
@@ -127,7 +127,7 @@ def draw_places(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int])
         ValueError: `size` is smaller than 8 or larger than 2048 pixels.
         TypeError: `size` is not a pair of whole numbers.
     """
-    size = check_size(size)
+    size = check_picture_size(size)
     return paint_places(identity, place_skeleton(identity, pose), size)
 
 

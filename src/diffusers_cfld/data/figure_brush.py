@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -193,17 +193,15 @@ class PlaceBrush(Brush):
         super().__init__(canvas, unit)
         self.places = np.full((self.height, self.width, 2), np.nan, dtype=np.float32)
 
-    def fill(
-        self,
-        shapes: Sequence[Shape],
-        fabric: Fabric,
-        *,
-        soft: float = 0.03,
-        cut: Sequence[Array] = (),
-        merge: Shape | None = None,
-        light: float = 1.0,
-    ) -> None:
-        """Note the places on shapes; takes what [`Brush.fill`] takes."""
+    def fill(self, shapes: Sequence[Shape], fabric: Fabric, *, cut: Sequence[Array] = (), **shading: Any) -> None:
+        """Note the places on shapes.
+
+        Args:
+            shapes: As of [`Brush.fill`].
+            fabric: Likewise; without effect, as the shading.
+            cut: Polygons that are left out: what is below them keeps its places.
+            **shading: As there.
+        """
         x0, y0, x1, y1 = self._box(shapes, 0, 1)
         if x0 >= x1 or y0 >= y1:
             return

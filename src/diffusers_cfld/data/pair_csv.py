@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _NUM_JOINTS = len(JOINT_NAMES)
 # How many pairs are looked for before a folder counts as the wrong one.
 _PROBES = 32
+
+_Item = TypeVar("_Item")
 
 
 def read_pair_list(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
@@ -191,7 +193,7 @@ def finish_reading(
             f"None of the {num_listed} pairs of '{pairs_file}' can be used ('{path}' {reason}): check that the files "
             "belong together and are complete."
         )
-    probes = pairs[:: max(1, len(pairs) // _PROBES)][:_PROBES]
+    probes = take_probes(pairs)
     if not any(os.path.exists(pair.source) or os.path.exists(pair.target) for pair in probes):
         raise FileNotFoundError(
             f"The pictures of '{pairs_file}' are missing: expected {probes[0].source!r} and others, and found none of "
@@ -202,6 +204,18 @@ def finish_reading(
         logger.warning(
             "%d of the %d pairs of '%s' are left out.%s", num_listed - len(pairs), num_listed, pairs_file, details
         )
+
+
+def take_probes(items: Sequence[_Item]) -> Sequence[_Item]:
+    """Take a few items of a long list, spread over it.
+
+    Args:
+        items: All of them.
+
+    Returns:
+        Up to 32.
+    """
+    return items[:: max(1, len(items) // _PROBES)][:_PROBES]
 
 
 def _annotation_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str, str]]:

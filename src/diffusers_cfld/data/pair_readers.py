@@ -15,7 +15,7 @@ from typing import Any
 from ..keypoint_parsing import tells_frame
 from ..keypoints import Keypoints
 from ..photo_fitting import has_shape
-from .pair_csv import finish_reading, load_csv_pairs
+from .pair_csv import finish_reading, load_csv_pairs, take_probes
 from .pair_transform import PosePair, UnreadableImageError, read_photo
 from .shards import SHARD_INDEX
 from .skip_report import SkipReport
@@ -41,7 +41,6 @@ MARKET1501_FRAME = (128, 64)
 _MARKET1501_PREFIXES = ("market",)
 _SPLITS = ("train", "test")
 _PAIRS_FILE = "pairs.jsonl"
-_PROBES = 32  # pictures whose shape is compared with a frame that is nowhere told
 
 
 def load_deepfashion_pairs(
@@ -265,7 +264,7 @@ def _read_keypoints(raw: object, size: Any) -> Keypoints:
 
 
 def _check_guessed_frames(guessed: dict[str, Keypoints], file: Path) -> None:
-    for path in list(guessed)[:: max(1, len(guessed) // _PROBES)][:_PROBES]:
+    for path in take_probes(list(guessed)):
         try:
             width, height = read_photo(path).size
         except UnreadableImageError:

@@ -20,6 +20,7 @@ from ..guidance import GuidanceBranch, guidance_weights
 from ..models.attention_processor import HybridGranularityAttnProcessor
 from ..models.compilation import running_uncompiled, uncompiled
 from ..models.fitting import halve_size
+from ..pipelines.component_checks import require_components
 from ..pipelines.pipeline_output import Appearance
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def prompt_attention_maps(pipe: CFLDPipeline, image: PipelineImageInput) -> torc
     """
     if isinstance(image, Appearance):
         raise TypeError("`image` must be the photo itself: an `Appearance` no longer has the source's cells.")
-    if pipe.prompt_decoder is None:
-        raise ValueError("The pipeline has no prompt_decoder; load one.")
+    require_components(pipe, "prompt_decoder")
     maps: list[torch.Tensor] = []
 
     def watch(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -182,9 +182,7 @@ def record_attention(pipe: CFLDPipeline, layer_names: list[str] | None = None) -
         ...     image = pipe(image=photo, pose=pose).images[0]
         >>> maps = recorder.mean_maps()  # doctest: +SKIP
     """
-    absent = [name for name in ("unet", "appearance_encoder") if getattr(pipe, name) is None]
-    if absent:
-        raise ValueError(f"The pipeline has no {absent[0]}; load one.")
+    require_components(pipe, "unet", "appearance_encoder")
     names = list(pipe.appearance_encoder.layer_names) if layer_names is None else list(layer_names)
     unet = uncompiled(pipe.unet)
     modules = dict(unet.named_modules())

@@ -11,6 +11,7 @@ import torch
 
 from ..guidance import GuidanceBranch, combine_guidance, guidance_weights
 from ..models.compilation import running_uncompiled
+from ..pipelines.component_checks import require_components
 from ..pipelines.plain_call import plain_call
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ def guidance_pictures(
             f"The scheduler must have `alphas_cumprod`, which {type(pipe.scheduler).__name__} has not: use another, "
             "e.g. `DDIMScheduler`."
         )
-    if pipe.vae is None:
-        raise ValueError("The pipeline has no vae, which makes the pictures; load one.")
+    require_components(pipe, "vae")
     pictures: list[GuidancePictures] = []
     num_evaluations = 0
 

@@ -6,9 +6,8 @@ from numbers import Integral
 from typing import Any
 
 from ..models.compilation import uncompiled
+from ..processors.pose_processor import POSE_MAP_CHANNELS
 from .pipeline_output import Appearance, PoseFeatures
-
-_POSE_CHANNELS = 21  # of what `PoseProcessor` makes
 
 
 def check_components(
@@ -89,11 +88,26 @@ def check_components(
                 "The prompt_decoder's feature_size must be that of the source_encoder's coarsest map, got "
                 f"{prompt_decoder.feature_size} and {cells}: they are of different models."
             )
-    if pose_adapter is not None and pose_adapter.config.pose_channels != _POSE_CHANNELS:
+    if pose_adapter is not None and pose_adapter.config.pose_channels != POSE_MAP_CHANNELS:
         raise ValueError(
-            f"The pose_adapter's pose_channels must be those of pose maps, {_POSE_CHANNELS}, got "
+            f"The pose_adapter's pose_channels must be those of pose maps, {POSE_MAP_CHANNELS}, got "
             f"{pose_adapter.config.pose_channels}."
         )
+
+
+def require_components(pipe: Any, *names: str) -> None:
+    """Check that a pipeline has what is needed of it.
+
+    Args:
+        pipe: The pipeline.
+        *names: Of the components.
+
+    Raises:
+        ValueError: One is missing; the message names the first.
+    """
+    for name in names:
+        if getattr(pipe, name) is None:
+            raise ValueError(f"The pipeline has no {name}; load one.")
 
 
 def check_frame(height: Any, width: Any) -> None:

@@ -56,7 +56,13 @@ from .branch_batching import (
     broadcast_batch,
     repeat_to,
 )
-from .component_checks import check_appearance, check_components, check_frame, check_pose_features
+from .component_checks import (
+    check_appearance,
+    check_components,
+    check_frame,
+    check_pose_features,
+    require_components,
+)
 from .hub_card import HubCardMixin
 from .input_checks import check_fractions, check_generator, check_ip_adapter_inputs, check_numbers
 from .loading import ComponentSharingMixin, check_frame_options, explain_missing_variant
@@ -179,8 +185,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
 
     def _sample_size(self) -> tuple[int, int]:
         """Height and width of the latents that the U-Net was trained on."""
-        if self.unet is None:
-            raise ValueError("The pipeline has no unet; load one.")
+        require_components(self, "unet")
         return as_pair(self.unet.config.sample_size)
 
     def _choose_size(self, height: int | None, width: int | None) -> tuple[int, int]:
@@ -258,9 +263,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
         """
         if isinstance(image, Appearance):
             return image
-        absent = [n for n in ("source_encoder", "prompt_decoder", "appearance_encoder") if getattr(self, n) is None]
-        if absent:
-            raise ValueError(f"The pipeline has no {absent[0]}; load one.")
+        require_components(self, "source_encoder", "prompt_decoder", "appearance_encoder")
         pixels = self.source_image_processor.preprocess(image)
         pixels = pixels.to(self._execution_device, self.source_encoder.dtype)
         feature_maps = self.source_encoder(pixels).feature_maps
@@ -289,8 +292,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
         if isinstance(pose, PoseFeatures):
             check_pose_features(pose, self.unet)
             return pose
-        if self.pose_adapter is None:
-            raise ValueError("The pipeline has no pose_adapter; load one.")
+        require_components(self, "pose_adapter")
         poses = read_poses(pose, self.pose_estimator, shape=self.photo_shape)
         pose_map = self.pose_processor.preprocess(poses).to(self._execution_device, self.pose_adapter.dtype)
         return PoseFeatures(self.pose_adapter(pose_map).residuals)

@@ -17,9 +17,10 @@ from ..keypoint_parsing import MAX_DRAWN_COORDINATE, Size
 from ..keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
 from ..photo_fitting import PhotoFrame, padding_frame
 
-__all__ = ["PoseProcessor", "render_pose_map", "split_poses"]
+__all__ = ["POSE_MAP_CHANNELS", "PoseProcessor", "render_pose_map", "split_poses"]
 
-_NUM_CHANNELS = 3 + len(JOINT_NAMES)
+POSE_MAP_CHANNELS = 3 + len(JOINT_NAMES)
+"""Of a pose map: the colours of the drawn skeleton, and one for each joint."""
 
 # The Gaussian of a joint at a whole pixel is the same everywhere, and a product of its two profiles: one stamp serves
 # all joints. Beyond 9 sigma it is below 3e-18 and left at zero.
@@ -58,7 +59,7 @@ def render_pose_map(keypoints: Keypoints, size: Size = (256, 256)) -> npt.NDArra
     scaled = keypoints.rescale(size)
     height, width = scaled.size
     centers = np.trunc(scaled.xy.clip(-MAX_DRAWN_COORDINATE, MAX_DRAWN_COORDINATE)).astype(int).tolist()
-    pose_map = np.zeros((_NUM_CHANNELS, height, width), dtype=np.float32)
+    pose_map = np.zeros((POSE_MAP_CHANNELS, height, width), dtype=np.float32)
     skeleton = _draw_skeleton(centers, keypoints.visible.tolist(), scaled.size)
     np.divide(skeleton, np.float32(255), out=pose_map[:3])
     for heat_map, (x, y), seen in zip(pose_map[3:], centers, keypoints.visible, strict=True):
@@ -251,7 +252,7 @@ def _check_map(item: object) -> torch.Tensor:
     if not isinstance(item, torch.Tensor):
         raise TypeError(f"A pose map must be an array or tensor, got {type(item).__name__}.")
     shape = tuple(item.shape)
-    if item.ndim not in (3, 4) or shape[-3] != _NUM_CHANNELS or not item.numel():
+    if item.ndim not in (3, 4) or shape[-3] != POSE_MAP_CHANNELS or not item.numel():
         raise ValueError(
             f"A pose map must have shape (21, H, W) or (B, 21, H, W), channels 3 + 18 joints, got {shape}. "
             "Build it with `render_pose_map`, or pass keypoints."
