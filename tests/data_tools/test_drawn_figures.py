@@ -133,6 +133,33 @@ def test_sets_that_do_not_overlap_share_no_person():
     assert len(people) == 80
 
 
+def test_people_are_selected_as_they_are(tmp_path):
+    people = DrawnFigures(9, 2, SIZE, seed=3, first_identity=4)
+    selected = people.select([7, 2])
+    assert len(selected) == 4
+    assert digest(selected, range(4)) == digest(people, [14, 15, 4, 5])
+    assert selected.image_name(0, 1) == people.image_name(7, 1) == "images/000011_01.png"
+    assert digest(selected.select([1]), [0]) == digest(people, [4])
+    with pytest.raises(IndexError, match="There are 2 people, got 2"):
+        selected.identity(2)
+    with pytest.raises(IndexError, match="There are 9 people, got 9"):
+        people.select([9])
+    for identities in ([], [1, 2, 1]):
+        with pytest.raises(ValueError, match="at least one person, none of them twice"):
+            people.select(identities)
+
+    selected.write_folder(tmp_path)
+    read = DrawnFigures.from_folder(tmp_path)
+    assert repr(read) == repr(selected)
+    assert read.settings == selected.settings
+    assert digest(read, range(4)) == digest(selected, range(4))
+    selected.write_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(numbers \[11, 6\], not \[6, 11\]\)"):
+        people.select([2, 7]).write_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"numbers \[11, 6\], not None"):
+        DrawnFigures(2, 2, SIZE, seed=3, first_identity=6).write_folder(tmp_path)
+
+
 def test_identities_are_clearly_different():
     """In one pose two people differ by much more than a shade: mean absolute difference within the figure."""
     pictures = [draw_figure(DrawnIdentity.from_seed(seed), standing(), SIZE)[0].astype(int) for seed in range(30)]

@@ -7,8 +7,10 @@ and every process draws the same pictures. They are drawings and not photos: nob
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -109,6 +111,7 @@ class DrawnFigures:
         self.size = check_picture_size(size)
         self.seed = _check_count(seed, "seed", 0)
         self.first_identity = _check_count(first_identity, "first_identity", 0)
+        self._numbers: Sequence[int] = range(self.first_identity, self.first_identity + self.num_identities)
 
     def __len__(self) -> int:
         return self.num_identities * self.poses_per_identity * (self.poses_per_identity - 1)
@@ -146,10 +149,37 @@ class DrawnFigures:
         source, target = divmod(pair, self.poses_per_identity - 1)
         return identity, source, target + (target >= source)
 
+    def select(self, identities: Sequence[int]) -> DrawnFigures:
+        """Take some of the people, e.g. those who wear what is rare, in an order of one's own.
+
+        Args:
+            identities: Each in [0, num_identities), none twice, at least one. They become 0, 1, ... of the result; the
+                pictures of each stay what they are, and so do the names of the files.
+
+        Returns:
+            Figures of these people.
+
+        Raises:
+            IndexError: There is no such person.
+            ValueError: Nobody is selected, or somebody twice.
+
+        Examples:
+            >>> from diffusers_cfld.data.drawn_figures import DrawnFigures
+            >>> people = DrawnFigures(100)
+            >>> clothes = [people.identity(number).clothes for number in range(100)]
+            >>> dressed = people.select([number for number in range(100) if clothes[number].kind == "dress"])
+        """
+        numbers = [self._number(identity) for identity in identities]
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(
+                f"`identities` must be at least one person, none of them twice, got {reprlib.repr(list(identities))}."
+            )
+        return self._take(numbers)
+
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the pictures, as JSON can hold it; with the version of the drawing itself."""
-        return {
+        settings: dict[str, Any] = {
             "drawing_version": _DRAWING_VERSION,
             "num_identities": self.num_identities,
             "poses_per_identity": self.poses_per_identity,
@@ -157,6 +187,7 @@ class DrawnFigures:
             "seed": self.seed,
             "first_identity": self.first_identity,
         }
+        return settings | ({"numbers": self._numbers} if self._is_selection else {})
 
     def identity(self, identity: int) -> DrawnIdentity:
         """Make up one of the people.
@@ -286,12 +317,24 @@ class DrawnFigures:
                 f"{str(path)!r} holds figures of drawing version {version}, but version {_DRAWING_VERSION} is drawn "
                 "now: delete it and write it again."
             )
-        return cls(**{**settings, "size": tuple(settings["size"])})
+        numbers = settings.pop("numbers", None)
+        figures = cls(**{**settings, "size": tuple(settings["size"])})
+        return figures if numbers is None else figures._take(numbers)
+
+    def _take(self, numbers: Sequence[int]) -> DrawnFigures:
+        figures = copy.copy(self)
+        figures._numbers = numbers
+        figures.num_identities, figures.first_identity = len(numbers), min(numbers)
+        return figures
+
+    @property
+    def _is_selection(self) -> bool:
+        return not isinstance(self._numbers, range)
 
     def _number(self, identity: int) -> int:
         if not 0 <= identity < self.num_identities:
             raise IndexError(f"There are {self.num_identities} people, got {identity}.")
-        return self.first_identity + int(identity)
+        return self._numbers[int(identity)]
 
     def _check_pose(self, pose: int) -> None:
         if not 0 <= pose < self.poses_per_identity:
@@ -303,9 +346,13 @@ class DrawnFigures:
         file = folder / _SETTINGS_FILE
         if file.exists():
             found = json.loads(file.read_text())
-            if found != settings:
+            names = [name for name in {**found, **settings} if found.get(name) != settings.get(name)]
+            if names:
+                changes = [
+                    f"{name} {reprlib.repr(found.get(name))}, not {reprlib.repr(settings.get(name))}" for name in names
+                ]
                 raise ValueError(
-                    f"{str(folder)!r} was begun with other settings, {found} instead of {settings}: "
+                    f"{str(folder)!r} was begun with other settings ({'; '.join(changes)}): "
                     "use those again, or, if the drawing version is another one, another folder."
                 )
             return
@@ -315,10 +362,11 @@ class DrawnFigures:
         write_file(file, json.dumps(settings, indent=2).encode() + b"\n")
 
     def __repr__(self) -> str:
-        return (
+        figures = (
             f"DrawnFigures(num_identities={self.num_identities}, poses_per_identity={self.poses_per_identity}, "
             f"size={self.size}, seed={self.seed}, first_identity={self.first_identity})"
         )
+        return f"{figures}.select({reprlib.repr(self._numbers)})" if self._is_selection else figures
 
 
 def _keypoints_to_dict(keypoints: Keypoints) -> dict[str, Any]:
