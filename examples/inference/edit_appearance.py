@@ -1,8 +1,7 @@
 """Other people's clothes (Sec. 4.6): two regions of a reference each take the appearance of another photo."""
 
-import PIL.Image
-import PIL.ImageDraw
 import torch
+from PIL import Image, ImageChops, ImageFilter
 
 from diffusers_cfld import CFLDInpaintPipeline
 from diffusers_cfld.inspection import contact_sheet
@@ -10,10 +9,13 @@ from diffusers_cfld.small_model import example_source_poses, example_sources, lo
 
 sources, poses = example_sources(), example_source_poses()
 reference, pose = sources[2], poses[2]
-masks = [PIL.Image.new("L", reference.size) for _ in range(2)]
-shoulders, hips = pose.xy[1, 1] - 4, pose.xy[8, 1] - 2
-PIL.ImageDraw.Draw(masks[0]).rectangle((0, shoulders, 176, hips), fill=255)  # the upper part
-PIL.ImageDraw.Draw(masks[1]).rectangle((0, hips + 1, 176, 256), fill=255)  # the lower part
+shoulders, hips = round(pose.xy[1, 1]) - 4, round(pose.xy[8, 1]) - 2
+wall = reference.crop((0, 0, 1, 256)).resize(reference.size)
+difference = ImageChops.difference(reference, wall).convert("L").point(lambda value: 255 * (value > 20))
+figure = difference.filter(ImageFilter.MaxFilter(5))  # with room around it
+masks = [Image.new("L", reference.size) for _ in range(2)]
+for mask, box in zip(masks, ((0, shoulders, 176, hips), (0, hips, 176, 256)), strict=True):
+    mask.paste(figure.crop(box), box)  # the upper part, the lower part
 pipe = CFLDInpaintPipeline.from_pipe(load_small_model())
 options = {"image": reference, "pose": pose, "num_inference_steps": 20}
 upper, both = (

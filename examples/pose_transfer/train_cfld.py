@@ -68,6 +68,7 @@ from diffusers_cfld.data import (
     unique_images,
 )
 from diffusers_cfld.data.pair_transform import UnreadableImageError, read_photo
+from diffusers_cfld.sizes import unsquash_size
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     AlignmentMaps,
@@ -129,7 +130,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="folder: with a pairs.jsonl. shards: from write_shards.py, streamed.",
     )
     group.add_argument("--max_train_samples", type=int, default=None, help="Train on this many pairs only.")
-    group.add_argument("--validation_data_dir", default=None, help="Folder of held-out pairs for the grids.")
+    group.add_argument(
+        "--validation_data_dir",
+        default=None,
+        help="Folder of held-out pairs for the grids; without it they show pairs of the training.",
+    )
     group.add_argument(
         "--validation_split",
         default=None,
@@ -1315,7 +1320,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def make_model_card(
-    args: argparse.Namespace, repo_id: str | None, num_pairs: int, total_batch_size: int, num_steps: int
+    args: argparse.Namespace,
+    pipeline: CFLDPipeline,
+    repo_id: str | None,
+    num_pairs: int,
+    total_batch_size: int,
+    num_steps: int,
 ) -> ModelCard:
     """What the weights are and how they were made: facts alone, and room for what only their maker knows."""
     base = args.pretrained_model_name_or_path
@@ -1331,6 +1341,9 @@ def make_model_card(
         lora = (
             f"`pytorch_lora_weights.safetensors` (rank {args.unet_lora_rank}) belongs to it: `pipe.load_lora_weights`."
         )
+    output_size = ""
+    if pipeline.photo_shape is not None:  # else nobody is stretched, or photos of many shapes are
+        output_size = f", output_size={unsquash_size(pipeline.target_size, pipeline.photo_shape)}"
     options = {name: value for name, value in sorted(vars(args).items()) if name != "hub_token"}
     rows = "\n".join(f"| `{name}` | `{value}` |" for name, value in options.items())
     return ModelCard(
@@ -1347,7 +1360,7 @@ def make_model_card(
 from diffusers_cfld import CFLDPipeline
 
 pipe = CFLDPipeline.from_pretrained("{location}")
-image = pipe(image=photo, pose=keypoints).images[0]
+image = pipe(image=photo, pose=keypoints{output_size}).images[0]
 ```
 
 ## Intended use, limits, evaluation
@@ -1388,7 +1401,7 @@ def save_pipeline(
         )
         pipeline.unload_lora_weights()
     pipeline.save_pretrained(output)
-    make_model_card(args, repo_id, num_pairs, total_batch_size, num_steps).save(output / "README.md")
+    make_model_card(args, pipeline, repo_id, num_pairs, total_batch_size, num_steps).save(output / "README.md")
     if repo_id is not None:
         upload_folder(
             repo_id=repo_id,

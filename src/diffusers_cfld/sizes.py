@@ -18,3 +18,16 @@ def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
         return size, size
     height, width = size
     return int(height), int(width)
+
+
+def unsquash_size(size: tuple[int, int], photo_shape: tuple[int, int]) -> tuple[int, int]:
+    """Tell the size in which squashed pictures have their photos' shape again.
+
+    Args:
+        size: (height, width) of the squashed pictures, pixels.
+        photo_shape: (height, width) with the photos' aspect ratio.
+
+    Returns:
+        (height, width), of the same height.
+    """
+    return size[0], round(size[0] * photo_shape[1] / photo_shape[0])

@@ -83,10 +83,8 @@ def test_version_stands_in_citation_and_changelog():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == diffusers_cfld.__version__
     assert citation["cff-version"] == "1.2.0"
-    assert (
-        "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
-        or diffusers_cfld.__version__ in (ROOT / "CHANGELOG.md").read_text()
-    )
+    heading = "Unreleased" if ".dev" in diffusers_cfld.__version__ else diffusers_cfld.__version__
+    assert f"\n## [{heading}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_nothing_is_deep_copied_printed_or_evaluated():
@@ -128,6 +126,7 @@ def test_the_wheel_holds_the_typed_package_and_nothing_else(tmp_path):
     subprocess.run([sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "diffusers_cfld/py.typed" in names
+    small_model = "diffusers_cfld/small_model/pipeline/unet/diffusion_pytorch_model.fp16.safetensors"
+    assert {"diffusers_cfld/py.typed", "diffusers_cfld/small_model/examples/poses.json", small_model} <= {*names}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"diffusers_cfld"}
     assert list(tmp_path.glob("*.tar.gz"))

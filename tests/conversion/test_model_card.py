@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from huggingface_hub import ModelCard
 
 from diffusers_cfld import __version__
@@ -46,6 +47,15 @@ def test_card_of_own_weights_names_no_source(tmp_path: Path) -> None:
     assert "## Source" not in text
     assert "published checkpoint" not in text
     assert 'from_pretrained("me/mine", variant="fp16", dtype=' in text
+    assert "guidance_scale=2.0, output_size=(512, 352))" in text
+    assert "people come out stretched" in text
+
+
+@pytest.mark.parametrize("shapes", [{"photo_shape": None}, {"target_size": (128, 88)}])
+def test_a_card_asks_for_no_other_shape_where_nothing_is_squashed(tmp_path, shapes):
+    text = write_model_card(tmp_path, base_model=None, **shapes).read_text()
+    assert "guidance_scale=2.0).images[0]" in text
+    assert "stretched" not in text
 
 
 def test_a_model_of_another_geometry_claims_nothing_of_stable_diffusion_or_deepfashion(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..file_writing import write_file
+from ..sizes import unsquash_size
 from ..small_model import SAMPLING_OPTIONS
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ def output_size(pipe: CFLDPipeline, args: argparse.Namespace) -> tuple[int, int]
     frame = pipe.photo_shape
     if args.height or args.width or frame is None:
         return None
-    height, _ = pipe.target_size
-    return height, round(height * frame[1] / frame[0])
+    return unsquash_size(pipe.target_size, frame)
 
 
 def best_device() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from .._version import __version__
+from ..sizes import unsquash_size
 from .files import SourceFile
 
 STABLE_DIFFUSION_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -43,10 +44,10 @@ import torch
 from diffusers_cfld import CFLDPipeline
 
 pipe = CFLDPipeline.from_pretrained("{location}"{load_options}, dtype=torch.float16).to("cuda")
-image = pipe(image=photo, pose=keypoints, num_inference_steps=50, guidance_scale=2.0).images[0]
+image = pipe(image=photo, pose=keypoints, num_inference_steps=50, guidance_scale=2.0{shape_options}).images[0]
 ```
 
-`photo` is a PIL image, `keypoints` are those above. {scheduler_line}
+`photo` is a PIL image, `keypoints` are those above.{shape_line} {scheduler_line}
 {provenance}
 {about_weights}
 ## Citation
@@ -121,6 +122,7 @@ def create_model_card(
     location: str = "path/to/this/folder",
     source_size: tuple[int, int] = (256, 256),
     target_size: tuple[int, int] = (512, 512),
+    photo_shape: tuple[int, int] | None = (256, 176),
     num_queries: int = 16,
     dtype: str | None = None,
     variant: str | None = None,
@@ -135,6 +137,7 @@ def create_model_card(
         location: What to pass to `from_pretrained`: a Hub id or a folder.
         source_size: (height, width) in pixels at which the source image is read.
         target_size: (height, width) in pixels at which images are made.
+        photo_shape: (height, width) with the aspect ratio of the photos of the training; None if they had many.
         num_queries: Tokens of the prompt.
         dtype: Number format of the weights, if worth saying.
         variant: Variant in the weights' file names.
@@ -157,7 +160,10 @@ def create_model_card(
         tags=["diffusers", "diffusers-cfld", "pose-transfer", *(["stable-diffusion"] if base_model else [])],
         **of_base,
     )
+    shape_options, shape_line = _describe_shape(target_size, photo_shape)
     body = _BODY.format(
+        shape_options=shape_options,
+        shape_line=shape_line,
         origin="converted from a checkpoint in the published layout" if source_files else "saved",
         version=__version__,
         num_queries=num_queries,
@@ -193,6 +199,14 @@ def write_model_card(folder: str | Path, **facts: Any) -> Path:
     path = Path(folder) / "README.md"
     path.write_text(card.content, encoding="utf-8")
     return path
+
+
+def _describe_shape(target_size: tuple[int, int], photo_shape: tuple[int, int] | None) -> tuple[str, str]:
+    """The option that gives results the photos' shape, and why; nothing where they have it or had many."""
+    if photo_shape is None or unsquash_size(target_size, photo_shape) == target_size:
+        return "", ""
+    size = unsquash_size(target_size, photo_shape)
+    return f", output_size={size}", " Without `output_size` people come out stretched, as the model sees them."
 
 
 def _describe_source(source_files: Sequence[SourceFile]) -> str:

@@ -593,7 +593,8 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
 
             >>> pipe = CFLDPipeline.from_pretrained("path/to/cfld", dtype=torch.float16).to("cuda")
             >>> pose = Keypoints.load("pose.json")
-            >>> image = pipe(image=load_image("person.jpg"), pose=pose, generator=torch.manual_seed(0)).images[0]
+            >>> options = {"output_size": (512, 352), "generator": torch.manual_seed(0)}
+            >>> image = pipe(image=load_image("person.jpg"), pose=pose, **options).images[0]
             ```
         """
         # 0. Defaults
