@@ -262,6 +262,28 @@ def test_a_picture_as_pose_stays_where_it_is(pipe, reference):
     assert np.array_equal(edit(finder, image=reference, pose=reference)[0], expected)
 
 
+@pytest.mark.parametrize("pose_side", [64, 128])
+@pytest.mark.parametrize("side", [64, 128])
+def test_a_pose_of_the_references_shape_is_placed_as_the_reference_is(pipe, side, pose_side):
+    """Pictures of the pose map's own size, 64x64 here, are squashed and other squares padded, as pictures as poses."""
+    reference = picture(side, side)
+    pose = example_poses()[0].rescale((side, side))
+    mask = rectangle((side, side), (side // 4, side // 4, side // 2, side // 2))
+    here, there = (
+        edit(pipe, image=reference, mask_image=mask, pose=given, output_type="np")
+        for given in (pose, pose.rescale((pose_side, pose_side)))
+    )
+    np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_a_source_may_be_its_appearance(pipe, reference):
+    appearance = pipe.encode_appearance(tiny_image())
+    options = {"image": reference, "output_type": "np"}
+    np.testing.assert_array_equal(
+        edit(pipe, source_image=appearance, **options), edit(pipe, source_image=tiny_image(), **options)
+    )
+
+
 def test_a_reference_of_the_pose_maps_own_size_is_squashed_as_its_pose_is(pipe):
     config = pipe.pose_processor.config
     reference = picture(config["height"], config["width"])

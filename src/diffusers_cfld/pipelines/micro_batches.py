@@ -81,6 +81,7 @@ def call_in_micro_batches(
         few_appearances = appearance if appearance is None or len(appearance) == 1 else appearance[pairs]
         made = plain_call(
             pipe,
+            is_inner=True,
             image=few_images,
             pose=poses if len(poses) == 1 else poses[pairs],
             appearance=few_appearances,

@@ -69,6 +69,7 @@ from .loading import ComponentSharingMixin, check_frame_options, explain_missing
 from .lora import UNetLoraLoaderMixin
 from .micro_batches import call_in_micro_batches
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
+from .plain_call import one_call_at_a_time
 
 
 class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMixin, IPAdapterMixin):
@@ -458,10 +459,12 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
         if not all(is_whole) and not has_shape(keypoints.size, size):
             raise ValueError(
                 f"`pose` was measured on a picture of {keypoints.size[0]}x{keypoints.size[1]} (height x width), but "
-                f"the person's picture is {size[0]}x{size[1]}: measure it there, or say so with "
-                f"`Keypoints.from_any(pose, size={size})`."
+                f"the person's picture is {size[0]}x{size[1]}: measure it there (for an array, say so with "
+                f"`Keypoints.from_any(pose, size={size})`), or bring the picture to the pose's shape; results made "
+                "without `output_size` are squashed."
             )
-        return keypoints
+        # One frame for both: a picture of the encoder's own size is not padded, others of its shape are.
+        return keypoints if all(is_whole) else keypoints.rescale(size)
 
     def _encode_reference(self, reference: PIL.Image.Image, frame: PhotoFrame, size: tuple[int, int]) -> torch.Tensor:
         """The mode of the reference's latents, (1, C, h, w), squashed to the generated size as its pose is."""
@@ -500,6 +503,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
             image = resized.clamp(0, 1).to(image.dtype)
         return image
 
+    @one_call_at_a_time
     @torch.no_grad()
     def __call__(
         self,
@@ -583,7 +587,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
             TypeError: An input is of none of the accepted types.
             ValueError: An input is out of range, contradicts another, or the numbers of images, poses, generators and
                 latents do not fit together.
-            RuntimeError: Another thread uses the same U-Net at the same moment.
+            RuntimeError: Another call uses the pipeline, its scheduler or its U-Net at the same moment.
 
         Examples:
             ```py

@@ -25,6 +25,7 @@ from ..processors.image_processor import split_images
 from .input_checks import check_generator, check_numbers
 from .pipeline_cfld import CFLDPipeline
 from .pipeline_output import Appearance, CFLDPipelineOutput
+from .plain_call import one_call_at_a_time, plain_call
 
 # An 8-bit mask that is black but for rounding selects nothing.
 _SMALLEST_MASK = 1 / 255
@@ -68,6 +69,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
 
     _edit: _Edit | None = None
 
+    @one_call_at_a_time
     @torch.no_grad()
     def __call__(  # type: ignore[override]
         self,
@@ -157,6 +159,8 @@ class CFLDInpaintPipeline(CFLDPipeline):
         """
         if image is None or mask_image is None:
             raise ValueError("Pass the reference as `image` and the region to change as `mask_image`.")
+        if isinstance(source_image, Appearance) and appearance is None:
+            source_image, appearance = None, source_image
         if (source_image is None) == (appearance is None):
             raise ValueError("Pass either `source_image` or `appearance` (from `encode_appearance`), and not both.")
         if not isinstance(strength, Real) or not 0 < strength <= 1:
@@ -192,7 +196,9 @@ class CFLDInpaintPipeline(CFLDPipeline):
             strength=strength,
         )
         try:
-            output = super().__call__(
+            output = plain_call(
+                self,
+                is_inner=True,
                 pose=pose,
                 height=size[0],
                 width=size[1],

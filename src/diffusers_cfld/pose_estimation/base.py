@@ -119,7 +119,7 @@ def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, 
         The same with [`Keypoints`] in place of pictures and paths; everything else as it is.
 
     Raises:
-        ValueError: There is a picture and no estimator, or nobody in it.
+        ValueError: There is a picture and no estimator, or nobody in it; or a file tells no single pose.
         OSError: A file cannot be read.
     """
     if isinstance(pose, (list, tuple)) and any(_is_file(item) for item in pose):
@@ -127,7 +127,12 @@ def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, 
     if not _is_file(pose):
         return pose
     if not isinstance(pose, PIL.Image.Image) and not is_picture(pose):
-        return Keypoints.load(pose)
+        try:
+            return Keypoints.load(pose)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (`pose=Keypoints.load(path, size=..., person=..., row=...)` takes what the file lacks.)"
+            ) from error
     if estimator is None:
         raise ValueError(_NO_ESTIMATOR)
     picture = open_picture(pose)
