@@ -2,12 +2,14 @@
 
 import itertools
 import json
+from functools import partial
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from testing_utils import image_embeds, load_ip_adapter, lora_state_dict, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import Keypoints
@@ -256,6 +258,44 @@ def test_frames_of_another_callback_are_not_taken(pipe, poses, tmp_path):
     render(pipe, poses, tmp_path / "two", callback_on_step_end=by_constant[0])
     with pytest.raises(ValueError, match="holds frames of another sequence"):
         render(pipe, poses, tmp_path / "two", callback_on_step_end=by_constant[1])
+
+
+class Damp:
+    def __init__(self, scale):
+        self.scale = scale
+        self.seen = []  # what a callback gathers is no setting of it
+
+    def __call__(self, pipe, step, timestep, tensors):
+        self.seen.append(step)
+        return {"latents": self.scale * tensors["latents"]}
+
+    def damp(self, pipe, step, timestep, tensors):
+        return self(pipe, step, timestep, tensors)
+
+
+class Cutoff(PipelineCallback):
+    tensor_inputs = ["latents"]
+
+    def callback_fn(self, pipe, step, timestep, tensors):
+        return {} if step < self.config.cutoff_step_ratio else {"latents": 0.9 * tensors["latents"]}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Damp,
+        lambda scale: Damp(scale).damp,
+        lambda scale: partial(Damp.damp, Damp(scale)),
+        lambda scale: Cutoff(cutoff_step_ratio=scale),
+        lambda scale: MultiPipelineCallbacks([Cutoff(cutoff_step_ratio=scale)]),
+    ],
+)
+def test_frames_of_a_callback_with_another_setting_are_not_taken(pipe, poses, tmp_path, make):
+    callback = make(0.5)
+    for again in (callback, callback, make(0.5)):
+        assert len(render(pipe, poses[:1], tmp_path, callback_on_step_end=again)) == 1
+    with pytest.raises(ValueError, match="holds frames of another sequence"):
+        render(pipe, poses[:1], tmp_path, callback_on_step_end=make(0.25))
 
 
 def test_people_in_pictures_of_one_size_share_a_window(poses, tmp_path):

@@ -10,14 +10,17 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType, NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import PipelineCallback
 
 from .file_writing import replacing, write_file
 from .keypoint_parsing import Size
@@ -414,7 +417,21 @@ def _describe(value: Any) -> str:
         held = [cell.__qualname__ if isinstance(cell, FunctionType) else _describe(cell) for cell in cells]
         parts = [_describe_code(value.__code__), _describe(value.__defaults__), _describe(value.__kwdefaults__), *held]
         return f"{value.__module__}.{value.__qualname__} {hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
-    return type(value).__name__  # whose text may differ from run to run
+    if isinstance(value, MethodType):
+        return f"{_describe(value.__func__)} of {_describe(value.__self__)}"
+    if isinstance(value, partial):
+        return f"partial {_describe([value.func, value.args, value.keywords])}"
+    name = f"{type(value).__module__}.{type(value).__qualname__}"  # not its text, which may differ from run to run
+    if not callable(value) or isinstance(value, (DiffusionPipeline, torch.nn.Module)):
+        return name
+    # A callback: what it does, and the numbers and texts that it was made with.
+    kept: Any = dict(value.config) if isinstance(value, PipelineCallback) else getattr(value, "__dict__", {})
+    facts: list[Any] = [
+        {key: one for key, one in kept.items() if one is None or isinstance(one, (bool, int, float, str))}
+    ]
+    functions = [getattr(type(value), method, None) for method in ("__call__", "callback_fn")]
+    facts += [one for one in functions if isinstance(one, FunctionType)]
+    return f"{name} {_describe([*facts, *getattr(value, 'callbacks', ())])}"
 
 
 def _describe_code(code: CodeType) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import PIL.Image
@@ -14,7 +15,10 @@ from testing_utils import tiny_pipeline
 
 import diffusers_cfld
 from diffusers_cfld import CFLDPipeline, Keypoints
-from diffusers_cfld.cli import main
+from diffusers_cfld.cli import generate as generate_module
+from diffusers_cfld.cli import main, pose_options
+from diffusers_cfld.cli.running import open_image
+from diffusers_cfld.small_model import SMALL_MODEL
 
 POINTS = [[88, 30], [88, 60], [66, 60], [60, 95], [58, 125], [110, 60], [116, 95], [118, 125], [74, 125]]
 
@@ -255,6 +259,30 @@ def test_a_model_that_is_none_is_named(folder, tmp_path, capsys, model):
     error = capsys.readouterr().err
     assert "diffusers-cfld: error:" in error
     assert model in error
+
+
+def test_a_model_in_a_variant_only_names_the_option(folder, tmp_path, capsys):
+    command = ["generate", "--model", str(SMALL_MODEL), "--image", str(folder / "a.png")]
+    assert main([*command, "--pose", str(folder / "a.json"), "--output", str(tmp_path / "out.png")]) == 1
+    assert "weights in a variant only: pass --variant fp16." in capsys.readouterr().err
+
+
+def test_photos_are_not_kept_while_others_are_made(folder, tmp_path, monkeypatch):
+    """However many there are, at most a batch of them is open."""
+    opened, most = [], []
+
+    def open_one(path, option="--image"):
+        picture = open_image(path, option)
+        opened.append(weakref.ref(picture))
+        most.append(sum(one() is not None for one in opened))
+        return picture
+
+    for module in (generate_module, pose_options):
+        monkeypatch.setattr(module, "open_image", open_one)
+    images = ("a.png", "b.png") * 3
+    assert generate(folder, "--batch-size", "2", images=images, output=tmp_path / "out.png") == 0
+    assert len(opened) == 3 * 6  # to read it, to choose its frame, to use it
+    assert max(most) <= 3
 
 
 def test_truncated_weights_are_named(folder, tmp_path, capsys):

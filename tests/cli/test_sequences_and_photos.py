@@ -189,6 +189,17 @@ def test_a_background_behind_a_cut_out_person_in_the_frame(folder, pipe, tmp_pat
     assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, behind.convert("RGB"), pose))
 
 
+def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, pipe, tmp_path):
+    """Such a photo is taken to be squashed already: nothing is padded, and nothing of the background is seen."""
+    side = pipe.source_encoder.config.image_size
+    PIL.Image.open(folder / "b.png").resize((side, side)).save(tmp_path / "square.png")
+    options = ["--image", tmp_path / "square.png", "--pose", "pose.json", "--seed", 3, "--background", "red"]
+    assert run(folder, "generate", *options, "--output", tmp_path / "out.png") == 0
+    photo = PIL.Image.open(tmp_path / "square.png")
+    pose = Keypoints.load(folder / "pose.json")
+    assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, photo, pose))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

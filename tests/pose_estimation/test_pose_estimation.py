@@ -4,6 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 
 from diffusers_cfld import Keypoints
 from diffusers_cfld.photo_fitting import fit_keypoints, has_shape
@@ -106,6 +107,29 @@ def test_vitpose_behind_a_detector(vitpose_folder, detector_folder, picture):
     people = ViTPoseEstimator.from_pretrained(vitpose_folder, min_detection_score=0.0, **options)(picture)
     assert 1 < len(people) <= 4
     assert ViTPoseEstimator.from_pretrained(vitpose_folder, min_detection_score=0.999, **options)(picture) == []
+
+
+def test_a_revision_is_not_the_detectors(monkeypatch):
+    """Commits of one repository are not there in the other."""
+    asked = []
+
+    class Part:
+        def to(self, device):
+            return self
+
+    def note(name, **options):
+        asked.append((name, options))
+        return Part()
+
+    for part in ("VitPoseForPoseEstimation", "AutoImageProcessor", "AutoModelForObjectDetection"):
+        monkeypatch.setattr(getattr(transformers, part), "from_pretrained", note)
+    monkeypatch.setattr(ViTPoseEstimator, "__init__", lambda self, *parts, **options: None)
+    ViTPoseEstimator.from_pretrained("pose", "boxes", revision="abc", token="t")
+    ViTPoseEstimator.from_pretrained("pose", "boxes", revision="abc", detector_kwargs={"revision": "def"})
+    assert [options for name, options in asked if name == "pose"] == [{"revision": "abc", "token": "t"}] * 2 + [
+        {"revision": "abc"}
+    ] * 2
+    assert [options for name, options in asked if name == "boxes"] == [{"token": "t"}] * 2 + [{"revision": "def"}] * 2
 
 
 def test_vitpose_with_experts_is_asked_for_cocos(picture):

@@ -13,6 +13,7 @@ from .pose_options import (
     fit_sources,
     load_estimator,
     naming_options,
+    open_source,
 )
 from .running import (
     add_model_options,
@@ -115,14 +116,14 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--frames is for an --output in .gif or .mp4; {args.output!r} is a folder of frames.")
         frames_dir = output
 
-    photo = open_image(args.image)
+    open_image(args.image)  # before the model is loaded
     frame = tuple(args.pose_frame) if args.pose_frame else None
     with naming_options():
         poses = load_pose_sequence(args.poses, frame, args.pose_person)
     estimator = load_estimator(args)
     check_source_options(args, 1, estimator)
     pipe = load_pipeline(args)
-    ((image, source_pose),) = fit_sources(args, [args.image], [photo], estimator, pipe)
+    ((photo_frame, source_pose),) = fit_sources(args, [args.image], estimator, pipe)
     body = source_pose if args.align else None
     poses = bring_into_frame(poses, pipe) if body is None else align_pose(poses, body)
     sampling["output_size"] = output_size(pipe, args)
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         pipe,
         poses,
         frames_dir,
-        image=image,
+        image=open_source(args, args.image, photo_frame),
         seed=args.seed,
         shared_noise=args.shared_noise,
         micro_batch_size=args.batch_size,

@@ -20,6 +20,7 @@ from .pose_options import (
     check_target_options,
     fit_sources,
     load_estimator,
+    open_source,
     read_target,
 )
 from .running import (
@@ -37,8 +38,6 @@ from .running import (
 )
 
 if TYPE_CHECKING:
-    import PIL.Image
-
     from ..keypoints import Keypoints
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
@@ -107,11 +106,11 @@ def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
     sampling = sampling_arguments(args)
     # Cheap to read and likely to be wrong: before the model is loaded.
-    photos = [open_image(path) for path in args.image]
+    photos = _digest_photos(args.image)
     estimator = load_estimator(args)
-    check_source_options(args, len(photos), estimator)
+    check_source_options(args, len(args.image), estimator)
     targets = [read_target(args, path, estimator) for path in args.pose]
-    num_pairs = max(len(photos), len(targets))
+    num_pairs = max(len(args.image), len(targets))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
     record = _Record(args, photos, targets, outputs)
     batches = []
@@ -126,8 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
     pipe = load_pipeline(args)
     record.check_weights(pipe)
-    fitted = fit_sources(args, args.image, photos, estimator, pipe)
-    images = [image for image, _ in fitted]
+    fitted = fit_sources(args, args.image, estimator, pipe)
     if args.align:
         bodies = [body for _, body in fitted if body is not None] * (num_pairs if len(fitted) == 1 else 1)
         targets = targets * (num_pairs if len(targets) == 1 else 1)
@@ -136,12 +134,13 @@ def run(args: argparse.Namespace) -> int:
         poses = [bring_into_frame([target], pipe, path)[0] for target, path in zip(targets, args.pose, strict=True)]
     sampling["output_size"] = output_size(pipe, args)
     # One source for all poses, or one pose for all sources, is encoded once.
-    appearance = pipe.encode_appearance(images[0]) if len(images) == 1 else None
+    sources = [(path, frame) for path, (frame, _) in zip(args.image, fitted, strict=True)]
+    appearance = pipe.encode_appearance(open_source(args, *sources[0])) if len(sources) == 1 else None
     pose_features = pipe.encode_pose(poses[0]) if len(poses) == 1 else None
     record.begin()
     for pairs, paths in batches:
         (pictures,) = pipe(
-            image=None if appearance is not None else [images[i] for i in pairs],
+            image=None if appearance is not None else [open_source(args, *sources[i]) for i in pairs],
             pose=pose_features if pose_features is not None else [poses[i] for i in pairs],
             appearance=appearance,
             num_images_per_prompt=args.num_images,
@@ -162,7 +161,7 @@ class _Record:
     def __init__(
         self,
         args: argparse.Namespace,
-        photos: Sequence[PIL.Image.Image],
+        photos: bytes,
         targets: Sequence[Keypoints],
         outputs: Sequence[Path],
     ) -> None:
@@ -219,10 +218,17 @@ class _Record:
             write_file(self._file, json.dumps(content).encode())
 
 
-def _digest(args: argparse.Namespace, photos: Sequence[PIL.Image.Image], targets: Sequence[Keypoints]) -> str:
+def _digest_photos(paths: Sequence[str]) -> bytes:
+    """One at a time, however many there are."""
     digest = hashlib.sha256()
-    for photo in photos:
+    for path in paths:
+        photo = open_image(path)
         digest.update(f"{photo.mode} {photo.size}".encode() + photo.tobytes())
+    return digest.digest()
+
+
+def _digest(args: argparse.Namespace, photos: bytes, targets: Sequence[Keypoints]) -> str:
+    digest = hashlib.sha256(photos)
     for target in targets:
         digest.update(f"{target.size} {target.to_array().tolist()}".encode())
     for path in args.source_pose or ():

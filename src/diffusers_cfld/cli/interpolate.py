@@ -15,6 +15,7 @@ from .pose_options import (
     check_target_options,
     fit_sources,
     load_estimator,
+    open_source,
     read_target,
 )
 from .running import (
@@ -91,20 +92,22 @@ def run(args: argparse.Namespace) -> int:
     check_seed(args.seed)
     check_picture_name(args.output)
     check_at_least(args, frames=2, batch_size=1)
-    photos = [open_image(path) for path in args.image]
+    for path in args.image:
+        open_image(path)  # before the model is loaded
     estimator = load_estimator(args)
-    check_source_options(args, len(photos), estimator)
+    check_source_options(args, len(args.image), estimator)
     check_target_options(args, [args.pose])
     pose = read_target(args, args.pose, estimator)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
 
     pipe = load_pipeline(args)
-    (first, first_pose), (second, _) = fit_sources(args, args.image, photos, estimator, pipe)
+    (first_frame, first_pose), (second_frame, _) = fit_sources(args, args.image, estimator, pipe)
     if args.align and first_pose is not None:
         pose = align_pose(pose, first_pose)
     else:
         (pose,) = bring_into_frame([pose], pipe, args.pose)
+    first, second = open_source(args, args.image[0], first_frame), open_source(args, args.image[1], second_frame)
     ends = pipe.encode_appearance(first), pipe.encode_appearance(second)
     weights = [number / (args.frames - 1) for number in range(args.frames)]
     between = Appearance.cat(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from ..keypoints import Keypoints
+    from ..photo_fitting import PhotoFrame
     from ..pipelines.pipeline_cfld import CFLDPipeline
     from ..pose_estimation import PoseEstimator
 
@@ -125,7 +126,9 @@ def load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
             args.pose_weights, args.detector_weights, local_files_only=args.local_files_only
         )
     except OSError as error:
-        raise OSError(f"--pose-weights {args.pose_weights!r} cannot be loaded: {error}") from error
+        names = f"--pose-weights {args.pose_weights!r}"
+        names += f" or --detector-weights {args.detector_weights!r}" if args.detector_weights else ""
+        raise OSError(f"{names} cannot be loaded: {error}") from error
 
 
 def check_target_options(args: argparse.Namespace, paths: Sequence[str]) -> None:
@@ -246,36 +249,31 @@ def check_source_options(args: argparse.Namespace, num_images: int, estimator: P
 
 
 def fit_sources(
-    args: argparse.Namespace,
-    paths: list[str],
-    images: list[PIL.Image.Image],
-    estimator: PoseEstimator | None,
-    pipe: CFLDPipeline,
-) -> list[tuple[PIL.Image.Image, Keypoints | None]]:
-    """Bring the source photos into the model's frame, as the options say.
+    args: argparse.Namespace, paths: Sequence[str], estimator: PoseEstimator | None, pipe: CFLDPipeline
+) -> list[tuple[PhotoFrame, Keypoints | None]]:
+    """Choose the part of each source photo that the model is to see, as the options say.
 
     Args:
         args: Parsed options of [`add_pose_options`].
-        paths: The photos' files, for messages.
-        images: The photos, upright.
+        paths: The photos' files, which are opened one at a time.
         estimator: Finds the person where no option says where they are, if the photo's shape or `--align` asks for it.
         pipe: The model, whose photos' shape it is.
 
     Returns:
-        For each photo the fitted one, and the person's pose in it if it is known. Where nothing says where the person
-        is, the photo itself, which the pipeline pads.
+        For each photo the frame, for [`open_source`], and the person's pose in it if it is known.
 
     Raises:
-        OSError: A pose file is not there.
+        OSError: A photo cannot be read or a pose file is not there.
         ValueError: A pose was measured on another photo, or nobody is in a photo.
     """
     from ..keypoints import Keypoints
-    from ..photo_fitting import FIELD_FRAME, fit_photo, has_shape
+    from ..photo_fitting import FIELD_FRAME, PhotoFrame, choose_frame, has_shape
     from ..pose_estimation.base import estimate_pose
 
     shape = pipe.photo_shape or FIELD_FRAME
-    fitted: list[tuple[PIL.Image.Image, Keypoints | None]] = []
-    for number, (path, image) in enumerate(zip(paths, images, strict=True)):
+    fitted: list[tuple[PhotoFrame, Keypoints | None]] = []
+    for number, path in enumerate(paths):
+        image = open_image(path)
         size = (image.height, image.width)
         keypoints = None
         has_frame = pipe.source_image_processor.is_framed(size)
@@ -297,16 +295,34 @@ def fit_sources(
             except ValueError as error:
                 raise ValueError(f"--image names {path!r}: {error}") from error
         if keypoints is None and args.source_box is None:
-            if has_frame and args.background is None:
-                fitted.append((image, None))
+            if has_frame:
+                fitted.append((PhotoFrame(0, 0, *size, size), None))
                 continue
-            if not has_frame:
-                logger.info(
-                    "%s is not of the shape %d:%d and is padded; --source-pose or --source-box crop it.", path, *shape
-                )
-        photo = fit_photo(image, keypoints, args.source_box, background=args.background, shape=shape)
-        fitted.append((photo.image, photo.keypoints))
+            logger.info(
+                "%s is not of the shape %d:%d and is padded; --source-pose or --source-box crop it.", path, *shape
+            )
+        photo_frame = choose_frame(size, keypoints, args.source_box, shape=shape)
+        fitted.append((photo_frame, None if keypoints is None else photo_frame.move(keypoints)))
     return fitted
+
+
+def open_source(args: argparse.Namespace, path: str, frame: PhotoFrame) -> PIL.Image.Image:
+    """Open a source photo as the model is to see it.
+
+    Args:
+        args: Parsed options of [`add_pose_options`].
+        path: Its file.
+        frame: From [`fit_sources`].
+
+    Returns:
+        The photo, cropped and padded to the frame.
+
+    Raises:
+        OSError: The photo cannot be read.
+        ValueError: `--background` is no colour.
+    """
+    image = open_image(path)
+    return image if frame.is_whole_photo and args.background is None else frame.crop(image, args.background)
 
 
 def _frame_of(path: str, size: tuple[int, int]) -> tuple[int, int] | None:

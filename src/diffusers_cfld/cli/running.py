@@ -145,10 +145,14 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
     import diffusers
     import torch
 
+    from ..pipelines.loading import find_variants
     from ..pipelines.pipeline_cfld import CFLDPipeline
     from ..small_model import SMALL_MODEL
 
     device = args.device or best_device()
+    if args.offload and device.startswith("cpu"):
+        reason = f"got --device {args.device}" if args.device else "there is none here"
+        raise ValueError(f"--offload needs a GPU to load the models onto, {reason}.")
     default_dtype = torch.float32 if device.startswith("cpu") else torch.float16
     dtype = getattr(torch, args.dtype) if args.dtype else default_dtype
     scheduler = None
@@ -174,12 +178,16 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
             model, dtype=dtype, local_files_only=args.local_files_only, **options
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
+        names = sorted(name for name in find_variants(model) if name is not None)
+        if names and args.variant is None and None not in find_variants(model):
+            raise OSError(
+                f"--model names {model!r}, which has its weights in a variant only: pass --variant "
+                f"{' or '.join(names)}."
+            ) from error
         # diffusers keeps the reason of a failed download in the cause.
         raise OSError(f"--model names {model!r}, which cannot be loaded: {error.__cause__ or error}") from error
     if scheduler is not None:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    if args.offload and device.startswith("cpu"):
-        raise ValueError("--offload needs a GPU to load the models onto, got --device cpu.")
     return place(pipe, device, offload=args.offload)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class ViTPoseEstimator:
         device: str | torch.device = "cpu",
         min_confidence: float = 0.3,
         min_detection_score: float = 0.5,
+        detector_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> ViTPoseEstimator:
         """Load the models from the Hub or from folders.
@@ -81,7 +83,9 @@ class ViTPoseEstimator:
             device: Where they run.
             min_confidence: As in the constructor.
             min_detection_score: As in the constructor.
-            **kwargs: For transformers' `from_pretrained`, e.g. `revision`, `token`, `local_files_only`.
+            detector_kwargs: For transformers' `from_pretrained` of the detector, over those below, e.g. `revision`.
+            **kwargs: For transformers' `from_pretrained`, e.g. `revision`, `token`, `local_files_only`. What tells a
+                place in a repository, `revision` and `subfolder`, is not the detector's.
 
         Returns:
             The estimator.
@@ -97,9 +101,11 @@ class ViTPoseEstimator:
             AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
         ]
         if detector is not None:
+            shared = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+            options = {**shared, **(detector_kwargs or {})}
             parts += [
-                AutoModelForObjectDetection.from_pretrained(detector, **kwargs).to(device),
-                AutoImageProcessor.from_pretrained(detector, **kwargs),
+                AutoModelForObjectDetection.from_pretrained(detector, **options).to(device),
+                AutoImageProcessor.from_pretrained(detector, **options),
             ]
         return cls(*parts, min_confidence=min_confidence, min_detection_score=min_detection_score)
 
