@@ -374,7 +374,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_train_steps", type=int, default=4000)
     parser.add_argument("--learning_rate", type=float, default=1.5e-3, help="Of S and D; of the heads half of it.")
     parser.add_argument("--checkpointing_steps", type=int, default=400, help="Test and save each so many steps.")
-    parser.add_argument("--resume_from_checkpoint", action="store_true", help="Continue the run of --output_dir.")
+    parser.add_argument(
+        "--resume_from_checkpoint", choices=["latest"], default=None, help="Continue the run of --output_dir."
+    )
     parser.add_argument("--num_workers", type=int, default=2, help="Processes that draw the labels.")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -501,10 +503,15 @@ def main(args: argparse.Namespace) -> None:
     first, start, told = 0, time.monotonic(), []
     checkpoints = list(folder.glob("checkpoint-[0-9]*"))
     if checkpoints and not args.resume_from_checkpoint:
-        raise SystemExit(f"{folder} has a checkpoint: use --resume_from_checkpoint, or another --output_dir.")
+        raise SystemExit(f"{folder} has a checkpoint: use --resume_from_checkpoint latest, or another --output_dir.")
     if checkpoints:
         first, newest = max((int(checkpoint.name.split("-")[1]), str(checkpoint)) for checkpoint in checkpoints)
+        rates = scheduler.base_lrs
         accelerator.load_state(newest)
+        # The rates are this command's, not the checkpoint's.
+        for group, rate, factor in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+            group.update(lr=rate * factor(scheduler.last_epoch), initial_lr=rate)
+        scheduler.base_lrs = rates
     for step in range(first + 1, args.max_train_steps + 1):
         seed = np.random.SeedSequence([args.seed, step, accelerator.process_index]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
@@ -520,6 +527,8 @@ def main(args: argparse.Namespace) -> None:
             rate = (step - first) / (time.monotonic() - start)
             logging.info("step %d: %s; %.2f steps/s", step, describe_losses(told[-50:]), rate)
         if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
+            if not all(torch.isfinite(weight).all() for weight in module.parameters()):
+                raise SystemExit(f"The weights broke within {step} steps; the last checkpoint is in {folder}.")
             module.eval()
             if accelerator.is_main_process:
                 tested = torch.arange(num_trained, len(pictures), 2)
@@ -537,4 +546,6 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error} (DIFFUSERS_CFLD_TRACEBACK=1 shows where)")

@@ -177,6 +177,10 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"{output} has a checkpoint: use --resume_from_checkpoint latest, or another --output_dir.")
     if args.resume_from_checkpoint and (checkpoint / "step.json").exists():
         accelerator.load_state(str(checkpoint))
+        # The rate is this command's, not the checkpoint's.
+        factor = scheduler.scheduler.lr_lambdas[0](scheduler.scheduler.last_epoch)
+        optimizer.param_groups[0].update(lr=args.learning_rate * factor, initial_lr=args.learning_rate)
+        scheduler.scheduler.base_lrs = [args.learning_rate]
         step = json.loads((checkpoint / "step.json").read_text())["step"]
         logger.info("Resuming at step %d.", step)
 
@@ -204,6 +208,8 @@ def main(args: argparse.Namespace) -> None:
         progress.update()
         progress.set_postfix(l1=f"{reconstruction.item():.4f}")
         if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
+            if not all(torch.isfinite(weight).all() for weight in vae.parameters()):
+                raise SystemExit(f"The weights broke within {step} steps; the last checkpoint is in {checkpoint}.")
             std, psnr = measure_latents(vae, pictures)
             logger.info("step %d: l1 %.4f, PSNR %.2f dB, latent std %.3f", step, reconstruction.item(), psnr, std)
             partial = output / "checkpoint.part"
@@ -228,4 +234,6 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error} (DIFFUSERS_CFLD_TRACEBACK=1 shows where)")

@@ -41,7 +41,8 @@ from accelerate.utils import (
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
-from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
+from huggingface_hub import ModelCard, ModelCardData, create_repo, hf_hub_download, upload_folder
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, DistributedSampler
@@ -99,7 +100,8 @@ logger = get_logger("train_cfld", log_level="INFO")
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SWIN = "swin_base_patch4_window12_384.ms_in22k_ft_in1k"
 PARTS = ("unet", "source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
-PIPELINE_FILES = ("model_index.json", "README.md", "pytorch_lora_weights.safetensors")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PIPELINE_FILES = ("model_index.json", "README.md", LORA_FILE)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -117,7 +119,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--source_encoder_name_or_path",
         default=SWIN,
-        help="timm name of the Swin weights that S starts from. Not used with a CFLD pipeline.",
+        help="timm name of the Swin weights that S starts from. Not used with a CFLD pipeline, which has its own.",
     )
     group.add_argument("--source_encoder_checkpoint", default=None, help="Local file of these weights instead.")
 
@@ -338,8 +340,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         ("latent_cache_dir", "cache_latents"),
         ("validation_split", "validation_data_dir"),
         ("validation_data_dir", "validation_steps"),
+        ("unet_lora_alpha", "unet_lora_rank"),
+        ("ema_decay", "use_ema"),
+        ("alignment_layer", "alignment_maps"),
+        ("alignment_weight", "alignment_maps"),
+        ("hub_model_id", "push_to_hub"),
     ):
-        if getattr(args, name) is not None and not getattr(args, partner):
+        if getattr(args, name) != parser.get_default(name) and not getattr(args, partner):
             parser.error(f"--{name} is for --{partner}: give both or neither.")
     check_numbers(parser, args)
     is_index = Path(args.train_data_dir, SHARD_INDEX).is_file()
@@ -415,7 +422,14 @@ def load_components(args: argparse.Namespace) -> dict[str, Any]:
     config = DiffusionPipeline.load_config(path, revision=args.revision)
     # Not by the class's name: CFLDInpaintPipeline has the same components.
     if "source_encoder" in config:
-        components = CFLDPipeline.from_pretrained(path, **options).components
+        if args.source_encoder_checkpoint is not None:
+            raise SystemExit(
+                f"--source_encoder_checkpoint is for a Stable Diffusion, but {path} is a CFLD pipeline, which has its "
+                "source encoder: leave it out."
+            )
+        pipeline = CFLDPipeline.from_pretrained(path, **options)
+        fuse_lora(pipeline, path, args.revision)
+        components = pipeline.components
         scheduler_config = components["scheduler"].config
     else:
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **options)
@@ -441,6 +455,22 @@ def load_components(args: argparse.Namespace) -> dict[str, Any]:
     overrides = {} if args.prediction_type is None else {"prediction_type": args.prediction_type}
     components["scheduler"] = DDPMScheduler.from_config(scheduler_config, **overrides)
     return components
+
+
+def fuse_lora(pipeline: CFLDPipeline, path: str, revision: str | None) -> None:
+    """Add the LoRA that --unet_lora_rank has saved beside the pipeline, whose other parts were trained with it."""
+    if os.path.isdir(path):
+        file = os.path.join(path, LORA_FILE)
+    else:
+        try:
+            file = hf_hub_download(path, LORA_FILE, revision=revision)
+        except EntryNotFoundError:
+            return
+    if os.path.isfile(file):
+        pipeline.load_lora_weights(os.path.dirname(file), weight_name=LORA_FILE)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        logger.info("Added %s to the U-Net.", file)
 
 
 def add_lora(module: CFLDTrainingModule, rank: int, alpha: int | None) -> None:
@@ -593,18 +623,16 @@ def cache_latents(
                 collate_fn=collate_pose_pairs,
                 worker_init_fn=init_worker,
             )
+            # In the autoencoder's own precision, whatever the run's: another run may use them.
             for batch in tqdm(loader, desc="Encoding"):
-                with autocast(accelerator):
-                    moments = encode_moments(vae, batch["pixel_values"])
-                cache.append(moments, dict(batch["skipped"]))
+                cache.append(encode_moments(vae, batch["pixel_values"]), dict(batch["skipped"]))
         # A disk may have been away when their turn came.
         for name in list(cache.unreadable) if accelerator.is_main_process else []:
             try:
                 picture = PictureDataset([name], size)[0]
             except UnreadableDataError:
                 continue
-            with autocast(accelerator):
-                cache.mend(name, encode_moments(vae, picture["pixel_values"][None]))
+            cache.mend(name, encode_moments(vae, picture["pixel_values"][None]))
     if cache.num_encoded < len(names):
         raise SystemExit(
             f"{folder} has the latents of {cache.num_encoded} of {len(names)} pictures in process "
@@ -778,7 +806,7 @@ def save_checkpoint(
     module: CFLDTrainingModule,
     ema: EMAModel | None,
     step: int,
-    trained: dict[str, Any],
+    description: dict[str, Any],
 ) -> Path:
     """Write a checkpoint that is there completely or not at all, and drop the oldest ones."""
     folder = Path(args.output_dir)
@@ -796,8 +824,7 @@ def save_checkpoint(
         state = {
             "step": step,
             "ema_step": None if ema is None else ema.optimization_step,
-            "batches": describe_batches(args, accelerator),
-            "trained": trained,
+            **description,
         }
         (partial / "trainer_state.json").write_text(json.dumps(state))
         shutil.rmtree(final, ignore_errors=True)
@@ -809,10 +836,11 @@ def save_checkpoint(
     return final
 
 
-def describe_batches(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, int]:
+def describe_batches(args: argparse.Namespace, accelerator: Accelerator, batches_per_epoch: int) -> dict[str, int]:
     """What the place of a step in the data depends on."""
     names = ("train_batch_size", "gradient_accumulation_steps", "seed")
     batches = {"num_processes": accelerator.num_processes, **{name: getattr(args, name) for name in names}}
+    batches["batches_per_epoch"] = batches_per_epoch
     if args.dataset_format == "shards":
         batches["dataloader_num_workers"] = args.dataloader_num_workers
     if args.targets_per_source > 1:
@@ -909,7 +937,7 @@ def load_checkpoint(
     ema: EMAModel | None,
     optimizer: torch.optim.Optimizer,
     lr_scheduler: torch.optim.lr_scheduler.LambdaLR,
-    trained: dict[str, Any],
+    description: dict[str, Any],
 ) -> int:
     """Go on from a checkpoint; returns its step."""
     folder = find_checkpoint(args, accelerator)
@@ -923,7 +951,12 @@ def load_checkpoint(
             f"{args.output_dir} has checkpoints of later steps than {state['step']}, at which {folder} is, and the "
             "next resume would go on from them: move them elsewhere, or begin in another --output_dir."
         )
-    check_checkpoint(folder, state, module, trained)
+    check_checkpoint(folder, state, module, description["trained"])
+    if accelerator.scaler is not None and not (folder / "scaler.pt").is_file():
+        raise SystemExit(
+            f"{folder} has no gradient scaler, since it was not made with --mixed_precision fp16: go on with the "
+            "precision it was made with, or in bf16."
+        )
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     accelerator.load_state(str(folder))
     # Rates and the like are those of this run's options, which --scale_lr may have made others than the checkpoint's.
@@ -943,13 +976,16 @@ def load_checkpoint(
         ema.shadow_params = [p.detach().clone() for p in trainable_parameters(module).values()]
     elif has_averages:
         logger.warning("%s has averages, which are lost without --use_ema.", folder)
-    batches = describe_batches(args, accelerator)
-    if state.get("batches", batches) != batches:
+    batches = description["batches"]
+    former = {"batches_per_epoch": batches["batches_per_epoch"], **state.get("batches", batches)}
+    if former != batches:
+        epochs = [
+            state["step"] * one["gradient_accumulation_steps"] // one["batches_per_epoch"] for one in (former, batches)
+        ]
+        moved = f" It is now of epoch {epochs[1]}, not {epochs[0]}, by which the rate falls and the run ends."
         logger.warning(
-            "%s was made with %s, this run has %s: other pairs come next than would have come.",
-            folder,
-            state["batches"],
-            batches,
+            "%s was made with %s, this run has %s: other pairs come next than would have come.%s",
+            *(folder, former, batches, moved if epochs[0] != epochs[1] else ""),
         )
     logger.info("Resuming from %s.", folder)
     return state["step"]
@@ -1064,13 +1100,16 @@ def stop_at_nan(
     module: CFLDTrainingModule,
     ema: EMAModel | None,
     step: int,
-    trained: dict[str, Any],
+    description: dict[str, Any],
     loss: float | None,
 ) -> None:
     """Leave a checkpoint, unless the weights are broken, and end the run."""
     what = f"{'The weights are not finite' if loss is None else f'The loss is {loss}'} after {step} steps"
     if loss is not None and has_finite_weights(accelerator, module):
-        where = f"the weights that gave it are in {save_checkpoint(args, accelerator, module, ema, step, trained)}"
+        folder = Path(args.output_dir) / f"checkpoint-{step}"
+        if not folder.exists():  # else nothing has changed since
+            save_checkpoint(args, accelerator, module, ema, step, description)
+        where = f"the weights that gave it are in {folder}"
     else:
         what += "" if loss is None else ", and the weights are not finite either"
         good = list_checkpoints(Path(args.output_dir))
@@ -1168,12 +1207,16 @@ def main(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
         num_pairs = len(pairs)
+        for picture_maps in [*maps, *([loss_weights] if loss_weights is not None else [])]:
+            picture_maps.check(unique_images(pairs))
     metric = None
     if args.loss_metric == "pixel":
         metric = estimate_metric(accelerator, vae, pairs, image_size)
     pipeline = make_pipeline(args, components, validation_pairs)
     if args.validation_data_dir:
         validation_pairs = load_pairs(args.validation_data_dir, split=args.validation_split, default_split="test")
+    elif args.validation_steps:
+        logger.info("The validation grids show pairs of the training; --validation_data_dir gives others.")
     if args.validation_steps:
         validation_pairs = choose_validation_pairs(validation_pairs, args.num_validation_pairs)
     loader = make_loader(args, accelerator, dataset)
@@ -1208,7 +1251,10 @@ def main(args: argparse.Namespace) -> None:
             gradient_accumulation_steps=accumulation,
             gradient_clipping=args.max_grad_norm or 0.0,
         )
-    description = describe_trained(args, module, vae, noise_scheduler)
+    description = {
+        "batches": describe_batches(args, accelerator, batches_per_epoch),
+        "trained": describe_trained(args, module, vae, noise_scheduler),
+    }
     model, optimizer = accelerator.prepare(module, optimizer)
     # Not prepared, because it would step once per process; it has to be in the checkpoints all the same.
     accelerator.register_for_checkpointing(lr_scheduler, report)
@@ -1336,11 +1382,10 @@ def make_model_card(
         tags=["diffusers", "diffusers-cfld", "diffusers-training", "pose-transfer"],
     )
     location = repo_id or Path(args.output_dir).name
-    data_name, lora = Path(args.train_data_dir).name, ""
+    data_name, lora, load_lora = Path(args.train_data_dir).name, "", ""
     if args.unet_lora_rank:
-        lora = (
-            f"`pytorch_lora_weights.safetensors` (rank {args.unet_lora_rank}) belongs to it: `pipe.load_lora_weights`."
-        )
+        lora = f"`{LORA_FILE}` (rank {args.unet_lora_rank}) belongs to it."
+        load_lora = f'\npipe.load_lora_weights("{location}")'
     output_size = ""
     if pipeline.photo_shape is not None:  # else nobody is stretched, or photos of many shapes are
         output_size = f", output_size={unsquash_size(pipeline.target_size, pipeline.photo_shape)}"
@@ -1359,7 +1404,7 @@ def make_model_card(
 ```python
 from diffusers_cfld import CFLDPipeline
 
-pipe = CFLDPipeline.from_pretrained("{location}")
+pipe = CFLDPipeline.from_pretrained("{location}"){load_lora}
 image = pipe(image=photo, pose=keypoints{output_size}).images[0]
 ```
 
@@ -1420,4 +1465,4 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"{type(error).__name__}: {error} (DIFFUSERS_CFLD_TRACEBACK=1 shows where)")

@@ -19,6 +19,7 @@ Interrupted, the same command goes on where it stopped.
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -238,4 +239,6 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error} (DIFFUSERS_CFLD_TRACEBACK=1 shows where)")

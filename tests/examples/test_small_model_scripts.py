@@ -275,6 +275,38 @@ def test_labels_go_on_where_they_stopped_with_the_same_drawing(drawn, is_of_this
         file.unlink()
 
 
+@pytest.mark.parametrize(
+    ("name", "checkpoints"), [("train_autoencoder", "checkpoint"), ("pretrain_source_encoder", "checkpoint-1")]
+)
+def test_broken_weights_leave_the_last_checkpoint_and_a_resumed_runs_own_rate_holds(
+    start, drawn, tmp_path, monkeypatch, name, checkpoints
+):
+    script = load_example(name)
+    options = ["--train_data_dir", str(drawn), "--output_dir", str(tmp_path), "--train_batch_size", "2"]
+    options += ["--checkpointing_steps", "1"]
+    if name == "pretrain_source_encoder":
+        options += ["--pretrained_model_name_or_path", str(start), "--num_workers", "1", "--poses_per_identity", "2"]
+        options += ["--num_test_identities", "1"]
+    else:
+        options += ["--lr_warmup_steps", "0", "--lr_scheduler", "constant"]
+    script.main(script.parse_args([*options, "--max_train_steps", "1"]))
+    files = {path: path.read_bytes() for path in (tmp_path / checkpoints).iterdir()}
+
+    rates = []
+
+    def breaking(self, parameters, *rest):
+        parameters = list(parameters)
+        rates.extend(group["lr"] for group in self._optimizers[0].param_groups)
+        parameters[0].grad.fill_(float("nan"))
+
+    monkeypatch.setattr(script.Accelerator, "clip_grad_norm_", breaking)
+    again = [*options, "--max_train_steps", "2", "--resume_from_checkpoint", "latest", "--learning_rate", "1e-6"]
+    with pytest.raises(SystemExit, match="The weights broke within 2 steps; the last checkpoint is in"):
+        script.main(script.parse_args(again))
+    assert max(rates) <= 1e-6
+    assert {path: path.read_bytes() for path in (tmp_path / checkpoints).iterdir()} == files
+
+
 def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, drawn, tmp_path):
     script = load_example("pretrain_source_encoder")
     options = ["--pretrained_model_name_or_path", str(start), "--train_data_dir", str(drawn), "--num_workers", "1"]
@@ -288,12 +320,12 @@ def test_pretraining_changes_the_source_encoder_and_the_decoder_alone(start, dra
         assert is_equal == (part not in ("source_encoder", "prompt_decoder")), part
     with pytest.raises(SystemExit, match="--resume_from_checkpoint"):
         script.main(script.parse_args([*options, "--max_train_steps", "2"]))
-    script.main(script.parse_args([*options, "--max_train_steps", "2", "--resume_from_checkpoint"]))
+    script.main(script.parse_args([*options, "--max_train_steps", "2", "--resume_from_checkpoint", "latest"]))
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     # Killed between the last checkpoint and the pipeline.
     weights = CFLDPipeline.from_pretrained(tmp_path).prompt_decoder.state_dict()
     shutil.rmtree(tmp_path / "prompt_decoder")
-    script.main(script.parse_args([*options, "--max_train_steps", "2", "--resume_from_checkpoint"]))
+    script.main(script.parse_args([*options, "--max_train_steps", "2", "--resume_from_checkpoint", "latest"]))
     again = PerceptionRefinedDecoder.from_pretrained(tmp_path / "prompt_decoder").state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 

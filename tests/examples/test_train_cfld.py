@@ -284,7 +284,15 @@ def test_lora_instead_of_keys_and_values(script, start, data, tmp_path):
         scaling for layer in pipe.unet.modules() if hasattr(layer, "lora_A") for scaling in layer.scaling.values()
     }
     assert scalings == {3.0}
-    assert not torch.equal(sample(pipe), without)
+    with_lora = sample(pipe)
+    assert not torch.equal(with_lora, without)
+    assert 'pipe.load_lora_weights("out")' in (output / "README.md").read_text()
+
+    # Another run begins from what this one has learned, all of it.
+    started = script.load_components(script.parse_args(arguments(output, data, tmp_path / "next")))
+    again = sample(CFLDPipeline(**{**pipe.components, **started}))
+    torch.testing.assert_close(again, with_lora, atol=1e-4, rtol=1e-4)
+    assert not any("lora" in name for name, _ in started["unet"].named_parameters())
 
 
 def test_bfloat16_trains_float32_weights(script, start, data, tmp_path):
@@ -595,16 +603,17 @@ def test_an_interrupted_accumulation_begins_anew(script, steady_start, more_data
 
 
 def test_what_a_resumed_run_changes_is_told(script, start, more_data, tmp_path, caplog):
-    train(script, start, more_data, tmp_path / "out", "--checkpointing_steps=1")
+    train(script, start, more_data, tmp_path / "out", "--checkpointing_steps=4", steps=4)
     AcceleratorState._reset_state(True)
     with pytest.raises(SystemExit, match="has checkpoints of another run: go on from them"):
         train(script, start, more_data, tmp_path / "out")
     AcceleratorState._reset_state(True)
     options = ["--resume_from_checkpoint=latest", "--use_ema"]
-    train(script, start, more_data, tmp_path / "out", *options, batch=1)
+    train(script, start, more_data, tmp_path / "out", *options, batch=1, steps=4)
     assert "has no averages: --use_ema begins them anew" in caplog.text
     assert "other pairs come next" in caplog.text
-    saved, trained = CFLDPipeline.from_pretrained(tmp_path / "out"), trained_weights(tmp_path / "out" / "checkpoint-1")
+    assert "It is now of epoch 0, not 1, by which the rate falls" in caplog.text
+    saved, trained = CFLDPipeline.from_pretrained(tmp_path / "out"), trained_weights(tmp_path / "out" / "checkpoint-4")
     name = "pose_adapter.conv_in.weight"
     assert torch.equal(saved.pose_adapter.conv_in.weight, trained[name])
     assert not torch.equal(trained[name], CFLDPipeline.from_pretrained(start).pose_adapter.conv_in.weight)
@@ -656,6 +665,31 @@ def test_what_is_frozen_has_to_stay(script, start, first_checkpoint, tmp_path):
     pipe.save_pretrained(tmp_path / "other")
     with pytest.raises(SystemExit, match="made with --pretrained_model_name_or_path frozen weights"):
         train(script, tmp_path / "other", *first_checkpoint, "--resume_from_checkpoint=latest", steps=2)
+
+
+def test_a_checkpoint_without_a_gradient_scaler_is_not_gone_on_from_in_half_precision(
+    script, start, first_checkpoint, monkeypatch
+):
+    """A GPU's fp16 needs the scaler; here it is put on by hand."""
+    real = script.Accelerator
+
+    def scaled(*arguments, **options):
+        accelerator = real(*arguments, **options)
+        accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        return accelerator
+
+    monkeypatch.setattr(script, "Accelerator", scaled)
+    with pytest.raises(SystemExit, match="has no gradient scaler, since it was not made with --mixed_precision fp16"):
+        train(script, start, *first_checkpoint, "--resume_from_checkpoint=latest", steps=2)
+
+
+def test_maps_that_lack_a_picture_end_the_run_before_it_begins(script, start, data, tmp_path):
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "maps.npy", np.ones((1, 1, 4, 4), np.float32))
+    (tmp_path / "maps" / "names.json").write_text(json.dumps(["elsewhere.png"]))
+    with pytest.raises(ValueError, match=r"names\.json' does not name the picture"):
+        train(script, start, data, tmp_path / "out", "--loss_weight_maps", str(tmp_path / "maps"))
+    assert not (tmp_path / "out" / "checkpoint-1").exists()
 
 
 def test_later_checkpoints_are_in_the_way_of_going_back(script, start, more_data, tmp_path):
@@ -780,6 +814,11 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
         (["--photo_shape", "0", "4"], "--photo_shape must be two numbers of at least 1, got [0, 4]"),
         (["--lr_scheduler=polynomial", "--lr_warmup_steps=1"], "must be less than the 1 steps of the run"),
         (["--lr_scheduler=piecewise_constant"], "invalid choice: 'piecewise_constant'"),
+        (["--unet_lora_alpha=32"], "--unet_lora_alpha is for --unet_lora_rank"),
+        (["--ema_decay=0.9"], "--ema_decay is for --use_ema"),
+        (["--alignment_weight=0.9"], "--alignment_weight is for --alignment_maps"),
+        (["--hub_model_id=me/mine"], "--hub_model_id is for --push_to_hub"),
+        (["--source_encoder_checkpoint=s.pth"], "is a CFLD pipeline, which has its source encoder: leave it out"),
     ],
 )
 def test_errors_are_one_sentence(script, start, data, tmp_path, capsys, options, message):

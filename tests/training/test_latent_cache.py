@@ -63,7 +63,7 @@ def test_it_goes_on_where_it_stopped(vae, moments, tmp_path):
     complete = LatentCache(tmp_path, NAMES, vae, SIZE)
     assert complete.num_encoded == 4
     assert torch.equal(complete(NAMES), moments)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["moments.json", "moments.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moments.json", "moments.npy", "sizes.npy"]
 
 
 def test_unreadable_pictures_are_known_in_another_folder_and_mended(vae, moments, tmp_path):
@@ -110,6 +110,39 @@ def test_new_pictures_under_the_old_names_are_noticed_wherever_they_are(vae, mom
     Path(names["data"][1]).write_bytes(b"another picture")
     with pytest.raises(ValueError, match="caches the latents of other pictures"):
         LatentCache(tmp_path / "latents", names["data"], vae, SIZE)
+
+
+@pytest.mark.parametrize("was_missing", [False, True])
+def test_a_picture_that_is_put_back_or_repaired_is_mended_and_then_known(vae, moments, tmp_path, was_missing):
+    names = [str(tmp_path / name) for name in NAMES]
+    for name in names:
+        Path(name).write_bytes(b"a picture")
+    Path(names[1]).write_bytes(b"half")
+    if was_missing:
+        Path(names[1]).unlink()
+    LatentCache(tmp_path / "latents", names, vae, SIZE).append(moments, unreadable={names[1]: "is broken"})
+    Path(names[1]).write_bytes(b"the whole picture")
+    cache = LatentCache(tmp_path / "latents", names, vae, SIZE)
+    assert cache.unreadable == {names[1]: "is broken"}
+    cache.mend(names[1], moments[:1])
+    again = LatentCache(tmp_path / "latents", names, vae, SIZE)
+    assert torch.equal(again(names), moments[[0, 0, 2, 3]])
+    Path(names[1]).write_bytes(b"another picture")
+    with pytest.raises(ValueError, match="caches the latents of other pictures"):
+        LatentCache(tmp_path / "latents", names, vae, SIZE)
+
+
+def test_a_disk_that_is_away_leaves_the_cache(vae, moments, tmp_path):
+    names = [str(tmp_path / name) for name in NAMES]
+    for name in names:
+        Path(name).write_bytes(b"a picture")
+    LatentCache(tmp_path / "latents", names, vae, SIZE).append(moments[:2])
+    Path(names[0]).unlink()
+    Path(names[3]).write_bytes(b"changed before its turn came")
+    cache = LatentCache(tmp_path / "latents", names, vae, SIZE)
+    assert cache.num_encoded == 2
+    cache.append(moments[2:])
+    assert torch.equal(LatentCache(tmp_path / "latents", names, vae, SIZE)(names), moments)
 
 
 def test_moments_without_a_state_are_not_believed(vae, moments, tmp_path):

@@ -62,3 +62,7 @@ def test_errors(tmp_path):
     write_maps(tmp_path, np.zeros((1, 3, 4, 4)), ["a.png"])
     with pytest.raises(ValueError, match=r"does not name the picture 'b\.png'"):
         AlignmentMaps(tmp_path, tmp_path)([str(tmp_path / "b.png")])
+    maps = AlignmentMaps(tmp_path, tmp_path)
+    maps.check([str(tmp_path / "a.png")])
+    with pytest.raises(ValueError, match=r"names\.json' does not name the picture 'b\.png'"):
+        maps.check([str(tmp_path / name) for name in ("a.png", "b.png")])

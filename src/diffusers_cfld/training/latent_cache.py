@@ -7,6 +7,7 @@ does, repeats work. The moments are kept, not a sample: each step still draws it
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from ..file_writing import write_file
 
-_MOMENTS_FILE, _STATE_FILE = "moments.npy", "moments.json"
+_MOMENTS_FILE, _STATE_FILE, _SIZES_FILE = "moments.npy", "moments.json", "sizes.npy"
+_MISSING = -1  # in the place of a size
 
 
 @torch.no_grad()
@@ -82,7 +85,8 @@ class LatentCache:
         self._key = {
             "shape": list(shape),
             "dtype": "float32",
-            "pictures": _digest_files(names),
+            # By name alone, since the folder may be elsewhere now; their sizes are compared row by row.
+            "pictures": _digest([os.path.basename(name) for name in names]),
             "vae": digest_weights(vae.state_dict()),
         }
         self.num_encoded = 0
@@ -123,9 +127,13 @@ class LatentCache:
         Raises:
             KeyError: It is not one of them.
         """
-        del self.unreadable[name]
-        self._moments[self.rows[name]] = moments[0].float().cpu().numpy()
+        row = self.rows[name]
+        self._moments[row] = moments[0].float().cpu().numpy()
         self._moments.flush()
+        sizes = np.load(self.folder / _SIZES_FILE)
+        sizes[row] = _measure([name])[0]
+        self._write_sizes(sizes)
+        del self.unreadable[name]
         self._write_state()
 
     def __call__(self, names: Sequence[str]) -> torch.Tensor:
@@ -144,23 +152,39 @@ class LatentCache:
 
     def _claim(self, names: list[str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = self.folder / _STATE_FILE
+        state, sizes = self.folder / _STATE_FILE, _measure(names)
         if not state.exists():
             (self.folder / _MOMENTS_FILE).unlink(missing_ok=True)
+            self._write_sizes(sizes)
             # Before the rows: another run that begins now shares the file instead of making its own in its place.
             self._write_state()
             return
         found = json.loads(state.read_text())
         self.num_encoded, unreadable = found.pop("num_encoded"), found.pop("unreadable")
         has_rows = (self.folder / _MOMENTS_FILE).exists() or not self.num_encoded
+        has_rows &= (self.folder / _SIZES_FILE).exists()
         if found == self._key and has_rows and all(row.isdigit() for row in unreadable):
-            # By row, since the names may have another folder now.
-            self.unreadable = {names[int(row)]: reason for row, reason in unreadable.items()}
+            known = np.load(self.folder / _SIZES_FILE)
+            # A picture that is away keeps its row; one that could not be read may be another file by now.
+            is_changed = (known != sizes) & (known != _MISSING) & (sizes != _MISSING)
+            is_changed[[int(row) for row in unreadable]] = False
+            is_changed[self.num_encoded :] = False
         else:
+            is_changed = np.array([True])
+        if is_changed.any():
             raise ValueError(
                 f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE, or "
                 "has lost a file: delete it or name another folder."
             )
+        # By row, since the names may have another folder now.
+        self.unreadable = {names[int(row)]: reason for row, reason in unreadable.items()}
+        if self.num_encoded < len(names):
+            self._write_sizes(np.concatenate([known[: self.num_encoded], sizes[self.num_encoded :]]))
+
+    def _write_sizes(self, sizes: npt.NDArray[np.int64]) -> None:
+        content = io.BytesIO()
+        np.save(content, sizes)
+        write_file(self.folder / _SIZES_FILE, content.getvalue())
 
     def _write_state(self) -> None:
         unreadable = {self.rows[name]: reason for name, reason in self.unreadable.items()}
@@ -172,10 +196,9 @@ def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def _digest_files(names: Sequence[str]) -> str:
-    """Tell pictures apart by name and size, so that new ones under the old names are noticed; wherever they are."""
-    sizes = [os.path.getsize(name) if os.path.exists(name) else "missing" for name in names]
-    return _digest([f"{os.path.basename(name)} {size}" for name, size in zip(names, sizes, strict=True)])
+def _measure(names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Tell pictures apart by their files' sizes, so that new ones under the old names are noticed."""
+    return np.array([os.path.getsize(name) if os.path.exists(name) else _MISSING for name in names], dtype=np.int64)
 
 
 def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:

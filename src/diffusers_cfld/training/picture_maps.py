@@ -65,13 +65,30 @@ class PictureMaps:
         Raises:
             ValueError: A picture has no maps.
         """
+        return torch.from_numpy(self._maps[self._find_rows(names)]).float()
+
+    def check(self, names: Sequence[str]) -> None:
+        """Check that there are maps of pictures, without reading them.
+
+        Args:
+            names: Paths of pictures in `root`.
+
+        Raises:
+            ValueError: A picture has no maps.
+        """
+        self._find_rows(names)
+
+    def _find_rows(self, names: Sequence[str]) -> list[int]:
         rows = []
         for name in names:
             relative = os.path.relpath(name, self.root)
             if relative not in self._rows:
-                raise ValueError(f"{_NAMES_FILE} does not name the picture {relative!r}: write maps of all pictures.")
+                raise ValueError(
+                    f"{str(self._file.with_name(_NAMES_FILE))!r} does not name the picture {relative!r}: write "
+                    "maps of all pictures."
+                )
             rows.append(self._rows[relative])
-        return torch.from_numpy(self._maps[rows]).float()
+        return rows
 
     def _some(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Those of up to 1,000 pictures from all over the file, to measure."""
