@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from functools import partial
 
 import cv2
@@ -273,6 +274,28 @@ class Damp:
         return self(pipe, step, timestep, tensors)
 
 
+class Fade:
+    def __init__(self, scale):
+        self.scale = scale
+        self._started = time.monotonic()
+
+    def fade(self, pipe, step, timestep, tensors):
+        return {"latents": self.scale * tensors["latents"]}
+
+
+def recording(scale):
+    class Recording:
+        def __init__(self):
+            self.scale, self.steps = scale, []
+
+        def __call__(self, pipe, step, timestep, tensors):
+            recorder.steps.append(step)  # its own method holds it
+            return {"latents": self.scale * tensors["latents"]}
+
+    recorder = Recording()
+    return recorder
+
+
 class Cutoff(PipelineCallback):
     tensor_inputs = ["latents"]
 
@@ -284,7 +307,9 @@ class Cutoff(PipelineCallback):
     "make",
     [
         Damp,
+        recording,
         lambda scale: Damp(scale).damp,
+        lambda scale: Fade(scale).fade,
         lambda scale: partial(Damp.damp, Damp(scale)),
         lambda scale: Cutoff(cutoff_step_ratio=scale),
         lambda scale: MultiPipelineCallbacks([Cutoff(cutoff_step_ratio=scale)]),

@@ -528,7 +528,7 @@ def main(args: argparse.Namespace) -> None:
             logging.info("step %d: %s; %.2f steps/s", step, describe_losses(told[-50:]), rate)
         if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
             if not all(torch.isfinite(weight).all() for weight in module.parameters()):
-                raise SystemExit(f"The weights broke within {step} steps; the last checkpoint is in {folder}.")
+                raise SystemExit(f"The weights broke within {step} steps: go on at a lower rate from {folder}.")
             module.eval()
             if accelerator.is_main_process:
                 tested = torch.arange(num_trained, len(pictures), 2)

@@ -209,7 +209,7 @@ def main(args: argparse.Namespace) -> None:
         progress.set_postfix(l1=f"{reconstruction.item():.4f}")
         if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
             if not all(torch.isfinite(weight).all() for weight in vae.parameters()):
-                raise SystemExit(f"The weights broke within {step} steps; the last checkpoint is in {checkpoint}.")
+                raise SystemExit(f"The weights broke within {step} steps: go on at a lower rate from {checkpoint}.")
             std, psnr = measure_latents(vae, pictures)
             logger.info("step %d: l1 %.4f, PSNR %.2f dB, latent std %.3f", step, reconstruction.item(), psnr, std)
             partial = output / "checkpoint.part"

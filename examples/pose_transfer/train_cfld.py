@@ -42,7 +42,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DCon
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import ModelCard, ModelCardData, create_repo, hf_hub_download, upload_folder
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, DistributedSampler
@@ -464,6 +464,9 @@ def fuse_lora(pipeline: CFLDPipeline, path: str, revision: str | None) -> None:
     else:
         try:
             file = hf_hub_download(path, LORA_FILE, revision=revision)
+        except LocalEntryNotFoundError:
+            logger.warning("The Hub cannot be asked whether a %s belongs to %s: begun without.", LORA_FILE, path)
+            return
         except EntryNotFoundError:
             return
     if os.path.isfile(file):
@@ -982,7 +985,7 @@ def load_checkpoint(
         epochs = [
             state["step"] * one["gradient_accumulation_steps"] // one["batches_per_epoch"] for one in (former, batches)
         ]
-        moved = f" It is now of epoch {epochs[1]}, not {epochs[0]}, by which the rate falls and the run ends."
+        moved = f" It is now of epoch {epochs[1]}, not {epochs[0]}."
         logger.warning(
             "%s was made with %s, this run has %s: other pairs come next than would have come.%s",
             *(folder, former, batches, moved if epochs[0] != epochs[1] else ""),
@@ -1107,7 +1110,7 @@ def stop_at_nan(
     what = f"{'The weights are not finite' if loss is None else f'The loss is {loss}'} after {step} steps"
     if loss is not None and has_finite_weights(accelerator, module):
         folder = Path(args.output_dir) / f"checkpoint-{step}"
-        if not folder.exists():  # else nothing has changed since
+        if not any(gather_object([folder.exists()])):  # else nothing has changed since
             save_checkpoint(args, accelerator, module, ema, step, description)
         where = f"the weights that gave it are in {folder}"
     else:
@@ -1445,6 +1448,8 @@ def save_pipeline(
             unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
         )
         pipeline.unload_lora_weights()
+    else:
+        (output / LORA_FILE).unlink(missing_ok=True)  # of an earlier run, whose it would be taken for
     pipeline.save_pretrained(output)
     make_model_card(args, pipeline, repo_id, num_pairs, total_batch_size, num_steps).save(output / "README.md")
     if repo_id is not None:
@@ -1454,6 +1459,7 @@ def save_pipeline(
             commit_message=f"After {num_steps} steps",
             # Not the checkpoints and logs, and not the validation grids, which show the data set's own photos.
             allow_patterns=[*(f"{name}/*" for name in pipeline.components), *PIPELINE_FILES],
+            delete_patterns=None if args.unet_lora_rank else [LORA_FILE],
             token=args.hub_token,
         )
     logger.info("Saved %s.", output)

@@ -16,7 +16,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from diffusers.image_processor import PipelineImageInput
 
 from .pipelines.input_checks import check_numbers
-from .pipelines.plain_call import plain_call
+from .pipelines.plain_call import claiming, plain_call
 
 # What of a scheduler's configuration says how noise is added and what the U-Net predicts.
 _SCHEDULE = (
@@ -75,6 +75,7 @@ def invert(
     Raises:
         TypeError: `image` is not a PIL image, or as the pipeline.
         ValueError: There are both `source_image` and `appearance`, or as the pipeline.
+        RuntimeError: Another call uses the pipeline or its scheduler at the same moment.
     """
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
@@ -91,6 +92,7 @@ def invert(
     with _scheduler(pipe, DDIMInverseScheduler):
         inverted: Any = plain_call(
             pipe,
+            is_inner=True,
             appearance=appearance,
             pose=pose,
             height=height,
@@ -136,6 +138,7 @@ def reconstruct(
     Raises:
         TypeError: As the pipeline.
         ValueError: As the pipeline.
+        RuntimeError: Another call uses the pipeline or its scheduler at the same moment.
     """
     if not isinstance(latents, torch.Tensor) or latents.ndim != 4:
         got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
@@ -144,6 +147,7 @@ def reconstruct(
     with _scheduler(pipe, DDIMScheduler):
         return plain_call(
             pipe,
+            is_inner=True,
             image=image,
             appearance=appearance,
             pose=pose,
@@ -171,8 +175,9 @@ def _scheduler(pipe: CFLDPipeline, scheduler_class: Any) -> Iterator[None]:
     spacing = config.get("timestep_spacing")
     options["timestep_spacing"] = spacing if spacing in ("leading", "trailing") else "leading"
     options["steps_offset"] = config.get("steps_offset", 0) if options["timestep_spacing"] == "leading" else 0
-    pipe.scheduler = scheduler_class(**options, clip_sample=False)
-    try:
-        yield
-    finally:
-        pipe.scheduler = previous
+    with claiming(pipe):
+        pipe.scheduler = scheduler_class(**options, clip_sample=False)
+        try:
+            yield
+        finally:
+            pipe.scheduler = previous

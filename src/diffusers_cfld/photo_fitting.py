@@ -101,7 +101,7 @@ class PhotoFrame:
         """
         photo = upright(photo)
         self._check_photo(photo)
-        color = None if background is None else _parse_color(background)
+        color = None if background is None else parse_color(background)
         if self.is_whole_photo and not has_transparency(photo):
             return photo
         photo = to_rgb(photo, color or (255, 255, 255))
@@ -403,7 +403,7 @@ def _check_box(box: Box, photo_size: Size) -> FloatArray:
     return np.array([left, top, max(min(right, width), left + 1), max(min(bottom, height), top + 1)])
 
 
-def _parse_color(color: Color) -> tuple[int, int, int]:
+def parse_color(color: Color) -> tuple[int, int, int]:
     if isinstance(color, str):
         try:
             return PIL.ImageColor.getcolor(color, "RGB")  # type: ignore[return-value]

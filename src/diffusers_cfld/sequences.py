@@ -132,7 +132,9 @@ def render_sequence(
         shared_noise: Give all frames the same noise, which keeps what the pose does not change alike from frame to
             frame. Otherwise frame i has the noise of seed + i.
         micro_batch_size: Frames at once.
-        **kwargs: As of the pipeline's call, e.g. `num_inference_steps`, `guidance_scale`, `output_size`.
+        **kwargs: As of the pipeline's call, e.g. `num_inference_steps`, `guidance_scale`, `output_size`. A callback's
+            code, and numbers and texts that it holds under public names, are settings: frames made with others are
+            not taken.
 
     Yields:
         The paths of all frames in their order, each once its picture is on the disk; no more after a callback has set
@@ -143,6 +145,7 @@ def render_sequence(
             as the pipeline.
         TypeError: `poses` are `PoseFeatures`, or as the pipeline.
         OSError: A frame cannot be written.
+        RuntimeError: Another call uses the pipeline or its scheduler at the same moment.
     """
     if isinstance(poses, PoseFeatures):
         raise TypeError(
@@ -422,16 +425,14 @@ def _describe(value: Any) -> str:
     if isinstance(value, partial):
         return f"partial {_describe([value.func, value.args, value.keywords])}"
     name = f"{type(value).__module__}.{type(value).__qualname__}"  # not its text, which may differ from run to run
-    if not callable(value) or isinstance(value, (DiffusionPipeline, torch.nn.Module)):
+    if isinstance(value, (DiffusionPipeline, torch.nn.Module)):
         return name
-    # A callback: what it does, and the numbers and texts that it was made with.
+    # A callback, or whose method it is: what it does, and the numbers and texts that it was made with.
     kept: Any = dict(value.config) if isinstance(value, PipelineCallback) else getattr(value, "__dict__", {})
-    facts: list[Any] = [
-        {key: one for key, one in kept.items() if one is None or isinstance(one, (bool, int, float, str))}
-    ]
-    functions = [getattr(type(value), method, None) for method in ("__call__", "callback_fn")]
-    facts += [one for one in functions if isinstance(one, FunctionType)]
-    return f"{name} {_describe([*facts, *getattr(value, 'callbacks', ())])}"
+    facts = {key: one for key, one in kept.items() if key[:1] != "_" and isinstance(one, (bool, int, float, str))}
+    methods = [getattr(type(value), method, None) for method in ("__call__", "callback_fn")]
+    codes = [_describe_code(one.__code__) for one in methods if isinstance(one, FunctionType)]
+    return f"{name} {codes} {_describe([facts, *getattr(value, 'callbacks', ())])}"
 
 
 def _describe_code(code: CodeType) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import weakref
 
 import numpy as np
@@ -15,7 +16,6 @@ from testing_utils import tiny_pipeline
 
 import diffusers_cfld
 from diffusers_cfld import CFLDPipeline, Keypoints
-from diffusers_cfld.cli import generate as generate_module
 from diffusers_cfld.cli import main, pose_options
 from diffusers_cfld.cli.running import open_image
 from diffusers_cfld.small_model import SMALL_MODEL
@@ -116,8 +116,22 @@ def test_a_call_that_fails_before_the_first_picture_leaves_the_record(folder, tm
     first.write_bytes(b"kept")
     second.unlink()
     assert generate(folder, "--model", str(tmp_path / "nowhere"), **arguments) == 1
+    assert generate(folder, "--background", "purpel", **arguments) == 1
+    assert generate(folder, "--height", "100", **arguments) == 1
     assert generate(folder, "--resume", **arguments) == 0
     assert first.read_bytes() == b"kept"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_photo_may_come_through_a_pipe(folder, tmp_path):
+    """As `--image <(curl ...)` of shells, which can be read once."""
+    assert generate(folder, output=tmp_path / "file.png") == 0
+    os.mkfifo(tmp_path / "photo.png")
+    writer = threading.Thread(target=(tmp_path / "photo.png").write_bytes, args=((folder / "a.png").read_bytes(),))
+    writer.start()
+    assert generate(folder, images=(tmp_path / "photo.png",), output=tmp_path / "pipe.png") == 0
+    writer.join()
+    assert np.array_equal(pixels(tmp_path / "pipe.png"), pixels(tmp_path / "file.png"))
 
 
 def test_resume_refuses_other_weights_under_the_same_name(folder, tmp_path, capsys):
@@ -277,8 +291,7 @@ def test_photos_are_not_kept_while_others_are_made(folder, tmp_path, monkeypatch
         most.append(sum(one() is not None for one in opened))
         return picture
 
-    for module in (generate_module, pose_options):
-        monkeypatch.setattr(module, "open_image", open_one)
+    monkeypatch.setattr(pose_options, "open_image", open_one)
     images = ("a.png", "b.png") * 3
     assert generate(folder, "--batch-size", "2", images=images, output=tmp_path / "out.png") == 0
     assert len(opened) == 3 * 6  # to read it, to choose its frame, to use it

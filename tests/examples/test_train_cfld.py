@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from diffusers import StableDiffusionPipeline
 from example_scripts import EXAMPLES, load_example
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from miniature_sets import NAMES, columns, save_picture, write_lists
 from PIL import Image
@@ -293,6 +295,42 @@ def test_lora_instead_of_keys_and_values(script, start, data, tmp_path):
     again = sample(CFLDPipeline(**{**pipe.components, **started}))
     torch.testing.assert_close(again, with_lora, atol=1e-4, rtol=1e-4)
     assert not any("lora" in name for name, _ in started["unet"].named_parameters())
+
+    # A pipeline that needs none is not left beside it.
+    for checkpoint in output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    AcceleratorState._reset_state(True)
+    train(script, start, data, output)
+    assert not (output / "pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("is_there", [True, False, None])
+def test_a_lora_on_the_hub_belongs_to_its_pipeline(script, monkeypatch, tmp_path, caplog, is_there):
+    """None: the Hub cannot be asked."""
+    loaded = []
+
+    class Pipeline:
+        def load_lora_weights(self, folder, weight_name):
+            loaded.append((folder, weight_name))
+
+        def fuse_lora(self):
+            loaded.append("fused")
+
+        def unload_lora_weights(self):
+            loaded.append("unloaded")
+
+    def download(name, file, revision):
+        if not is_there:
+            error = LocalEntryNotFoundError if is_there is None else EntryNotFoundError
+            raise error(f"{file} of {name}")
+        (tmp_path / file).touch()
+        return str(tmp_path / file)
+
+    PartialState()  # the logger asks for it
+    monkeypatch.setattr(script, "hf_hub_download", download)
+    script.fuse_lora(Pipeline(), "me/mine", None)
+    assert loaded == ([(str(tmp_path), script.LORA_FILE), "fused", "unloaded"] if is_there else [])
+    assert ("cannot be asked whether" in caplog.text) == (is_there is None)
 
 
 def test_bfloat16_trains_float32_weights(script, start, data, tmp_path):
@@ -612,7 +650,7 @@ def test_what_a_resumed_run_changes_is_told(script, start, more_data, tmp_path, 
     train(script, start, more_data, tmp_path / "out", *options, batch=1, steps=4)
     assert "has no averages: --use_ema begins them anew" in caplog.text
     assert "other pairs come next" in caplog.text
-    assert "It is now of epoch 0, not 1, by which the rate falls" in caplog.text
+    assert "It is now of epoch 0, not 1." in caplog.text
     saved, trained = CFLDPipeline.from_pretrained(tmp_path / "out"), trained_weights(tmp_path / "out" / "checkpoint-4")
     name = "pose_adapter.conv_in.weight"
     assert torch.equal(saved.pose_adapter.conv_in.weight, trained[name])

@@ -78,6 +78,7 @@ def test_unreadable_pictures_are_known_in_another_folder_and_mended(vae, moments
     assert moved.unreadable == {names["moved"][1]: "is broken"}
     with pytest.raises(KeyError):
         moved.mend(names["moved"][0], moments[:1])
+    assert not moved(names["moved"][:1]).any()
     moved.mend(names["moved"][1], moments[1:2])
     again = LatentCache(tmp_path / "latents", names["data"], vae, SIZE)
     assert again.unreadable == {}
@@ -143,6 +144,16 @@ def test_a_disk_that_is_away_leaves_the_cache(vae, moments, tmp_path):
     assert cache.num_encoded == 2
     cache.append(moments[2:])
     assert torch.equal(LatentCache(tmp_path / "latents", names, vae, SIZE)(names), moments)
+    # What came only for its turn is known from then on.
+    (tmp_path / "others").mkdir()
+    others = [str(tmp_path / "others" / name) for name in NAMES]
+    cache = LatentCache(tmp_path / "more", others, vae, SIZE)
+    for name in others:
+        Path(name).write_bytes(b"a picture")
+    cache.append(moments)
+    Path(others[2]).write_bytes(b"another picture")
+    with pytest.raises(ValueError, match="caches the latents of other pictures"):
+        LatentCache(tmp_path / "more", others, vae, SIZE)
 
 
 def test_moments_without_a_state_are_not_believed(vae, moments, tmp_path):

@@ -7,13 +7,14 @@ import logging
 from pathlib import Path
 
 from .pose_options import (
+    SourcePhotos,
     add_pose_options,
     bring_into_frame,
     check_source_options,
+    crop_source,
     fit_sources,
     load_estimator,
     naming_options,
-    open_source,
 )
 from .running import (
     add_model_options,
@@ -21,7 +22,6 @@ from .running import (
     check_at_least,
     check_seed,
     load_pipeline,
-    open_image,
     output_size,
     sampling_arguments,
 )
@@ -116,14 +116,15 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--frames is for an --output in .gif or .mp4; {args.output!r} is a folder of frames.")
         frames_dir = output
 
-    open_image(args.image)  # before the model is loaded
+    photos = SourcePhotos([args.image])
+    photo = photos[0]
     frame = tuple(args.pose_frame) if args.pose_frame else None
     with naming_options():
         poses = load_pose_sequence(args.poses, frame, args.pose_person)
     estimator = load_estimator(args)
     check_source_options(args, 1, estimator)
     pipe = load_pipeline(args)
-    ((photo_frame, source_pose),) = fit_sources(args, [args.image], estimator, pipe)
+    ((photo_frame, source_pose),) = fit_sources(args, photos, estimator, pipe)
     body = source_pose if args.align else None
     poses = bring_into_frame(poses, pipe) if body is None else align_pose(poses, body)
     sampling["output_size"] = output_size(pipe, args)
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         pipe,
         poses,
         frames_dir,
-        image=open_source(args, args.image, photo_frame),
+        image=crop_source(args, photo, photo_frame),
         seed=args.seed,
         shared_noise=args.shared_noise,
         micro_batch_size=args.batch_size,

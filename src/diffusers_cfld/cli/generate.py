@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 from .._version import __version__
 from ..file_writing import write_file
 from .pose_options import (
+    SourcePhotos,
     add_pose_options,
     add_target_options,
     bring_into_frame,
     check_source_options,
     check_target_options,
+    crop_source,
     fit_sources,
     load_estimator,
-    open_source,
     read_target,
 )
 from .running import (
@@ -30,7 +31,6 @@ from .running import (
     check_picture_name,
     check_seed,
     load_pipeline,
-    open_image,
     output_size,
     sampling_arguments,
     save_image,
@@ -106,13 +106,14 @@ def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
     sampling = sampling_arguments(args)
     # Cheap to read and likely to be wrong: before the model is loaded.
-    photos = _digest_photos(args.image)
+    photos = SourcePhotos(args.image)
+    digest = _digest_photos(photos)
     estimator = load_estimator(args)
     check_source_options(args, len(args.image), estimator)
     targets = [read_target(args, path, estimator) for path in args.pose]
     num_pairs = max(len(args.image), len(targets))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
-    record = _Record(args, photos, targets, outputs)
+    record = _Record(args, digest, targets, outputs)
     batches = []
     for start in range(0, num_pairs, args.batch_size):
         pairs = range(start, min(start + args.batch_size, num_pairs))
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
     pipe = load_pipeline(args)
     record.check_weights(pipe)
-    fitted = fit_sources(args, args.image, estimator, pipe)
+    fitted = fit_sources(args, photos, estimator, pipe)
     if args.align:
         bodies = [body for _, body in fitted if body is not None] * (num_pairs if len(fitted) == 1 else 1)
         targets = targets * (num_pairs if len(targets) == 1 else 1)
@@ -134,13 +135,12 @@ def run(args: argparse.Namespace) -> int:
         poses = [bring_into_frame([target], pipe, path)[0] for target, path in zip(targets, args.pose, strict=True)]
     sampling["output_size"] = output_size(pipe, args)
     # One source for all poses, or one pose for all sources, is encoded once.
-    sources = [(path, frame) for path, (frame, _) in zip(args.image, fitted, strict=True)]
-    appearance = pipe.encode_appearance(open_source(args, *sources[0])) if len(sources) == 1 else None
+    frames = [frame for frame, _ in fitted]
+    appearance = pipe.encode_appearance(crop_source(args, photos[0], frames[0])) if len(photos) == 1 else None
     pose_features = pipe.encode_pose(poses[0]) if len(poses) == 1 else None
-    record.begin()
     for pairs, paths in batches:
         (pictures,) = pipe(
-            image=None if appearance is not None else [open_source(args, *sources[i]) for i in pairs],
+            image=None if appearance is not None else [crop_source(args, photos[i], frames[i]) for i in pairs],
             pose=pose_features if pose_features is not None else [poses[i] for i in pairs],
             appearance=appearance,
             num_images_per_prompt=args.num_images,
@@ -148,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
             return_dict=False,
             **sampling,
         )
+        record.begin()
         for image, path in zip(pictures, paths, strict=True):
             save_image(image, path)
             logger.info("%s", path)
@@ -161,7 +162,7 @@ class _Record:
     def __init__(
         self,
         args: argparse.Namespace,
-        photos: bytes,
+        photos: bytes,  # their digest
         targets: Sequence[Keypoints],
         outputs: Sequence[Path],
     ) -> None:
@@ -218,11 +219,9 @@ class _Record:
             write_file(self._file, json.dumps(content).encode())
 
 
-def _digest_photos(paths: Sequence[str]) -> bytes:
-    """One at a time, however many there are."""
+def _digest_photos(photos: SourcePhotos) -> bytes:
     digest = hashlib.sha256()
-    for path in paths:
-        photo = open_image(path)
+    for photo in photos:
         digest.update(f"{photo.mode} {photo.size}".encode() + photo.tobytes())
     return digest.digest()
 

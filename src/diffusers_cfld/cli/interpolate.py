@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from .pose_options import (
+    SourcePhotos,
     add_pose_options,
     add_target_options,
     bring_into_frame,
     check_source_options,
     check_target_options,
+    crop_source,
     fit_sources,
     load_estimator,
-    open_source,
     read_target,
 )
 from .running import (
@@ -25,7 +26,6 @@ from .running import (
     check_picture_name,
     check_seed,
     load_pipeline,
-    open_image,
     output_size,
     sampling_arguments,
     save_image,
@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
     check_seed(args.seed)
     check_picture_name(args.output)
     check_at_least(args, frames=2, batch_size=1)
-    for path in args.image:
-        open_image(path)  # before the model is loaded
+    photos = SourcePhotos(args.image)
+    first, second = photos
     estimator = load_estimator(args)
     check_source_options(args, len(args.image), estimator)
     check_target_options(args, [args.pose])
@@ -102,12 +102,12 @@ def run(args: argparse.Namespace) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
 
     pipe = load_pipeline(args)
-    (first_frame, first_pose), (second_frame, _) = fit_sources(args, args.image, estimator, pipe)
+    (first_frame, first_pose), (second_frame, _) = fit_sources(args, photos, estimator, pipe)
     if args.align and first_pose is not None:
         pose = align_pose(pose, first_pose)
     else:
         (pose,) = bring_into_frame([pose], pipe, args.pose)
-    first, second = open_source(args, args.image[0], first_frame), open_source(args, args.image[1], second_frame)
+    first, second = crop_source(args, first, first_frame), crop_source(args, second, second_frame)
     ends = pipe.encode_appearance(first), pipe.encode_appearance(second)
     weights = [number / (args.frames - 1) for number in range(args.frames)]
     between = Appearance.cat(

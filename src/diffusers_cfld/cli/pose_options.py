@@ -231,8 +231,12 @@ def check_source_options(args: argparse.Namespace, num_images: int, estimator: P
         estimator: As of [`fit_sources`].
 
     Raises:
-        ValueError: The options do not go together.
+        ValueError: The options do not go together, or `--background` is no colour.
     """
+    from ..photo_fitting import parse_color
+
+    if args.background is not None:
+        parse_color(args.background)
     if args.source_pose and args.source_box:
         raise ValueError("--source-pose and --source-box both say where the person is: leave one out.")
     if args.source_pose and len(args.source_pose) != num_images:
@@ -248,19 +252,42 @@ def check_source_options(args: argparse.Namespace, num_images: int, estimator: P
             raise ValueError(f"--{name.replace('_', '-')} needs --source-pose.")
 
 
+class SourcePhotos(Sequence["PIL.Image.Image"]):
+    """The source photos; more than two of them are not kept in memory, but opened anew each time.
+
+    Args:
+        paths: Their files.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+        self._kept: dict[int, PIL.Image.Image] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> PIL.Image.Image:  # type: ignore[override]
+        if number in self._kept:
+            return self._kept[number]
+        photo = open_image(self.paths[number])
+        if len(self) <= 2:
+            self._kept[number] = photo
+        return photo
+
+
 def fit_sources(
-    args: argparse.Namespace, paths: Sequence[str], estimator: PoseEstimator | None, pipe: CFLDPipeline
+    args: argparse.Namespace, photos: SourcePhotos, estimator: PoseEstimator | None, pipe: CFLDPipeline
 ) -> list[tuple[PhotoFrame, Keypoints | None]]:
     """Choose the part of each source photo that the model is to see, as the options say.
 
     Args:
         args: Parsed options of [`add_pose_options`].
-        paths: The photos' files, which are opened one at a time.
+        photos: The photos.
         estimator: Finds the person where no option says where they are, if the photo's shape or `--align` asks for it.
         pipe: The model, whose photos' shape it is.
 
     Returns:
-        For each photo the frame, for [`open_source`], and the person's pose in it if it is known.
+        For each photo the frame, for [`crop_source`], and the person's pose in it if it is known.
 
     Raises:
         OSError: A photo cannot be read or a pose file is not there.
@@ -272,8 +299,8 @@ def fit_sources(
 
     shape = pipe.photo_shape or FIELD_FRAME
     fitted: list[tuple[PhotoFrame, Keypoints | None]] = []
-    for number, path in enumerate(paths):
-        image = open_image(path)
+    for number, path in enumerate(photos.paths):
+        image = photos[number]
         size = (image.height, image.width)
         keypoints = None
         has_frame = pipe.source_image_processor.is_framed(size)
@@ -306,22 +333,17 @@ def fit_sources(
     return fitted
 
 
-def open_source(args: argparse.Namespace, path: str, frame: PhotoFrame) -> PIL.Image.Image:
-    """Open a source photo as the model is to see it.
+def crop_source(args: argparse.Namespace, image: PIL.Image.Image, frame: PhotoFrame) -> PIL.Image.Image:
+    """Cut out of a source photo what the model is to see.
 
     Args:
         args: Parsed options of [`add_pose_options`].
-        path: Its file.
+        image: The photo.
         frame: From [`fit_sources`].
 
     Returns:
         The photo, cropped and padded to the frame.
-
-    Raises:
-        OSError: The photo cannot be read.
-        ValueError: `--background` is no colour.
     """
-    image = open_image(path)
     return image if frame.is_whole_photo and args.background is None else frame.crop(image, args.background)
 
 

@@ -178,11 +178,11 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
             model, dtype=dtype, local_files_only=args.local_files_only, **options
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        names = sorted(name for name in find_variants(model) if name is not None)
-        if names and args.variant is None and None not in find_variants(model):
+        found = find_variants(model) if "variant" not in options else {None}
+        if found and None not in found:
+            names = " or ".join(sorted(map(str, found)))
             raise OSError(
-                f"--model names {model!r}, which has its weights in a variant only: pass --variant "
-                f"{' or '.join(names)}."
+                f"--model names {model!r}, which has its weights in a variant only: pass --variant {names}."
             ) from error
         # diffusers keeps the reason of a failed download in the cause.
         raise OSError(f"--model names {model!r}, which cannot be loaded: {error.__cause__ or error}") from error

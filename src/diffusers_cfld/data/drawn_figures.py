@@ -157,7 +157,7 @@ class DrawnFigures:
                 pictures of each stay what they are, and so do the names of the files.
 
         Returns:
-            Figures of these people.
+            Figures of these people; `first_identity` is the least of their numbers.
 
         Raises:
             IndexError: There is no such person.
@@ -187,7 +187,7 @@ class DrawnFigures:
             "seed": self.seed,
             "first_identity": self.first_identity,
         }
-        return settings | ({"numbers": self._numbers} if self._is_selection else {})
+        return settings | ({"numbers": list(self._numbers)} if self._is_selection else {})
 
     def identity(self, identity: int) -> DrawnIdentity:
         """Make up one of the people.
@@ -362,11 +362,11 @@ class DrawnFigures:
         write_file(file, json.dumps(settings, indent=2).encode() + b"\n")
 
     def __repr__(self) -> str:
-        figures = (
+        numbers = f", numbers={reprlib.repr(self._numbers)}" if self._is_selection else ""
+        return (
             f"DrawnFigures(num_identities={self.num_identities}, poses_per_identity={self.poses_per_identity}, "
-            f"size={self.size}, seed={self.seed}, first_identity={self.first_identity})"
+            f"size={self.size}, seed={self.seed}, first_identity={self.first_identity}{numbers})"
         )
-        return f"{figures}.select({reprlib.repr(self._numbers)})" if self._is_selection else figures
 
 
 def _keypoints_to_dict(keypoints: Keypoints) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def guidance_pictures(
         ValueError: An argument does not apply, a step is not among the steps, a guidance scale leaves a branch out (0,
             or 1 for the pose), the scheduler does not tell steps or noise in the usual way, the call makes more than
             one picture, or as the pipeline.
+        RuntimeError: Another call uses the pipeline or its scheduler at the same moment.
     """
     foreign = sorted({"guidance_rescale", "timesteps", "sigmas", "output_type", "return_dict"} & kwargs.keys())
     if foreign:

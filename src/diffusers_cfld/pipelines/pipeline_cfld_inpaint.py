@@ -75,7 +75,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
         self,
         image: PIL.Image.Image | np.ndarray | torch.Tensor | None = None,
         mask_image: Any = None,
-        source_image: PipelineImageInput | None = None,
+        source_image: PipelineImageInput | Appearance | None = None,
         pose: Any = None,
         strength: float = 1.0,
         feather: float = 4.0,
@@ -112,7 +112,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
                 soft; a PIL image, an array (H, W) or a tensor (H, W), floats in [0, 1], booleans, or 8 bits (of 0 to
                 255, or labels of 0 and 1). For several regions a list of masks.
             source_image: As `image` of [`CFLDPipeline`]: the photo whose appearance the region takes, for several
-                regions a list with one each.
+                regions a list with one each; or an [`Appearance`].
             pose: The reference's own pose, measured on it, in any form of [`CFLDPipeline`]; with
                 `pipe.pose_estimator` it may be left out, and is then found in the reference.
             strength: In (0, 1]: how much of the denoising is done. 1 makes the region anew, less begins from the
@@ -148,6 +148,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
             TypeError: An input is of none of the accepted types.
             ValueError: A mask is empty or of another shape than the reference, there are not as many sources as masks,
                 or an argument is missing or out of range.
+            RuntimeError: Another call uses the pipeline, its scheduler or its U-Net at the same moment.
 
         Examples:
             ```py

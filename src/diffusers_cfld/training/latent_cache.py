@@ -113,6 +113,8 @@ class LatentCache:
         stop = self.num_encoded + moments.shape[0]
         self._moments[self.num_encoded : stop] = moments.float().cpu().numpy()
         self._moments.flush()
+        # Some may have come since they were measured.
+        self._note_sizes(list(self.rows)[self.num_encoded : stop])
         self.num_encoded = stop
         self.unreadable.update(unreadable or {})
         self._write_state()
@@ -127,12 +129,12 @@ class LatentCache:
         Raises:
             KeyError: It is not one of them.
         """
+        if name not in self.unreadable:
+            raise KeyError(name)
         row = self.rows[name]
         self._moments[row] = moments[0].float().cpu().numpy()
         self._moments.flush()
-        sizes = np.load(self.folder / _SIZES_FILE)
-        sizes[row] = _measure([name])[0]
-        self._write_sizes(sizes)
+        self._note_sizes([name])
         del self.unreadable[name]
         self._write_state()
 
@@ -173,13 +175,20 @@ class LatentCache:
             is_changed = np.array([True])
         if is_changed.any():
             raise ValueError(
-                f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE, or "
-                "has lost a file: delete it or name another folder."
+                f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE, has "
+                "lost a file, or was written by another version: delete it or name another folder."
             )
         # By row, since the names may have another folder now.
         self.unreadable = {names[int(row)]: reason for row, reason in unreadable.items()}
         if self.num_encoded < len(names):
             self._write_sizes(np.concatenate([known[: self.num_encoded], sizes[self.num_encoded :]]))
+
+    def _note_sizes(self, names: list[str]) -> None:
+        known = np.load(self.folder / _SIZES_FILE)
+        sizes = known.copy()
+        sizes[[self.rows[name] for name in names]] = _measure(names)
+        if (sizes != known).any():
+            self._write_sizes(sizes)
 
     def _write_sizes(self, sizes: npt.NDArray[np.int64]) -> None:
         content = io.BytesIO()
