@@ -30,6 +30,7 @@ from diffusers_cfld import Keypoints
 from diffusers_cfld.data import PosePair, PosePairDataset, collate_pose_pairs, init_worker
 
 NUM_PICTURES = 32
+BATCH = 4
 
 
 class PublishedWay(Dataset[dict[str, Any]]):
@@ -73,12 +74,13 @@ def write_pictures(folder: Path) -> list[str]:
 
 
 def read_all(dataset: Dataset[dict[str, Any]], workers: int) -> float:
-    """Read every item once; returns seconds, without the workers' start."""
+    """Read every item once; returns seconds, without the workers' start and their first batches."""
     loader = DataLoader(
-        dataset, batch_size=4, num_workers=workers, collate_fn=collate_pose_pairs, worker_init_fn=init_worker
+        dataset, batch_size=BATCH, num_workers=workers, collate_fn=collate_pose_pairs, worker_init_fn=init_worker
     )
     batches = iter(loader)
-    next(batches)
+    for _ in range(max(1, workers)):
+        next(batches)
     start = time.perf_counter()
     for _ in batches:
         pass
@@ -92,6 +94,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    count = args.items - BATCH * max(1, args.workers)
+    if count <= 0:
+        parser.error(f"--items must be more than the {args.items - count} with which the workers begin.")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_pictures(Path(folder))
@@ -114,7 +119,6 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, dataset in datasets.items():
                 seconds[name].append(read_all(dataset, args.workers))
-    count = args.items - 4
     rates = {name: count / statistics.median(times) / max(1, args.workers) for name, times in seconds.items()}
     for name, rate in rates.items():
         print(f"{name:22} {rate:7.1f} items a second and worker ({rate / rates['published way']:.1f}x)")

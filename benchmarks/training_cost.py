@@ -21,6 +21,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -174,15 +176,38 @@ def count_operations(run: Callable[[], None]) -> float:
     return float(counter.get_total_flops())
 
 
-def count_kept(module: CFLDTrainingModule) -> float:
-    """Most bytes of a pair that autograd holds at once, in mixed precision."""
-    peaks = []
+@contextmanager
+def measuring_blocks(unet: UNet2DConditionModel, kept: KeptTensors) -> Iterator[list[int]]:
+    """Bytes that each run of a ResNet or transformer block leaves for the backward; these are what is run again."""
+    begun: list[int] = []
+    taken: list[int] = []
+    hooks = []
+    for block in unet.modules():
+        if isinstance(block, (ResnetBlock2D, BasicTransformerBlock)):
+            hooks.append(block.register_forward_pre_hook(lambda *_: begun.append(kept.now)))
+            hooks.append(block.register_forward_hook(lambda *_: taken.append(kept.now - begun.pop())))
+    try:
+        yield taken
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def count_kept(module: CFLDTrainingModule) -> tuple[float, float]:
+    """Most bytes of a pair that autograd holds at once, in mixed precision, and those that the largest block takes.
+
+    With gradient checkpointing the first does not see what a block keeps when it is run again.
+    """
+    peaks, largest = [], []
     for pairs in (1, 2):
         kept = KeptTensors(parameters={parameter.untyped_storage()._cdata for parameter in module.parameters()})
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack), mixed_precision():
+        packing = torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack)
+        with packing, mixed_precision(), measuring_blocks(module.unet, kept) as taken:
             step(module, pairs)()
         peaks.append(kept.peak)
-    return peaks[1] - peaks[0]  # without what does not depend on the batch: the weights' copies in 16 bits
+        largest.append(max(taken))
+    # Without what does not depend on the batch: the weights' copies in 16 bits.
+    return peaks[1] - peaks[0], largest[1] - largest[0]
 
 
 def main() -> None:
@@ -204,10 +229,11 @@ def main() -> None:
         with torch.no_grad():
             picture = torch.empty(2, 3, 512, 512, device="meta")
             encoding = count_operations(lambda: vae.encode(picture))
-        kept = count_kept(module)
+        kept, block = count_kept(module)
         module.enable_gradient_checkpointing()
         models_again = count_operations(step(module, 1))
-        kept_checkpointed = count_kept(module)
+        # The largest blocks are the last, which are run again when all the others' inputs are still kept.
+        kept_checkpointed = count_kept(module)[0] + block
 
     total = (models + encoding) * PAIRS * EPOCHS
     print(f"Weights: {trained / 1e6:.1f} M train, {frozen / 1e6:.1f} M do not.")
@@ -221,9 +247,10 @@ def main() -> None:
     for name, (rate, memory) in GPUS.items():
         free = (memory - RESERVE) * GIB - fixed
         fits = [max(0, int(free // size)) for size in (kept, kept_checkpointed)]
-        factor = 1.0 if fits[0] else models_again / models
-        days = [seconds / (rate * 1e12 * args.utilization) / 86400 for seconds in (total, models * PAIRS * EPOCHS)]
-        print(f"| {name} | {fits[0]} | {fits[1]} | {days[0] * factor:.0f} | {days[1] * factor / 8:.1f} |")
+        computed = models if fits[0] else models_again
+        operations = [each * PAIRS * EPOCHS for each in (computed + encoding, computed)]
+        days = [number / (rate * 1e12 * args.utilization) / 86400 for number in operations]
+        print(f"| {name} | {fits[0]} | {fits[1]} | {days[0]:.0f} | {days[1] / 8:.1f} |")
 
 
 if __name__ == "__main__":

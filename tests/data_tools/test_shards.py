@@ -186,6 +186,20 @@ def test_other_pictures_under_the_same_names_are_written_anew(pairs, shards):
         assert (changed.read_bytes() in content) == (file.name in has_it)
 
 
+def test_other_pictures_are_noticed_beside_one_that_is_missing(pairs, tmp_path):
+    shards, missing, changed = tmp_path / "shards", Path(pairs[0].source), Path(pairs[1].source)
+    assert missing != changed
+    former = changed.read_bytes()
+    missing.unlink()
+    write_shards(pairs, shards, pairs_per_shard=len(pairs))
+    write_shards(pairs, shards, pairs_per_shard=len(pairs))  # which keeps what is known
+    save_picture(changed, 7, (40, 30))
+    write_shards(pairs, shards, pairs_per_shard=len(pairs))
+    (file,) = shards.glob("*.tar")
+    assert former not in file.read_bytes()
+    assert changed.read_bytes() in file.read_bytes()
+
+
 def test_a_mended_picture_goes_in_again(pairs, tmp_path, monkeypatch):
     whole = Path(pairs[1].source).read_bytes()
     Path(pairs[1].source).write_bytes(whole[:-30] + bytes(30))
@@ -399,6 +413,23 @@ def test_what_a_remote_file_system_raises_is_one_sentence(shards, monkeypatch):
         errors.append(ReadTimeout())
         assert not any(item["skipped"] for item in stream)
         assert not errors
+
+        # A connection that breaks again and again, but not twice at the same place.
+        really_read, broken = StreamedPosePairs._read_shard, []
+
+        def breaking(url, first, last, is_done):
+            for number, sample in enumerate(really_read(url, first, last, is_done)):
+                if number == 1:
+                    broken.append(url)
+                    raise ReadTimeout
+                yield sample
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StreamedPosePairs, "_read_shard", staticmethod(breaking))
+            items = list(StreamedPosePairs("memory://cfld-shards/", **SIZES, window=15))
+        assert len(broken) > 8
+        assert not any(item["skipped"] for item in items)
+        assert len(items) == 15
     finally:
         memory.rm("/cfld-shards", recursive=True)
 

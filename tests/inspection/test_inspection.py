@@ -154,6 +154,22 @@ def test_a_callback_that_changes_the_guidance_splits_no_run(pipe):
     assert recorder._counts[recorder.layer_names[0]] == [3]
 
 
+def test_a_run_that_begins_without_the_appearance_is_one_of_its_own(pipe):
+    """Its first steps have no full branch, and nothing of them is recorded."""
+
+    def begin(pipe, step, timestep, tensors):
+        pipe._appearance_guidance_scale = 2.0
+        return {}
+
+    options = {"pose_guidance_scale": 2.0, "appearance_guidance_scale": 0.0, "callback_on_step_end": begin}
+    with record_attention(pipe) as recorder:
+        call(pipe, guidance_scale=2.0, num_inference_steps=3)
+        alone = recorder.mean_maps()
+        call(pipe, num_inference_steps=3, **options)
+    assert len(recorder.mean_maps()) == 2
+    assert torch.equal(recorder.mean_maps()[:1], alone)
+
+
 def test_an_inversion_is_one_run(pipe):
     picture = PIL.Image.new("RGB", (88, 128), "red")
     with record_attention(pipe) as recorder:

@@ -31,6 +31,7 @@ SHARD_INDEX = "shards.json"
 """The file that says which shards there are and how many pairs each has."""
 
 _FORMAT_VERSION = 1
+_AWAY = "-"  # in the place of a mark
 _ORDER_STREAM = 2  # first entry of the seed sequence
 _SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}
 
@@ -96,7 +97,7 @@ def write_shards(
     for number, first in enumerate(range(0, len(pairs), pairs_per_shard)):
         name = _shard_name(number)
         numbered = [(key, pairs[key]) for key in order[first : first + pairs_per_shard].tolist()]
-        pictures = _digest_pictures(numbered)
+        pictures = _measure_pictures(numbered)
         has_mended = any(image in mended for _, pair in numbered for image in (pair.source, pair.target))
         if name not in finished or has_mended or not _is_there(folder / name, finished[name], pictures):
             _forget_bytes(skipped, numbered)
@@ -112,8 +113,8 @@ def write_shards(
             index |= {"shards": [finished[key] for key in sorted(finished)], "skipped": left_out}
             _write_index(folder, index)
             logger.info("Wrote '%s', %d pairs.", folder / name, count)
-        elif pictures is not None:
-            finished[name].setdefault("pictures", pictures)  # not in the index of former versions
+        else:
+            finished[name]["pictures"] = _merge(finished[name].get("pictures"), pictures)
         num_pairs += finished[name]["num_pairs"]
     if not num_pairs:
         raise UnreadableDataError.after([(path, skipped.reason(path)) for path in skipped])
@@ -179,31 +180,39 @@ def _forget_bytes(skipped: SkipReport, numbered_pairs: Sequence[tuple[int, PoseP
         skipped.load_state_dict({"files": files})
 
 
-def _digest_pictures(numbered_pairs: Sequence[tuple[int, PosePair]]) -> str | None:
-    """Return a digest by which other pictures under the same names are known: sizes of files, content of bytes.
+def _measure_pictures(numbered_pairs: Sequence[tuple[int, PosePair]]) -> str:
+    """Return marks by which other pictures under the same names are known: sizes of files, digests of bytes.
 
-    None where a file is away: what has been written of it is still good.
+    One for each picture of each pair, with spaces between. It is "-" where a file is away: what has been written of it
+    is still good.
     """
-    digest = hashlib.sha256()
+    marks = []
     for _, pair in numbered_pairs:
         for image in (pair.source, pair.target):
-            if isinstance(image, bytes):
-                digest.update(hashlib.sha256(image).digest())
-                continue
             try:
-                digest.update(f"{os.path.getsize(image)} ".encode())
+                size = hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else str(os.path.getsize(image))
             except OSError:
-                return None
-    return digest.hexdigest()
+                size = _AWAY
+            marks.append(size)
+    return " ".join(marks)
+
+
+def _merge(before: str | None, now: str) -> str:
+    """Return the marks with those before where a picture is away now; `now` where there are none of this form."""
+    old, new = (before or "").split(), now.split()
+    if len(old) != len(new):
+        return now
+    return " ".join(past if mark == _AWAY else mark for past, mark in zip(old, new, strict=True))
 
 
 def _shard_name(number: int) -> str:
     return f"pairs-{number:06d}.tar"
 
 
-def _is_there(file: Path, shard: dict[str, Any], pictures: str | None) -> bool:
-    before = shard.get("pictures")
-    if None not in (before, pictures) and before != pictures:
+def _is_there(file: Path, shard: dict[str, Any], pictures: str) -> bool:
+    old, new = (shard.get("pictures") or "").split(), pictures.split()
+    # Former versions noted nothing, or something else.
+    if len(old) == len(new) and any(a != b and _AWAY not in (a, b) for a, b in zip(old, new, strict=True)):
         return False
     if not shard["num_pairs"]:
         return True

@@ -289,7 +289,7 @@ class StreamedPosePairs(IterableDataset[dict[str, Any]]):
         offset = 0
         for name, count in shards:
             url = f"{self.root}/{name}"
-            failures = 0
+            failures, reached = 0, offset
             while offset < len(is_done):
                 first = (row + offset) % count
                 last = min(count, first + len(is_done) - offset)
@@ -304,7 +304,8 @@ class StreamedPosePairs(IterableDataset[dict[str, Any]]):
                     # What a remote file system raises is its own affair.
                     if "://" not in url and not isinstance(error, (OSError, EOFError, tarfile.TarError)):
                         raise
-                    failures += 1
+                    # What was read since makes it another failure, not the same once more.
+                    failures, reached = (1 if offset > reached else failures + 1), offset
                     if "://" in url and failures < _NETWORK_TRIES:
                         time.sleep(failures)
                         continue

@@ -80,6 +80,7 @@ class AttentionRecorder:
         self._num_evaluations = 0
         self._timestep = math.inf
         self._call: tuple[Any, ...] = ()
+        self._unbegun: set[str] = set()  # layers of which the present run has nothing yet
         # By layer, one tensor per run of the pipeline; with micro-batches a call is several.
         self._sums: dict[str, list[torch.Tensor]] = {name: [] for name in layer_names}
         self._counts: dict[str, list[int]] = {name: [] for name in layer_names}
@@ -135,9 +136,11 @@ class AttentionRecorder:
         pictures = (len(sample) // len(branches), *sample.shape[1:])
         call = (id(self._pipe.scheduler), self._pipe.num_timesteps, pictures)
         is_whole = self._num_evaluations in (0, self._pipe.num_timesteps)
-        self._is_new_run = has_turned or is_whole or call != self._call
+        is_new_run = has_turned or is_whole or call != self._call
+        if is_new_run:
+            self._unbegun = set(self.layer_names)
         self._call = call
-        self._num_evaluations = 1 if self._is_new_run else self._num_evaluations + 1
+        self._num_evaluations = 1 if is_new_run else self._num_evaluations + 1
         self._timestep = timestep
 
     def _watch_layer(self, attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str) -> None:
@@ -149,7 +152,8 @@ class AttentionRecorder:
         maps = probabilities.float().cpu().transpose(1, 2).contiguous()
         maps = maps.view(*maps.shape[:2], *self._layer_size(maps.shape[-1]))
         sums, counts = self._sums[name], self._counts[name]
-        if self._is_new_run or not sums:
+        if name in self._unbegun:
+            self._unbegun.remove(name)
             sums.append(torch.zeros_like(maps))
             counts.append(0)
         sums[-1] += maps
