@@ -192,9 +192,10 @@ def test_the_accent_of_checks_is_the_lighter_colour():
     assert all(sum(fabric.accent) >= sum(fabric.color) for fabric in checked)
 
 
-def test_the_example_in_the_documentation_works():
-    (example,) = (test for test in doctest.DocTestFinder().find(DrawnFigures, "DrawnFigures") if test.examples)
-    assert doctest.DocTestRunner().run(example).failed == 0
+def test_the_examples_in_the_documentation_work():
+    examples = [test for test in doctest.DocTestFinder().find(DrawnFigures, "DrawnFigures") if test.examples]
+    assert len(examples) == 2
+    assert all(doctest.DocTestRunner().run(example).failed == 0 for example in examples)
 
 
 # Keypoints ----------------------------------------------------------------------------------------------------------
