@@ -217,7 +217,7 @@ def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, p
         (["--pose", "pose.json", "--source-pose", "pose.json"], "a picture of 256x176 (height x width), which is not"),
         (["--pose", "pose.json", "--align", "--source-box", 0, 0, 9, 9], "and no --source-box"),
         (["--pose", "pose.json", "--source-box", 500, 0, 600, 10], "must lie on the photo of 90x150"),
-        (["--pose", "pose.json", "--background", "nothing"], "must be a colour"),
+        (["--pose", "pose.json", "--background", "nothing"], "--background must be a colour"),
         (["--pose", "pose.json", "--source-person", 1], "--source-person needs --source-pose"),
         (["--pose", "pose.json", "--source-frame", 9, 9], "--source-frame needs --source-pose"),
         (["--pose", "wide.png", "--pose-row", "a"], "--pose-row is for keypoint files, but --pose names pictures"),

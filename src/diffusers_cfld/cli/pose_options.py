@@ -236,7 +236,10 @@ def check_source_options(args: argparse.Namespace, num_images: int, estimator: P
     from ..photo_fitting import parse_color
 
     if args.background is not None:
-        parse_color(args.background)
+        try:
+            parse_color(args.background)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`background`", "--background")) from error
     if args.source_pose and args.source_box:
         raise ValueError("--source-pose and --source-box both say where the person is: leave one out.")
     if args.source_pose and len(args.source_pose) != num_images:
