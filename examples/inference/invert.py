@@ -16,6 +16,5 @@ cases = {
 results = [reconstruct(pipe, latents, output_size=(256, 176), **case).images[0] for case in cases.values()]
 pixels = pipe.image_processor.preprocess(picture, *pipe.target_size)
 decoded = pipe.image_processor.postprocess(pipe.vae(pixels).sample.detach())[0].resize(picture.size)  # the limit
-pictures, labels = [picture, decoded, results[0], other, *results[1:]], ["picture", "autoencoder alone", *cases]
-labels.insert(3, "other source")
-contact_sheet([pictures], [labels]).save("invert.png")
+labels = ["picture", "autoencoder alone", "reconstructed", "other source", "other appearance", "other pose"]
+contact_sheet([[picture, decoded, results[0], other, *results[1:]]], [labels]).save("invert.png")

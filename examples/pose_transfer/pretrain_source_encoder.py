@@ -20,7 +20,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +39,8 @@ from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity
 from diffusers_cfld.data.drawn_parts import PARTS, draw_parts
 from diffusers_cfld.data.drawn_people import DrawnPose, Pattern
 from diffusers_cfld.file_writing import ResumableArrays
-from diffusers_cfld.training import Muon
+from diffusers_cfld.script_errors import errors_as_one_sentence
+from diffusers_cfld.training import Muon, set_learning_rates
 
 CELL = 8  # pixels
 COLORS = ("skin", "hair", "upper", "upper_accent", "inner", "lower", "lower_accent", "shoe", "wall", "belt", "hat")
@@ -509,9 +509,7 @@ def main(args: argparse.Namespace) -> None:
         rates = scheduler.base_lrs
         accelerator.load_state(newest)
         # The rates are this command's, not the checkpoint's.
-        for group, rate, factor in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
-            group.update(lr=rate * factor(scheduler.last_epoch), initial_lr=rate)
-        scheduler.base_lrs = rates
+        set_learning_rates(optimizer, scheduler, rates)
     for step in range(first + 1, args.max_train_steps + 1):
         seed = np.random.SeedSequence([args.seed, step, accelerator.process_index]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
@@ -543,9 +541,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_one_sentence():
         main(parse_args())
-    except (OSError, ValueError) as error:
-        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error} (DIFFUSERS_CFLD_TRACEBACK=1 shows where)")

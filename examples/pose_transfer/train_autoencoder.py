@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,9 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+
+from diffusers_cfld.script_errors import errors_as_one_sentence
+from diffusers_cfld.training import set_learning_rates
 
 logger = logging.getLogger("train_autoencoder")
 
@@ -178,9 +180,7 @@ def main(args: argparse.Namespace) -> None:
     if args.resume_from_checkpoint and (checkpoint / "step.json").exists():
         accelerator.load_state(str(checkpoint))
         # The rate is this command's, not the checkpoint's.
-        factor = scheduler.scheduler.lr_lambdas[0](scheduler.scheduler.last_epoch)
-        optimizer.param_groups[0].update(lr=args.learning_rate * factor, initial_lr=args.learning_rate)
-        scheduler.scheduler.base_lrs = [args.learning_rate]
+        set_learning_rates(optimizer, scheduler.scheduler, [args.learning_rate])
         step = json.loads((checkpoint / "step.json").read_text())["step"]
         logger.info("Resuming at step %d.", step)
 
@@ -231,9 +231,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_one_sentence():
         main(parse_args())
-    except (OSError, ValueError) as error:
-        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error} (DIFFUSERS_CFLD_TRACEBACK=1 shows where)")

@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -56,6 +55,7 @@ from diffusers_cfld import (
     SwinImageEncoder,
     __version__,
 )
+from diffusers_cfld.conversion.model_card import output_size_option
 from diffusers_cfld.data import (
     SHARD_INDEX,
     PictureDataset,
@@ -69,7 +69,7 @@ from diffusers_cfld.data import (
     unique_images,
 )
 from diffusers_cfld.data.pair_transform import UnreadableImageError, read_photo
-from diffusers_cfld.sizes import unsquash_size
+from diffusers_cfld.script_errors import errors_as_one_sentence
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     AlignmentMaps,
@@ -91,6 +91,7 @@ from diffusers_cfld.training import (
     sample_latents,
     sample_pair_randomness,
     scaled_learning_rate,
+    set_learning_rates,
     trainable_parameters,
     uniform_timesteps,
 )
@@ -963,10 +964,9 @@ def load_checkpoint(
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     accelerator.load_state(str(folder))
     # Rates and the like are those of this run's options, which --scale_lr may have made others than the checkpoint's.
-    for group, options, factor in zip(optimizer.param_groups, groups, lr_scheduler.lr_lambdas, strict=True):
-        group.update({**options, "lr": options["initial_lr"] * factor(lr_scheduler.last_epoch)})
-    lr_scheduler.base_lrs = [options["initial_lr"] for options in groups]
-    lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+    for group, options in zip(optimizer.param_groups, groups, strict=True):
+        group.update(options)
+    set_learning_rates(optimizer, lr_scheduler, [options["initial_lr"] for options in groups])
     # A checkpoint stands between two steps, also one that was left in the middle of an accumulation.
     accelerator.step = state["step"] * args.gradient_accumulation_steps
     has_averages = (folder / "ema.safetensors").exists()
@@ -1210,8 +1210,9 @@ def main(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
         num_pairs = len(pairs)
-        for picture_maps in [*maps, *([loss_weights] if loss_weights is not None else [])]:
-            picture_maps.check(unique_images(pairs))
+        names = unique_images(pairs) if maps or loss_weights is not None else []
+        for picture_maps in (*maps, *([] if loss_weights is None else [loss_weights])):
+            picture_maps.find_rows(names)  # here, and not when a picture without maps has its turn
     metric = None
     if args.loss_metric == "pixel":
         metric = estimate_metric(accelerator, vae, pairs, image_size)
@@ -1364,7 +1365,8 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         module.eval()
         with averaged_weights(ema, trained):
-            save_pipeline(args, pipeline, repo_id, num_pairs, total_batch_size, step)
+            card = make_model_card(args, pipeline, repo_id, num_pairs, total_batch_size, step)
+            save_pipeline(args, pipeline, card, repo_id, step)
     accelerator.end_training()
 
 
@@ -1389,9 +1391,7 @@ def make_model_card(
     if args.unet_lora_rank:
         lora = f"`{LORA_FILE}` (rank {args.unet_lora_rank}) belongs to it."
         load_lora = f'\npipe.load_lora_weights("{location}")'
-    output_size = ""
-    if pipeline.photo_shape is not None:  # else nobody is stretched, or photos of many shapes are
-        output_size = f", output_size={unsquash_size(pipeline.target_size, pipeline.photo_shape)}"
+    output_size = output_size_option(pipeline.target_size, pipeline.photo_shape)
     options = {name: value for name, value in sorted(vars(args).items()) if name != "hub_token"}
     rows = "\n".join(f"| `{name}` | `{value}` |" for name, value in options.items())
     return ModelCard(
@@ -1426,12 +1426,7 @@ doing what they did not do: get the consent of whoever is in the photo and say t
 
 
 def save_pipeline(
-    args: argparse.Namespace,
-    pipeline: CFLDPipeline,
-    repo_id: str | None,
-    num_pairs: int,
-    total_batch_size: int,
-    num_steps: int,
+    args: argparse.Namespace, pipeline: CFLDPipeline, card: ModelCard, repo_id: str | None, num_steps: int
 ) -> None:
     """The final pipeline with its card, and with --unet_lora_rank the LoRA beside it."""
     output = Path(args.output_dir)
@@ -1451,7 +1446,7 @@ def save_pipeline(
     else:
         (output / LORA_FILE).unlink(missing_ok=True)  # of an earlier run, whose it would be taken for
     pipeline.save_pretrained(output)
-    make_model_card(args, pipeline, repo_id, num_pairs, total_batch_size, num_steps).save(output / "README.md")
+    card.save(output / "README.md")
     if repo_id is not None:
         upload_folder(
             repo_id=repo_id,
@@ -1466,9 +1461,5 @@ def save_pipeline(
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_one_sentence():
         main(parse_args())
-    except (OSError, ValueError) as error:
-        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error} (DIFFUSERS_CFLD_TRACEBACK=1 shows where)")

@@ -19,8 +19,6 @@ Interrupted, the same command goes on where it stopped.
 import argparse
 import json
 import multiprocessing
-import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -37,6 +35,7 @@ from diffusers_cfld.data.drawn_people import Color, Pattern
 from diffusers_cfld.data.figure_painting import trunk_axes
 from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
 from diffusers_cfld.file_writing import ResumableArrays, write_file
+from diffusers_cfld.script_errors import errors_as_one_sentence
 
 KINDS = ("wall", "skin", "hair", "upper", "upper_accent", "lower", "lower_accent", "shoe", "inner")
 GARMENTS = ("upper", "lower")
@@ -236,9 +235,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_one_sentence():
         main(parse_args())
-    except (OSError, ValueError) as error:
-        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error} (DIFFUSERS_CFLD_TRACEBACK=1 shows where)")

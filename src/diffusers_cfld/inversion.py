@@ -15,8 +15,8 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from diffusers.image_processor import PipelineImageInput
 
+from .pipelines.calling import claiming, plain_call
 from .pipelines.input_checks import check_numbers
-from .pipelines.plain_call import claiming, plain_call
 
 # What of a scheduler's configuration says how noise is added and what the U-Net predicts.
 _SCHEDULE = (

@@ -404,6 +404,17 @@ def _check_box(box: Box, photo_size: Size) -> FloatArray:
 
 
 def parse_color(color: Color) -> tuple[int, int, int]:
+    """Read the colour of a background.
+
+    Args:
+        color: As Pillow names colours, or red, green and blue from 0 to 255.
+
+    Returns:
+        Red, green and blue.
+
+    Raises:
+        ValueError: It is neither.
+    """
     if isinstance(color, str):
         try:
             return PIL.ImageColor.getcolor(color, "RGB")  # type: ignore[return-value]

@@ -26,8 +26,8 @@ from .file_writing import replacing, write_file
 from .keypoint_parsing import Size
 from .keypoints import Keypoints
 from .models.compilation import uncompiled
+from .pipelines.calling import plain_call
 from .pipelines.pipeline_output import PoseFeatures
-from .pipelines.plain_call import plain_call
 from .pose_estimation.base import read_pose_sequence
 
 if TYPE_CHECKING:

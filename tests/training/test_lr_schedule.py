@@ -7,6 +7,7 @@ from diffusers_cfld.training import (
     learning_rate_factor,
     learning_rate_lambda,
     scaled_learning_rate,
+    set_learning_rates,
 )
 
 
@@ -64,3 +65,18 @@ def test_errors():
         learning_rate_lambda(1, num_warmup_steps=-1)
     with pytest.raises(ValueError, match="`decay_epochs` must be ascending"):
         learning_rate_lambda(1, decay_epochs=(2, 1))
+
+
+def test_a_schedule_goes_on_at_other_rates():
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 4)
+    optimizer.step()
+    scheduler.step()
+    set_learning_rates(optimizer, scheduler, [8.0, 4.0])
+    assert scheduler.get_last_lr() == [group["lr"] for group in optimizer.param_groups] == [6.0, 3.0]
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [4.0, 2.0]
+    with pytest.raises(ValueError, match="one for each of 2 groups, got 1"):
+        set_learning_rates(optimizer, scheduler, [1.0])

@@ -63,6 +63,6 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match=r"does not name the picture 'b\.png'"):
         AlignmentMaps(tmp_path, tmp_path)([str(tmp_path / "b.png")])
     maps = AlignmentMaps(tmp_path, tmp_path)
-    maps.check([str(tmp_path / "a.png")])
+    assert maps.find_rows([str(tmp_path / "a.png")]) == [0]
     with pytest.raises(ValueError, match=r"names\.json' does not name the picture 'b\.png'"):
-        maps.check([str(tmp_path / name) for name in ("a.png", "b.png")])
+        maps.find_rows([str(tmp_path / name) for name in ("a.png", "b.png")])

@@ -107,13 +107,13 @@ def run(args: argparse.Namespace) -> int:
     sampling = sampling_arguments(args)
     # Cheap to read and likely to be wrong: before the model is loaded.
     photos = SourcePhotos(args.image)
-    digest = _digest_photos(photos)
+    photos_digest = _digest_photos(photos)
     estimator = load_estimator(args)
     check_source_options(args, len(args.image), estimator)
     targets = [read_target(args, path, estimator) for path in args.pose]
     num_pairs = max(len(args.image), len(targets))
     outputs = _output_paths(Path(args.output), num_pairs * args.num_images)
-    record = _Record(args, digest, targets, outputs)
+    record = _Record(args, photos_digest, targets, outputs)
     batches = []
     for start in range(0, num_pairs, args.batch_size):
         pairs = range(start, min(start + args.batch_size, num_pairs))
@@ -162,7 +162,7 @@ class _Record:
     def __init__(
         self,
         args: argparse.Namespace,
-        photos: bytes,  # their digest
+        photos_digest: bytes,
         targets: Sequence[Keypoints],
         outputs: Sequence[Path],
     ) -> None:
@@ -170,7 +170,7 @@ class _Record:
         self._file = output.with_name(f".{output.name}.json")
         self._done: list[str] = []
         self._is_kept = args.resume or len(outputs) > 1
-        self._made_from = _digest(args, photos, targets) if self._is_kept else ""
+        self._made_from = _digest(args, photos_digest, targets) if self._is_kept else ""
         self._weights: dict[str, str] = {}
         self._former_weights: dict[str, str] = {}
         if not args.resume:
@@ -226,8 +226,8 @@ def _digest_photos(photos: SourcePhotos) -> bytes:
     return digest.digest()
 
 
-def _digest(args: argparse.Namespace, photos: bytes, targets: Sequence[Keypoints]) -> str:
-    digest = hashlib.sha256(photos)
+def _digest(args: argparse.Namespace, photos_digest: bytes, targets: Sequence[Keypoints]) -> str:
+    digest = hashlib.sha256(photos_digest)
     for target in targets:
         digest.update(f"{target.size} {target.to_array().tolist()}".encode())
     for path in args.source_pose or ():

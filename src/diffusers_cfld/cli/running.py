@@ -145,7 +145,7 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
     import diffusers
     import torch
 
-    from ..pipelines.loading import find_variants
+    from ..pipelines.loading import find_only_variants
     from ..pipelines.pipeline_cfld import CFLDPipeline
     from ..small_model import SMALL_MODEL
 
@@ -178,11 +178,11 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
             model, dtype=dtype, local_files_only=args.local_files_only, **options
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        found = find_variants(model) if "variant" not in options else {None}
-        if found and None not in found:
-            names = " or ".join(sorted(map(str, found)))
+        names = [] if "variant" in options else find_only_variants(model)
+        if names:
             raise OSError(
-                f"--model names {model!r}, which has its weights in a variant only: pass --variant {names}."
+                f"--model names {model!r}, which has its weights in a variant only: pass --variant "
+                f"{' or '.join(names)}."
             ) from error
         # diffusers keeps the reason of a failed download in the cause.
         raise OSError(f"--model names {model!r}, which cannot be loaded: {error.__cause__ or error}") from error

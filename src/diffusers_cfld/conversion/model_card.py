@@ -62,6 +62,8 @@ image = pipe(image=photo, pose=keypoints, num_inference_steps=50, guidance_scale
 ```
 """
 
+_STRETCHED = " Without `output_size` people come out stretched, as the model sees them."
+
 _CONSENT = """\
 - The result shows a person's likeness doing what they did not do. Get the consent of whoever is in the photo, say that
   the image is synthetic, and do not use it to deceive, harass, undress or impersonate anyone, nor to identify people.
@@ -160,10 +162,10 @@ def create_model_card(
         tags=["diffusers", "diffusers-cfld", "pose-transfer", *(["stable-diffusion"] if base_model else [])],
         **of_base,
     )
-    shape_options, shape_line = _describe_shape(target_size, photo_shape)
+    shape_options = output_size_option(target_size, photo_shape)
     body = _BODY.format(
         shape_options=shape_options,
-        shape_line=shape_line,
+        shape_line=_STRETCHED if shape_options else "",
         origin="converted from a checkpoint in the published layout" if source_files else "saved",
         version=__version__,
         num_queries=num_queries,
@@ -201,12 +203,19 @@ def write_model_card(folder: str | Path, **facts: Any) -> Path:
     return path
 
 
-def _describe_shape(target_size: tuple[int, int], photo_shape: tuple[int, int] | None) -> tuple[str, str]:
-    """The option that gives results the photos' shape, and why; nothing where they have it or had many."""
+def output_size_option(target_size: tuple[int, int], photo_shape: tuple[int, int] | None) -> str:
+    """Write the option of a call in a card's snippet that gives results the photos' shape.
+
+    Args:
+        target_size: (height, width) in pixels at which images are made.
+        photo_shape: (height, width) with the aspect ratio of the photos of the training; None if they had many.
+
+    Returns:
+        `, output_size=(height, width)`, or nothing where results have that shape already, or the photos had many.
+    """
     if photo_shape is None or unsquash_size(target_size, photo_shape) == target_size:
-        return "", ""
-    size = unsquash_size(target_size, photo_shape)
-    return f", output_size={size}", " Without `output_size` people come out stretched, as the model sees them."
+        return ""
+    return f", output_size={unsquash_size(target_size, photo_shape)}"
 
 
 def _describe_source(source_files: Sequence[SourceFile]) -> str:

@@ -114,7 +114,8 @@ def write_shards(
             _write_index(folder, index)
             logger.info("Wrote '%s', %d pairs.", folder / name, count)
         else:
-            finished[name]["pictures"] = _merge(finished[name].get("pictures"), pictures)
+            both = _marks_before_and_now(finished[name], pictures)
+            finished[name]["pictures"] = " ".join(before if now == _AWAY else now for before, now in both)
         num_pairs += finished[name]["num_pairs"]
     if not num_pairs:
         raise UnreadableDataError.after([(path, skipped.reason(path)) for path in skipped])
@@ -197,12 +198,11 @@ def _measure_pictures(numbered_pairs: Sequence[tuple[int, PosePair]]) -> str:
     return " ".join(marks)
 
 
-def _merge(before: str | None, now: str) -> str:
-    """Return the marks with those before where a picture is away now; `now` where there are none of this form."""
-    old, new = (before or "").split(), now.split()
-    if len(old) != len(new):
-        return now
-    return " ".join(past if mark == _AWAY else mark for past, mark in zip(old, new, strict=True))
+def _marks_before_and_now(shard: dict[str, Any], now: str) -> list[tuple[str, str]]:
+    """Return each picture's marks; those of now twice where former versions noted nothing, or something else."""
+    new = now.split()
+    old = (shard.get("pictures") or "").split()
+    return list(zip(old if len(old) == len(new) else new, new, strict=True))
 
 
 def _shard_name(number: int) -> str:
@@ -210,9 +210,8 @@ def _shard_name(number: int) -> str:
 
 
 def _is_there(file: Path, shard: dict[str, Any], pictures: str) -> bool:
-    old, new = (shard.get("pictures") or "").split(), pictures.split()
-    # Former versions noted nothing, or something else.
-    if len(old) == len(new) and any(a != b and _AWAY not in (a, b) for a, b in zip(old, new, strict=True)):
+    both = _marks_before_and_now(shard, pictures)
+    if any(before != now and _AWAY not in (before, now) for before, now in both):
         return False
     if not shard["num_pairs"]:
         return True

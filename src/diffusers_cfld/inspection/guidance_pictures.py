@@ -11,8 +11,8 @@ import torch
 
 from ..guidance import GuidanceBranch, combine_guidance, guidance_weights
 from ..models.compilation import running_uncompiled
+from ..pipelines.calling import plain_call
 from ..pipelines.component_checks import require_components
-from ..pipelines.plain_call import plain_call
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline

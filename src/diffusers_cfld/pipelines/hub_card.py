@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers import DiffusionPipeline
 
 from ..file_writing import write_file
-from .loading import find_variants
+from .loading import find_only_variants
 
 if TYPE_CHECKING:
     from .pipeline_cfld import CFLDPipeline
@@ -64,8 +64,7 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
     """
     if _PLACEHOLDER not in (_read_card(Path(folder)) or ""):
         return
-    found = find_variants(folder)
-    variant = None if None in found else min((name for name in found if name is not None), default=None)
+    variant = next(iter(find_only_variants(folder)), None)
     dtype = str(pipe.dtype).removeprefix("torch.")
     card = Path(folder) / "README.md"
     texts = [_card_before.get()]

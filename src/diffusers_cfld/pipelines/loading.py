@@ -11,7 +11,13 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-__all__ = ["ComponentSharingMixin", "check_frame_options", "explain_missing_variant", "find_variants"]
+__all__ = [
+    "ComponentSharingMixin",
+    "check_frame_options",
+    "explain_missing_variant",
+    "find_only_variants",
+    "find_variants",
+]
 
 _WEIGHTS_FILE = re.compile(r"diffusion_pytorch_model(?:\.(.+?))?(?:-\d+-of-\d+)?\.safetensors")
 
@@ -86,6 +92,19 @@ def find_variants(folder: str | os.PathLike[str]) -> set[str | None]:
     return {match[1] for file in files if (match := _WEIGHTS_FILE.fullmatch(file.name))}
 
 
+def find_only_variants(folder: str | os.PathLike[str]) -> list[str]:
+    """Tell which variants have to be chosen from, where a pipeline's folder has no weights that are none.
+
+    Args:
+        folder: The folder; anything else has none.
+
+    Returns:
+        Their names, sorted; none where the folder can be loaded without choosing.
+    """
+    found = find_variants(folder)
+    return [] if None in found else sorted(name for name in found if name is not None)
+
+
 def explain_missing_variant(path: str | os.PathLike[str], error: OSError) -> None:
     """Raise an error that names the variants a folder has, if that is why it could not be loaded without one.
 
@@ -96,7 +115,7 @@ def explain_missing_variant(path: str | os.PathLike[str], error: OSError) -> Non
     Raises:
         OSError: The folder has variants of the weights, and no others.
     """
-    found = find_variants(path)
-    if found and None not in found:
-        variants = " or ".join(sorted(f"`variant={name!r}`" for name in found))
+    names = find_only_variants(path)
+    if names:
+        variants = " or ".join(f"`variant={name!r}`" for name in names)
         raise OSError(f"{os.fspath(path)!r} has its weights in a variant only: pass {variants}.") from error

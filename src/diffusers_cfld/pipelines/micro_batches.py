@@ -12,8 +12,8 @@ from ..pose_estimation.base import read_poses
 from ..processors.image_processor import split_images
 from ..processors.pose_processor import split_poses
 from .branch_batching import broadcast_batch
+from .calling import plain_call
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
-from .plain_call import plain_call
 
 if TYPE_CHECKING:
     from .pipeline_cfld import CFLDPipeline

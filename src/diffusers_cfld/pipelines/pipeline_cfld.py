@@ -56,6 +56,7 @@ from .branch_batching import (
     broadcast_batch,
     repeat_to,
 )
+from .calling import one_call_at_a_time
 from .component_checks import (
     check_appearance,
     check_components,
@@ -69,7 +70,6 @@ from .loading import ComponentSharingMixin, check_frame_options, explain_missing
 from .lora import UNetLoraLoaderMixin
 from .micro_batches import call_in_micro_batches
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures
-from .plain_call import one_call_at_a_time
 
 
 class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UNetLoraLoaderMixin, IPAdapterMixin):

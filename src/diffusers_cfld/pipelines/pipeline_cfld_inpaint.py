@@ -22,10 +22,10 @@ from diffusers.image_processor import PipelineImageInput
 from ..photo_fitting import PhotoFrame
 from ..picture_modes import to_rgb
 from ..processors.image_processor import split_images
+from .calling import one_call_at_a_time, plain_call
 from .input_checks import check_generator, check_numbers
 from .pipeline_cfld import CFLDPipeline
 from .pipeline_output import Appearance, CFLDPipelineOutput
-from .plain_call import one_call_at_a_time, plain_call
 
 # An 8-bit mask that is black but for rounding selects nothing.
 _SMALLEST_MASK = 1 / 255

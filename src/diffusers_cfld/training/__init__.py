@@ -19,6 +19,7 @@ from .lr_schedule import PUBLISHED_LEARNING_RATE as PUBLISHED_LEARNING_RATE
 from .lr_schedule import learning_rate_factor as learning_rate_factor
 from .lr_schedule import learning_rate_lambda as learning_rate_lambda
 from .lr_schedule import scaled_learning_rate as scaled_learning_rate
+from .lr_schedule import set_learning_rates as set_learning_rates
 from .muon import Muon as Muon
 from .pair_randomness import PairRandomness as PairRandomness
 from .pair_randomness import sample_pair_randomness as sample_pair_randomness
@@ -67,6 +68,7 @@ __all__ = [
     "sample_timesteps_cubic",
     "sample_timesteps_uniform",
     "scaled_learning_rate",
+    "set_learning_rates",
     "set_unet_trainable",
     "trainable_parameters",
     "uniform_timesteps",

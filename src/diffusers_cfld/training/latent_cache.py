@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class LatentCache:
         self._moments[self.num_encoded : stop] = moments.float().cpu().numpy()
         self._moments.flush()
         # Some may have come since they were measured.
-        self._note_sizes(list(self.rows)[self.num_encoded : stop])
+        self._note_sizes(list(islice(self.rows, self.num_encoded, stop)))
         self.num_encoded = stop
         self.unreadable.update(unreadable or {})
         self._write_state()
@@ -154,26 +155,19 @@ class LatentCache:
 
     def _claim(self, names: list[str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state, sizes = self.folder / _STATE_FILE, _measure(names)
+        state, self._sizes = self.folder / _STATE_FILE, _measure(names)
         if not state.exists():
             (self.folder / _MOMENTS_FILE).unlink(missing_ok=True)
-            self._write_sizes(sizes)
+            self._write_sizes()
             # Before the rows: another run that begins now shares the file instead of making its own in its place.
             self._write_state()
             return
         found = json.loads(state.read_text())
         self.num_encoded, unreadable = found.pop("num_encoded"), found.pop("unreadable")
         has_rows = (self.folder / _MOMENTS_FILE).exists() or not self.num_encoded
-        has_rows &= (self.folder / _SIZES_FILE).exists()
-        if found == self._key and has_rows and all(row.isdigit() for row in unreadable):
-            known = np.load(self.folder / _SIZES_FILE)
-            # A picture that is away keeps its row; one that could not be read may be another file by now.
-            is_changed = (known != sizes) & (known != _MISSING) & (sizes != _MISSING)
-            is_changed[[int(row) for row in unreadable]] = False
-            is_changed[self.num_encoded :] = False
-        else:
-            is_changed = np.array([True])
-        if is_changed.any():
+        has_sizes = (self.folder / _SIZES_FILE).exists()
+        is_ours = found == self._key and has_rows and has_sizes and all(row.isdigit() for row in unreadable)
+        if not is_ours or self._has_changed([int(row) for row in unreadable]):
             raise ValueError(
                 f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE, has "
                 "lost a file, or was written by another version: delete it or name another folder."
@@ -181,18 +175,26 @@ class LatentCache:
         # By row, since the names may have another folder now.
         self.unreadable = {names[int(row)]: reason for row, reason in unreadable.items()}
         if self.num_encoded < len(names):
-            self._write_sizes(np.concatenate([known[: self.num_encoded], sizes[self.num_encoded :]]))
+            self._write_sizes()
+
+    def _has_changed(self, unreadable: list[int]) -> bool:
+        """Whether other pictures than those encoded have the names now; takes in the sizes that are known of these."""
+        known, now = np.load(self.folder / _SIZES_FILE)[: self.num_encoded], self._sizes[: self.num_encoded]
+        # A picture that is away keeps its row; one that could not be read may be another file by now.
+        is_changed = (known != now) & (known != _MISSING) & (now != _MISSING)
+        is_changed[unreadable] = False
+        self._sizes[: self.num_encoded] = known
+        return bool(is_changed.any())
 
     def _note_sizes(self, names: list[str]) -> None:
-        known = np.load(self.folder / _SIZES_FILE)
-        sizes = known.copy()
-        sizes[[self.rows[name] for name in names]] = _measure(names)
-        if (sizes != known).any():
-            self._write_sizes(sizes)
+        rows, sizes = [self.rows[name] for name in names], _measure(names)
+        if (self._sizes[rows] != sizes).any():
+            self._sizes[rows] = sizes
+            self._write_sizes()
 
-    def _write_sizes(self, sizes: npt.NDArray[np.int64]) -> None:
+    def _write_sizes(self) -> None:
         content = io.BytesIO()
-        np.save(content, sizes)
+        np.save(content, self._sizes)
         write_file(self.folder / _SIZES_FILE, content.getvalue())
 
     def _write_state(self) -> None:

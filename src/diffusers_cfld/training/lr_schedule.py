@@ -8,6 +8,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
+import torch
+
 PUBLISHED_LEARNING_RATE = 1e-4  # at a total batch of 224 pairs
 LEARNING_RATE_PER_PAIR = 5e-7
 
@@ -111,6 +113,27 @@ def learning_rate_lambda(
         )
 
     return factor
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, lr_scheduler: torch.optim.lr_scheduler.LambdaLR, rates: Sequence[float]
+) -> None:
+    """Give other learning rates to a schedule that goes on, e.g. those of this run after a checkpoint was loaded.
+
+    Args:
+        optimizer: What the schedule is of, or accelerate's wrapper of it.
+        lr_scheduler: The schedule; it stays at its step.
+        rates: For each group of the optimizer, > 0, what the schedule's factor multiplies.
+
+    Raises:
+        ValueError: There are not as many rates as groups.
+    """
+    if len(rates) != len(optimizer.param_groups):
+        raise ValueError(f"`rates` must be one for each of {len(optimizer.param_groups)} groups, got {len(rates)}.")
+    for group, rate, factor in zip(optimizer.param_groups, rates, lr_scheduler.lr_lambdas, strict=True):
+        group.update(lr=rate * factor(lr_scheduler.last_epoch), initial_lr=rate)
+    lr_scheduler.base_lrs = list(rates)
+    lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def _check_schedule(steps_per_epoch: float, num_warmup_steps: int, decay_epochs: Sequence[int]) -> None:

@@ -65,20 +65,20 @@ class PictureMaps:
         Raises:
             ValueError: A picture has no maps.
         """
-        return torch.from_numpy(self._maps[self._find_rows(names)]).float()
+        return torch.from_numpy(self._maps[self.find_rows(names)]).float()
 
-    def check(self, names: Sequence[str]) -> None:
-        """Check that there are maps of pictures, without reading them.
+    def find_rows(self, names: Sequence[str]) -> list[int]:
+        """Tell where the maps of pictures are, without reading them.
 
         Args:
-            names: Paths of pictures in `root`.
+            names: B paths of pictures in `root`.
+
+        Returns:
+            B rows of the file.
 
         Raises:
             ValueError: A picture has no maps.
         """
-        self._find_rows(names)
-
-    def _find_rows(self, names: Sequence[str]) -> list[int]:
         rows = []
         for name in names:
             relative = os.path.relpath(name, self.root)
