@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 
-from diffusers_cfld.keypoints import Keypoints
-from diffusers_cfld.processors.pose_processor import render_pose_map
+from diffusers_cfld.pose.keypoints import Keypoints
+from diffusers_cfld.processors.pose_map import render_pose_map
 
 # Somebody standing, seen from the front: (x, y) in the frame of 256 by 176 pixels.
 STANDING = Keypoints.from_array(

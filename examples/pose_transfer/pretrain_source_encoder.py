@@ -38,7 +38,7 @@ from diffusers_cfld import CFLDPipeline, PerceptionRefinedDecoder
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity
 from diffusers_cfld.data.drawn_parts import PARTS, draw_parts
 from diffusers_cfld.data.drawn_people import DrawnPose, Pattern
-from diffusers_cfld.file_writing import ResumableArrays
+from diffusers_cfld.io_utils import ResumableArrays
 from diffusers_cfld.script_errors import errors_as_one_sentence
 from diffusers_cfld.training import Muon, set_learning_rates
 

@@ -34,7 +34,7 @@ from diffusers_cfld.data.drawn_parts import ARMS, draw_arms, draw_parts, draw_pl
 from diffusers_cfld.data.drawn_people import Color, Pattern
 from diffusers_cfld.data.figure_painting import trunk_axes
 from diffusers_cfld.data.figure_skeleton import FRAME, HIPS, place_skeleton
-from diffusers_cfld.file_writing import ResumableArrays, write_file
+from diffusers_cfld.io_utils import ResumableArrays, write_file
 from diffusers_cfld.script_errors import errors_as_one_sentence
 
 KINDS = ("wall", "skin", "hair", "upper", "upper_accent", "lower", "lower_accent", "shoe", "inner")

@@ -13,7 +13,6 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 
-    from .keypoints import Keypoints as Keypoints
     from .models.appearance_encoder import AppearanceEncoder as AppearanceEncoder
     from .models.appearance_encoder import AppearanceEncoderOutput as AppearanceEncoderOutput
     from .models.attention_processor import HybridGranularityAttnProcessor as HybridGranularityAttnProcessor
@@ -25,17 +24,18 @@ if TYPE_CHECKING:
     from .models.prompt_decoder import PerceptionRefinedDecoderOutput as PerceptionRefinedDecoderOutput
     from .models.source_encoder import SwinImageEncoder as SwinImageEncoder
     from .models.source_encoder import SwinImageEncoderOutput as SwinImageEncoderOutput
-    from .photo_fitting import fit_keypoints as fit_keypoints
-    from .photo_fitting import fit_photo as fit_photo
     from .pipelines.pipeline_cfld import CFLDPipeline as CFLDPipeline
     from .pipelines.pipeline_cfld_inpaint import CFLDInpaintPipeline as CFLDInpaintPipeline
     from .pipelines.pipeline_output import Appearance as Appearance
     from .pipelines.pipeline_output import CFLDPipelineOutput as CFLDPipelineOutput
     from .pipelines.pipeline_output import PoseFeatures as PoseFeatures
-    from .pose_alignment import align_pose as align_pose
-    from .processors.image_processor import SourceImageProcessor as SourceImageProcessor
-    from .processors.pose_processor import PoseProcessor as PoseProcessor
-    from .processors.pose_processor import render_pose_map as render_pose_map
+    from .pose.alignment import align_pose as align_pose
+    from .pose.keypoints import Keypoints as Keypoints
+    from .processors.cropping import fit_keypoints as fit_keypoints
+    from .processors.cropping import fit_photo as fit_photo
+    from .processors.pose_map import PoseProcessor as PoseProcessor
+    from .processors.pose_map import render_pose_map as render_pose_map
+    from .processors.source_image import SourceImageProcessor as SourceImageProcessor
 
 _MODULES = {
     "Appearance": ".pipelines.pipeline_output",
@@ -45,22 +45,22 @@ _MODULES = {
     "CFLDPipeline": ".pipelines.pipeline_cfld",
     "CFLDPipelineOutput": ".pipelines.pipeline_output",
     "HybridGranularityAttnProcessor": ".models.attention_processor",
-    "Keypoints": ".keypoints",
+    "Keypoints": ".pose.keypoints",
     "PerceptionRefinedDecoder": ".models.prompt_decoder",
     "PerceptionRefinedDecoderOutput": ".models.prompt_decoder",
     "PoseAdapter": ".models.pose_adapter",
     "PoseAdapterOutput": ".models.pose_adapter",
     "PoseFeatures": ".pipelines.pipeline_output",
-    "PoseProcessor": ".processors.pose_processor",
-    "SourceImageProcessor": ".processors.image_processor",
+    "PoseProcessor": ".processors.pose_map",
+    "SourceImageProcessor": ".processors.source_image",
     "SwinImageEncoder": ".models.source_encoder",
     "SwinImageEncoderOutput": ".models.source_encoder",
-    "align_pose": ".pose_alignment",
-    "fit_keypoints": ".photo_fitting",
-    "fit_photo": ".photo_fitting",
+    "align_pose": ".pose.alignment",
+    "fit_keypoints": ".processors.cropping",
+    "fit_photo": ".processors.cropping",
     "hybrid_granularity_attention": ".models.attention_processor",
     "query_bias_to_tokens": ".models.attention_processor",
-    "render_pose_map": ".processors.pose_processor",
+    "render_pose_map": ".processors.pose_map",
 }
 
 __all__ = [

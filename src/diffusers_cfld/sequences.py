@@ -22,13 +22,13 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
 
-from .file_writing import replacing, write_file
-from .keypoint_parsing import Size
-from .keypoints import Keypoints
+from .io_utils import replacing, write_file
 from .models.compilation import uncompiled
 from .pipelines.calling import plain_call
 from .pipelines.pipeline_output import PoseFeatures
-from .pose_estimation.base import read_pose_sequence
+from .pose.estimation import read_pose_sequence
+from .pose.formats import Size
+from .pose.keypoints import Keypoints
 
 if TYPE_CHECKING:
     from diffusers.image_processor import PipelineImageInput

@@ -16,8 +16,8 @@ from testing_utils import tiny_pipeline
 
 import diffusers_cfld
 from diffusers_cfld import CFLDPipeline, Keypoints
-from diffusers_cfld.cli import main, pose_options
-from diffusers_cfld.cli.running import open_image
+from diffusers_cfld.cli import main, inputs
+from diffusers_cfld.cli.options import open_image
 from diffusers_cfld.small_model import SMALL_MODEL
 
 POINTS = [[88, 30], [88, 60], [66, 60], [60, 95], [58, 125], [110, 60], [116, 95], [118, 125], [74, 125]]
@@ -291,7 +291,7 @@ def test_photos_are_not_kept_while_others_are_made(folder, tmp_path, monkeypatch
         most.append(sum(one() is not None for one in opened))
         return picture
 
-    monkeypatch.setattr(pose_options, "open_image", open_one)
+    monkeypatch.setattr(inputs, "open_image", open_one)
     images = ("a.png", "b.png") * 3
     assert generate(folder, "--batch-size", "2", images=images, output=tmp_path / "out.png") == 0
     assert len(opened) == 3 * 6  # to read it, to choose its frame, to use it

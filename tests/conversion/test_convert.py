@@ -32,7 +32,7 @@ from diffusers_cfld import (
     SwinImageEncoder,
 )
 from diffusers_cfld.conversion.convert import convert_checkpoint, convert_to_original
-from diffusers_cfld.conversion.files import staged_folder
+from diffusers_cfld.conversion.weights_io import staged_folder
 
 DATA = Path(__file__).parents[1] / "data"
 COMPONENTS = {

@@ -19,7 +19,7 @@ from diffusers_cfld.data import drawn_figures
 from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose, draw_figure, figure_keypoints
 from diffusers_cfld.data.drawn_people import ArmPose, Fabric, LegPose
 from diffusers_cfld.data.figure_brush import Brush, Shape
-from diffusers_cfld.keypoints import JOINT_NAMES, Keypoints
+from diffusers_cfld.pose.keypoints import JOINT_NAMES, Keypoints
 
 SIZE = (128, 88)
 FACE = ("nose", "right_eye", "left_eye")

@@ -11,7 +11,7 @@ from example_scripts import load_example
 from diffusers_cfld import CFLDPipeline, PerceptionRefinedDecoder, hybrid_granularity_attention
 from diffusers_cfld.data.drawn_figures import DrawnFigures, draw_figure
 from diffusers_cfld.data.drawn_parts import draw_arms
-from diffusers_cfld.file_writing import ResumableArrays
+from diffusers_cfld.io_utils import ResumableArrays
 from diffusers_cfld.training import AlignmentMaps
 
 

@@ -18,7 +18,7 @@ from testing_utils import image_embeds, load_ip_adapter, tiny_image, tiny_pipeli
 
 from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline
 from diffusers_cfld.inversion import invert, reconstruct
-from diffusers_cfld.photo_fitting import choose_frame
+from diffusers_cfld.processors.cropping import choose_frame
 from diffusers_cfld.sequences import render_sequence
 from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
 

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from .pose_options import (
+from .inputs import (
     SourcePhotos,
     add_pose_options,
     bring_into_frame,
@@ -16,7 +16,7 @@ from .pose_options import (
     load_estimator,
     naming_options,
 )
-from .running import (
+from .options import (
     add_model_options,
     add_sampling_options,
     check_at_least,
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from ..pose_alignment import align_pose
+    from ..pose.alignment import align_pose
     from ..sequences import check_animation, load_pose_sequence, render_sequence, write_animation
 
     sampling = sampling_arguments(args)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .running import DTYPES
+from .options import DTYPES
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..small_model import SAMPLING_OPTIONS
-from .running import (
+from .options import (
     best_device,
     check_at_least,
     check_picture_name,

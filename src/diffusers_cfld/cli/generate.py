@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._version import __version__
-from ..file_writing import write_file
-from .pose_options import (
+from ..io_utils import write_file
+from .inputs import (
     SourcePhotos,
     add_pose_options,
     add_target_options,
@@ -24,7 +24,7 @@ from .pose_options import (
     load_estimator,
     read_target,
 )
-from .running import (
+from .options import (
     add_model_options,
     add_sampling_options,
     check_at_least,
@@ -38,8 +38,8 @@ from .running import (
 )
 
 if TYPE_CHECKING:
-    from ..keypoints import Keypoints
     from ..pipelines.pipeline_cfld import CFLDPipeline
+    from ..pose.keypoints import Keypoints
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         OSError: A file cannot be read or written, or the model is not found.
         ValueError: An argument is out of range or a file does not hold what it should.
     """
-    from ..pose_alignment import align_pose
+    from ..pose.alignment import align_pose
 
     _check_arguments(args)
     sampling = sampling_arguments(args)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .pose_options import (
+from .inputs import (
     SourcePhotos,
     add_pose_options,
     add_target_options,
@@ -19,7 +19,7 @@ from .pose_options import (
     load_estimator,
     read_target,
 )
-from .running import (
+from .options import (
     add_model_options,
     add_sampling_options,
     check_at_least,
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..inspection.heat_maps import contact_sheet
     from ..pipelines.pipeline_output import Appearance
-    from ..pose_alignment import align_pose
+    from ..pose.alignment import align_pose
 
     sampling = sampling_arguments(args)
     check_seed(args.seed)

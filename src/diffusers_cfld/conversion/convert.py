@@ -26,20 +26,10 @@ from ..models.appearance_encoder import AppearanceEncoder
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
-from ..photo_fitting import FIELD_FRAME, has_shape
+from ..processors.cropping import FIELD_FRAME, has_shape
 from ..sizes import as_pair
-from .files import (
-    KEPT_ENTRIES,
-    describe_file,
-    load_pickle,
-    read_json,
-    read_weights,
-    require_tensors,
-    staged_folder,
-    write_weights,
-)
-from .geometry import CheckpointGeometry, geometry_to_config, read_config, read_geometry, read_sample_size
 from .model_card import STABLE_DIFFUSION_ID, write_model_card
+from .published_config import CheckpointGeometry, geometry_to_config, read_config, read_geometry, read_sample_size
 from .state_dict import (
     MODEL_COMPONENTS,
     UNET_COMPONENT,
@@ -48,6 +38,16 @@ from .state_dict import (
     sort_published_keys,
     swin_buffers,
     to_published_key,
+)
+from .weights_io import (
+    KEPT_ENTRIES,
+    describe_file,
+    load_pickle,
+    read_json,
+    read_weights,
+    require_tensors,
+    staged_folder,
+    write_weights,
 )
 
 logger = logging.getLogger(__name__)

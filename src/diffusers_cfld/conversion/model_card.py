@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .._version import __version__
 from ..sizes import unsquash_size
-from .files import SourceFile
+from .weights_io import SourceFile
 
 STABLE_DIFFUSION_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 

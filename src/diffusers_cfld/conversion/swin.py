@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .files import load_pickle, load_safetensors, require_tensors
 from .state_dict import describe_mismatch, shift_downsample
+from .weights_io import load_pickle, load_safetensors, require_tensors
 
 if TYPE_CHECKING:
     from ..models.source_encoder import SwinImageEncoder

@@ -5,17 +5,17 @@
 brings the archive of DeepFashion In-shop into the form that is read.
 """
 
-from .pair_readers import load_deepfashion_pairs as load_deepfashion_pairs
-from .pair_readers import load_folder_pairs as load_folder_pairs
-from .pair_readers import load_market1501_pairs as load_market1501_pairs
-from .pair_readers import load_pairs as load_pairs
+from .dataset import PictureDataset as PictureDataset
+from .dataset import PosePairDataset as PosePairDataset
+from .dataset import collate_pose_pairs as collate_pose_pairs
+from .dataset import init_worker as init_worker
+from .dataset import unique_images as unique_images
 from .pair_transform import PairTransform as PairTransform
 from .pair_transform import PosePair as PosePair
-from .pose_pairs import PictureDataset as PictureDataset
-from .pose_pairs import PosePairDataset as PosePairDataset
-from .pose_pairs import collate_pose_pairs as collate_pose_pairs
-from .pose_pairs import init_worker as init_worker
-from .pose_pairs import unique_images as unique_images
+from .pairs import load_deepfashion_pairs as load_deepfashion_pairs
+from .pairs import load_folder_pairs as load_folder_pairs
+from .pairs import load_market1501_pairs as load_market1501_pairs
+from .pairs import load_pairs as load_pairs
 from .shards import SHARD_INDEX as SHARD_INDEX
 from .shards import write_shards as write_shards
 from .skip_report import SkipReport as SkipReport

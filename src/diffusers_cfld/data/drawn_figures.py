@@ -17,8 +17,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ..file_writing import write_file
-from ..keypoints import Keypoints
+from ..io_utils import write_file
+from ..pose.keypoints import Keypoints
 from .drawn_people import DrawnIdentity, DrawnPose, Fabric
 from .figure_brush import Picture
 from .figure_painting import paint_figure

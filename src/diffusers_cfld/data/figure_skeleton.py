@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..keypoints import Keypoints
+from ..pose.keypoints import Keypoints
 from .drawn_people import ArmPose, Body, DrawnIdentity, DrawnPose, LegPose
 
 __all__ = [

@@ -15,7 +15,7 @@ from typing import TextIO, TypeVar
 
 import numpy as np
 
-from ..keypoints import JOINT_NAMES, Keypoints
+from ..pose.keypoints import JOINT_NAMES, Keypoints
 from .pair_transform import PosePair
 from .skip_report import SkipReport
 

@@ -17,10 +17,10 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..keypoints import Keypoints
-from ..picture_modes import to_rgb
-from ..processors.image_processor import SourceImageProcessor
-from ..processors.pose_processor import render_pose_map
+from ..image_utils import to_rgb
+from ..pose.keypoints import Keypoints
+from ..processors.pose_map import render_pose_map
+from ..processors.source_image import SourceImageProcessor
 from ..sizes import as_pair
 
 __all__ = [

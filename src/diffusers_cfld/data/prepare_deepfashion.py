@@ -22,10 +22,10 @@ from typing import Any
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..file_writing import write_file
+from ..io_utils import write_file
 from .pair_csv import read_names, read_pair_list
-from .pair_readers import DEEPFASHION_PREFIXES, find_csv, load_deepfashion_pairs
 from .pair_transform import UnreadableImageError, decode_picture, read_bytes
+from .pairs import DEEPFASHION_PREFIXES, find_csv, load_deepfashion_pairs
 from .skip_report import SkipReport
 
 __all__ = ["EXPECTED_COUNTS", "main", "prepare_deepfashion"]

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..file_writing import replacing, write_file
-from ..keypoints import Keypoints
+from ..io_utils import replacing, write_file
+from ..pose.keypoints import Keypoints
 from .pair_transform import PosePair, UnreadableImageError, decode_picture, read_bytes
 from .skip_report import MAX_TRIES, SkipReport, UnreadableDataError
 

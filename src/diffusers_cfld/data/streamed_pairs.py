@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..keypoints import Keypoints
+from ..pose.keypoints import Keypoints
 from .pair_transform import NOT_THE_FILES_FAULT, PairTransform, PosePair, UnreadableImageError
 from .shards import SHARD_INDEX
 from .skip_report import MAX_TRIES, UnreadableDataError

@@ -16,11 +16,11 @@ import torch
 from diffusers.image_processor import PipelineImageInput
 from diffusers.models.attention_processor import Attention
 
-from ..guidance import GuidanceBranch, guidance_weights
 from ..models.attention_processor import HybridGranularityAttnProcessor
 from ..models.compilation import running_uncompiled, uncompiled
 from ..models.fitting import halve_size
-from ..pipelines.component_checks import require_components
+from ..pipelines.checks import require_components
+from ..pipelines.guidance import GuidanceBranch, guidance_weights
 from ..pipelines.pipeline_output import Appearance
 
 if TYPE_CHECKING:

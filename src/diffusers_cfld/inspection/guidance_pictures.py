@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 import torch
 
-from ..guidance import GuidanceBranch, combine_guidance, guidance_weights
 from ..models.compilation import running_uncompiled
 from ..pipelines.calling import plain_call
-from ..pipelines.component_checks import require_components
+from ..pipelines.checks import require_components
+from ..pipelines.guidance import GuidanceBranch, combine_guidance, guidance_weights
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline

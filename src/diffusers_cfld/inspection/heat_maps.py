@@ -13,7 +13,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
-from ..picture_modes import to_rgb
+from ..image_utils import to_rgb
 
 __all__ = ["contact_sheet", "draw_heat_map"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..guidance import GuidanceBranch
+from .guidance import GuidanceBranch
 
 
 def broadcast_batch(num_images: int, num_poses: int) -> int:

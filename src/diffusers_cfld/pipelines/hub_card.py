@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
 
-from ..file_writing import write_file
+from ..io_utils import write_file
 from .loading import find_only_variants
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..pose_estimation.base import read_poses
-from ..processors.image_processor import split_images
-from ..processors.pose_processor import split_poses
+from ..pose.estimation import read_poses
+from ..processors.pose_map import split_poses
+from ..processors.source_image import split_images
 from .branch_batching import broadcast_batch
 from .calling import plain_call
 from .pipeline_output import Appearance, CFLDPipelineOutput, PoseFeatures

@@ -35,18 +35,17 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .._registration import add_models_to_diffusers
-from ..guidance import GuidanceBranch, check_guidance_scale, combine_guidance, guidance_weights
-from ..keypoints import Keypoints
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import hybrid_granularity_attention
 from ..models.fitting import fit_pose_residuals, fit_query_biases
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
-from ..photo_fitting import FIELD_FRAME, PhotoFrame, has_shape
-from ..pose_estimation.base import PoseEstimator, read_poses
-from ..processors.image_processor import SourceImageProcessor
-from ..processors.pose_processor import PoseProcessor, is_pose_map, split_poses
+from ..pose.estimation import PoseEstimator, read_poses
+from ..pose.keypoints import Keypoints
+from ..processors.cropping import FIELD_FRAME, PhotoFrame, has_shape
+from ..processors.pose_map import PoseProcessor, is_pose_map, split_poses
+from ..processors.source_image import SourceImageProcessor
 from ..sizes import as_pair
 from .branch_batching import (
     batch_image_embeds,
@@ -57,13 +56,14 @@ from .branch_batching import (
     repeat_to,
 )
 from .calling import one_call_at_a_time
-from .component_checks import (
+from .checks import (
     check_appearance,
     check_components,
     check_frame,
     check_pose_features,
     require_components,
 )
+from .guidance import GuidanceBranch, check_guidance_scale, combine_guidance, guidance_weights
 from .hub_card import HubCardMixin
 from .input_checks import check_fractions, check_generator, check_ip_adapter_inputs, check_numbers
 from .loading import ComponentSharingMixin, check_frame_options, explain_missing_variant

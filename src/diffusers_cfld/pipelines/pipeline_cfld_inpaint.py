@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
-from ..photo_fitting import PhotoFrame
-from ..picture_modes import to_rgb
-from ..processors.image_processor import split_images
+from ..image_utils import to_rgb
+from ..processors.cropping import PhotoFrame
+from ..processors.source_image import split_images
 from .calling import one_call_at_a_time, plain_call
 from .input_checks import check_generator, check_numbers
 from .pipeline_cfld import CFLDPipeline

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import PIL.Image
 
-    from ..keypoints import Keypoints
     from ..pipelines.pipeline_cfld import CFLDPipeline
+    from ..pose.keypoints import Keypoints
 
 __all__ = [
     "SAMPLING_OPTIONS",
@@ -82,7 +82,7 @@ def example_poses() -> list[Keypoints]:
 
 
 def _read_poses(name: str) -> list[Keypoints]:
-    from ..keypoints import Keypoints
+    from ..pose.keypoints import Keypoints
 
     entries = json.loads((_HERE / "examples" / name).read_text(encoding="utf-8"))
     return [Keypoints.from_any(entry) for entry in entries]

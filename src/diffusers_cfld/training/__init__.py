@@ -8,12 +8,6 @@ from .latent_cache import digest_weights as digest_weights
 from .latent_cache import encode_moments as encode_moments
 from .latent_cache import sample_latents as sample_latents
 from .latent_metric import pixel_metric as pixel_metric
-from .losses import DoubledBatch as DoubledBatch
-from .losses import cfld_loss as cfld_loss
-from .losses import double_batch as double_batch
-from .losses import min_snr_weights as min_snr_weights
-from .losses import prediction_target as prediction_target
-from .losses import repeat_appearance as repeat_appearance
 from .lr_schedule import LEARNING_RATE_PER_PAIR as LEARNING_RATE_PER_PAIR
 from .lr_schedule import PUBLISHED_LEARNING_RATE as PUBLISHED_LEARNING_RATE
 from .lr_schedule import learning_rate_factor as learning_rate_factor
@@ -21,19 +15,25 @@ from .lr_schedule import learning_rate_lambda as learning_rate_lambda
 from .lr_schedule import scaled_learning_rate as scaled_learning_rate
 from .lr_schedule import set_learning_rates as set_learning_rates
 from .muon import Muon as Muon
+from .objective import DoubledBatch as DoubledBatch
+from .objective import cfld_loss as cfld_loss
+from .objective import double_batch as double_batch
+from .objective import min_snr_weights as min_snr_weights
+from .objective import prediction_target as prediction_target
+from .objective import repeat_appearance as repeat_appearance
+from .optimization import check_trainable_dtype as check_trainable_dtype
+from .optimization import parameter_groups as parameter_groups
+from .optimization import set_unet_trainable as set_unet_trainable
+from .optimization import trainable_parameters as trainable_parameters
 from .pair_randomness import PairRandomness as PairRandomness
 from .pair_randomness import sample_pair_randomness as sample_pair_randomness
-from .parameter_groups import check_trainable_dtype as check_trainable_dtype
-from .parameter_groups import parameter_groups as parameter_groups
-from .parameter_groups import set_unet_trainable as set_unet_trainable
-from .parameter_groups import trainable_parameters as trainable_parameters
 from .picture_maps import AlignmentMaps as AlignmentMaps
 from .picture_maps import LossWeightMaps as LossWeightMaps
 from .picture_maps import PictureMaps as PictureMaps
-from .timestep_sampling import cubic_timesteps as cubic_timesteps
-from .timestep_sampling import sample_timesteps_cubic as sample_timesteps_cubic
-from .timestep_sampling import sample_timesteps_uniform as sample_timesteps_uniform
-from .timestep_sampling import uniform_timesteps as uniform_timesteps
+from .sampling import cubic_timesteps as cubic_timesteps
+from .sampling import sample_timesteps_cubic as sample_timesteps_cubic
+from .sampling import sample_timesteps_uniform as sample_timesteps_uniform
+from .sampling import uniform_timesteps as uniform_timesteps
 from .training_module import CFLDTrainingModule as CFLDTrainingModule
 
 __all__ = [

@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from ..file_writing import write_file
+from ..io_utils import write_file
 
 _MOMENTS_FILE, _STATE_FILE, _SIZES_FILE = "moments.npy", "moments.json", "sizes.npy"
 _MISSING = -1  # in the place of a size

@@ -25,8 +25,8 @@ from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
 from .condition_dropout import Conditions, DroppedConditions, drop_conditions
-from .losses import repeat_appearance
-from .parameter_groups import UNetTrainable, set_unet_trainable
+from .objective import repeat_appearance
+from .optimization import UNetTrainable, set_unet_trainable
 
 
 class CFLDTrainingModule(nn.Module):

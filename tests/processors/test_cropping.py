@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from diffusers_cfld import Keypoints, SourceImageProcessor
-from diffusers_cfld.photo_fitting import choose_frame, fit_keypoints, fit_photo, has_shape
+from diffusers_cfld.processors.cropping import choose_frame, fit_keypoints, fit_photo, has_shape
 
 
 def photo(height, width, color=(200, 150, 100)):

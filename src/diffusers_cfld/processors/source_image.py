@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
-from ..photo_fitting import PhotoFrame, edge_strips, padding_frame
-from ..picture_modes import to_rgb
+from ..image_utils import to_rgb
+from .cropping import PhotoFrame, edge_strips, padding_frame
 
 
 class SourceImageProcessor(ConfigMixin):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_cfld.guidance import GuidanceBranch, combine_guidance, guidance_weights
+from diffusers_cfld.pipelines.guidance import GuidanceBranch, combine_guidance, guidance_weights
 
 NULL, POSE, FULL = GuidanceBranch
 

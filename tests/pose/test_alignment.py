@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diffusers_cfld import Keypoints
-from diffusers_cfld.keypoints import LIMBS
-from diffusers_cfld.pose_alignment import align_pose
+from diffusers_cfld.pose.alignment import align_pose
+from diffusers_cfld.pose.keypoints import LIMBS
 from diffusers_cfld.small_model import example_poses
 
 NECK, RIGHT_WRIST = 1, 4

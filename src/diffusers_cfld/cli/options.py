@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..file_writing import write_file
+from ..io_utils import write_file
 from ..sizes import unsquash_size
 from ..small_model import SAMPLING_OPTIONS
 
@@ -276,7 +276,7 @@ def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
         OSError: It does not exist or is no picture.
         ValueError: Its EXIF data are damaged.
     """
-    from ..pose_estimation.base import open_picture
+    from ..pose.estimation import open_picture
 
     try:
         return open_picture(path)

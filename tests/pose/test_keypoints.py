@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from diffusers_cfld.keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
+from diffusers_cfld.pose.keypoints import JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
 
 STANDING_YX = np.array(
     [
@@ -75,11 +75,11 @@ def test_importing_loads_neither_torch_nor_image_libraries():
         "import sys, types\n"
         "package = sys.modules['diffusers_cfld'] = types.ModuleType('diffusers_cfld')\n"
         "package.__path__ = [sys.argv[1]]\n"
-        "from diffusers_cfld.keypoints import Keypoints\n"
+        "from diffusers_cfld.pose.keypoints import Keypoints\n"
         "Keypoints.from_array([[5, 5]] * 18)\n"
         "raise SystemExit(str([name for name in ('torch', 'cv2', 'PIL', 'diffusers') if name in sys.modules]))"
     )
-    folder = Path(sys.modules["diffusers_cfld.keypoints"].__file__).parent
+    folder = Path(sys.modules["diffusers_cfld.pose.keypoints"].__file__).parent
     run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
     assert run.stderr.strip() == "[]"
 

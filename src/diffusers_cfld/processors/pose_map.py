@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
-from ..keypoint_parsing import MAX_DRAWN_COORDINATE, Size
-from ..keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
-from ..photo_fitting import PhotoFrame, padding_frame
+from ..pose.formats import MAX_DRAWN_COORDINATE, Size
+from ..pose.keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
+from .cropping import PhotoFrame, padding_frame
 
 __all__ = ["POSE_MAP_CHANNELS", "PoseProcessor", "render_pose_map", "split_poses"]
 

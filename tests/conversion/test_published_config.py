@@ -7,7 +7,7 @@ import pytest
 import yaml
 from testing_utils_reference import REFERENCE, read_manifest
 
-from diffusers_cfld.conversion.geometry import geometry_to_config, read_config, read_geometry
+from diffusers_cfld.conversion.published_config import geometry_to_config, read_config, read_geometry
 from diffusers_cfld.models.appearance_encoder import AppearanceEncoder
 from diffusers_cfld.models.pose_adapter import PoseAdapter
 from diffusers_cfld.models.prompt_decoder import PerceptionRefinedDecoder

@@ -18,7 +18,7 @@ from diffusers_cfld.data import (
 )
 from diffusers_cfld.data.drawn_figures import DrawnFigures
 from diffusers_cfld.data.pair_csv import read_annotations
-from diffusers_cfld.keypoints import Keypoints
+from diffusers_cfld.pose.keypoints import Keypoints
 
 
 def write_pairs(folder, *lines):

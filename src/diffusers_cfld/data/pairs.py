@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..keypoint_parsing import tells_frame
-from ..keypoints import Keypoints
-from ..photo_fitting import has_shape
+from ..pose.formats import tells_frame
+from ..pose.keypoints import Keypoints
+from ..processors.cropping import has_shape
 from .pair_csv import finish_reading, load_csv_pairs, take_probes
 from .pair_transform import PosePair, UnreadableImageError, read_photo
 from .shards import SHARD_INDEX

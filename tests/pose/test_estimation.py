@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from diffusers_cfld import Keypoints
-from diffusers_cfld.photo_fitting import fit_keypoints, has_shape
+from diffusers_cfld.pose.estimation import people_from_coco, read_poses, sort_people
 from diffusers_cfld.pose_estimation import PoseEstimator, ViTPoseEstimator, estimate_pose
-from diffusers_cfld.pose_estimation.base import people_from_coco, read_poses, sort_people
+from diffusers_cfld.processors.cropping import fit_keypoints, has_shape
 from diffusers_cfld.small_model import example_poses, load_small_model
 
 SIZE = (90, 130)
@@ -160,7 +160,7 @@ def test_vitpose_names_what_is_wrong(vitpose_folder, detector_folder, picture, m
     model.detector.config.id2label = {0: "cat"}
     with pytest.raises(ValueError, match=r"must have a class 'person', got \['cat'\]"):
         ViTPoseEstimator(model.model, model.processor, model.detector, model.detector_processor)
-    monkeypatch.setattr("diffusers_cfld.pose_estimation.vitpose.is_scipy_available", lambda: False)
+    monkeypatch.setattr("diffusers_cfld.pose.vitpose.is_scipy_available", lambda: False)
     with pytest.raises(ImportError, match=r"pip install diffusers-cfld\[vitpose\]"):
         ViTPoseEstimator.from_pretrained(vitpose_folder)
 

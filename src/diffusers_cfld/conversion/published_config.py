@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ..processors.pose_processor import POSE_MAP_CHANNELS
+from ..processors.pose_map import POSE_MAP_CHANNELS
 from ..sizes import as_pair
 
 Shapes = Mapping[str, Sequence[int]]

@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 import PIL.Image
 
-from ..keypoints import Keypoints
-from ..photo_fitting import FIELD_FRAME, fit_keypoints
-from ..picture_modes import to_rgb, upright
+from ..image_utils import to_rgb, upright
+from ..processors.cropping import FIELD_FRAME, fit_keypoints
+from .keypoints import Keypoints
 
 __all__ = ["PoseEstimator", "estimate_pose", "is_picture", "open_picture", "read_poses", "sort_people"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .keypoint_parsing import (
+from .formats import (
     FloatArray,
     Size,
     as_float_array,
@@ -621,7 +621,7 @@ class Keypoints:
             ValueError: `size` or `thickness` is not positive.
             TypeError: `background` is not a PIL image, or `size` is not a pair of whole numbers.
         """
-        from .skeleton_picture import draw_skeleton
+        from .skeleton import draw_skeleton
 
         return draw_skeleton(self, size, background, thickness)
 
@@ -640,7 +640,7 @@ class Keypoints:
             ValueError: There is no disc in any of the colours.
             TypeError: `picture` is not a PIL image.
         """
-        from .skeleton_picture import read_skeleton
+        from .skeleton import read_skeleton
 
         return read_skeleton(picture)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusers_cfld import SourceImageProcessor
-from diffusers_cfld.picture_modes import to_rgb
+from diffusers_cfld.image_utils import to_rgb
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from ..keypoints import Keypoints
-from ..picture_modes import to_rgb
-from .base import people_from_coco
+from ..image_utils import to_rgb
+from .estimation import people_from_coco
+from .keypoints import Keypoints
 
 __all__ = ["RTMPoseEstimator"]
 

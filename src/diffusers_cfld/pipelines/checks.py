@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any
 
 from ..models.compilation import uncompiled
-from ..processors.pose_processor import POSE_MAP_CHANNELS
+from ..processors.pose_map import POSE_MAP_CHANNELS
 from .pipeline_output import Appearance, PoseFeatures
 
 

@@ -4,9 +4,9 @@ Anything that takes a picture and returns [`Keypoints`] is a [`PoseEstimator`]; 
 pictures are accepted as poses.
 """
 
-from .base import PoseEstimator as PoseEstimator
-from .base import estimate_pose as estimate_pose
-from .rtmpose import RTMPoseEstimator as RTMPoseEstimator
-from .vitpose import ViTPoseEstimator as ViTPoseEstimator
+from .pose.estimation import PoseEstimator as PoseEstimator
+from .pose.estimation import estimate_pose as estimate_pose
+from .pose.rtmpose import RTMPoseEstimator as RTMPoseEstimator
+from .pose.vitpose import ViTPoseEstimator as ViTPoseEstimator
 
 __all__ = ["PoseEstimator", "RTMPoseEstimator", "ViTPoseEstimator", "estimate_pose"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ..processors.image_processor import SourceImageProcessor
+from ..processors.source_image import SourceImageProcessor
 from .pair_transform import PairTransform, PosePair, UnreadableImageError, check_size, read_picture
 from .skip_report import MAX_TRIES, UnreadableDataError
 

@@ -11,7 +11,7 @@ from typing import overload
 
 import numpy as np
 
-from .keypoint_parsing import FloatArray
+from .formats import FloatArray
 from .keypoints import LIMBS, Keypoints
 
 __all__ = ["align_pose"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusers_cfld.file_writing import ResumableArrays
+from diffusers_cfld.io_utils import ResumableArrays
 
 
 @pytest.fixture

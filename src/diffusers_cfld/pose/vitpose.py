@@ -11,9 +11,9 @@ import PIL.Image
 import torch
 from transformers.utils import is_scipy_available
 
-from ..keypoints import Keypoints
-from ..picture_modes import to_rgb
-from .base import people_from_coco
+from ..image_utils import to_rgb
+from .estimation import people_from_coco
+from .keypoints import Keypoints
 
 __all__ = ["ViTPoseEstimator"]
 

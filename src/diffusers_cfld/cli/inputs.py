@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .running import open_image
+from .options import open_image
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from ..keypoints import Keypoints
-    from ..photo_fitting import PhotoFrame
     from ..pipelines.pipeline_cfld import CFLDPipeline
+    from ..pose.keypoints import Keypoints
     from ..pose_estimation import PoseEstimator
+    from ..processors.cropping import PhotoFrame
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def check_target_options(args: argparse.Namespace, paths: Sequence[str]) -> None
     Raises:
         ValueError: There is such an option.
     """
-    from ..pose_estimation.base import is_picture
+    from ..pose.estimation import is_picture
 
     if all(is_picture(Path(path)) for path in paths):
         for name in ("pose_row", "pose_frame"):
@@ -164,8 +164,8 @@ def read_target(args: argparse.Namespace, path: str, estimator: PoseEstimator | 
         OSError: The file is not there or is no picture.
         ValueError: It holds no pose, or is a picture without an estimator.
     """
-    from ..keypoints import Keypoints
-    from ..pose_estimation.base import estimate_pose, is_picture
+    from ..pose.estimation import estimate_pose, is_picture
+    from ..pose.keypoints import Keypoints
 
     if not is_picture(Path(path)):
         frame = tuple(args.pose_frame) if args.pose_frame else None
@@ -193,8 +193,8 @@ def bring_into_frame(poses: list[Keypoints], pipe: CFLDPipeline, path: str | Non
     Returns:
         The poses in their window.
     """
-    from ..photo_fitting import fit_keypoints
-    from ..pose_estimation.base import is_picture
+    from ..pose.estimation import is_picture
+    from ..processors.cropping import fit_keypoints
 
     is_framed = pipe.pose_processor.choose_frame(poses[0].size).is_whole_photo
     if pipe.photo_shape is None or (is_framed and not (path is not None and is_picture(Path(path)))):
@@ -233,7 +233,7 @@ def check_source_options(args: argparse.Namespace, num_images: int, estimator: P
     Raises:
         ValueError: The options do not go together, or `--background` is no colour.
     """
-    from ..photo_fitting import parse_color
+    from ..processors.cropping import parse_color
 
     if args.background is not None:
         try:
@@ -296,9 +296,9 @@ def fit_sources(
         OSError: A photo cannot be read or a pose file is not there.
         ValueError: A pose was measured on another photo, or nobody is in a photo.
     """
-    from ..keypoints import Keypoints
-    from ..photo_fitting import FIELD_FRAME, PhotoFrame, choose_frame, has_shape
-    from ..pose_estimation.base import estimate_pose
+    from ..pose.estimation import estimate_pose
+    from ..pose.keypoints import Keypoints
+    from ..processors.cropping import FIELD_FRAME, PhotoFrame, choose_frame, has_shape
 
     shape = pipe.photo_shape or FIELD_FRAME
     fitted: list[tuple[PhotoFrame, Keypoints | None]] = []
@@ -352,7 +352,7 @@ def crop_source(args: argparse.Namespace, image: PIL.Image.Image, frame: PhotoFr
 
 def _frame_of(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
     """The photo's size for files that do not say on what they were measured; None for those that do, and for CSV."""
-    from ..keypoint_parsing import tells_frame
+    from ..pose.formats import tells_frame
 
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".txt"):

@@ -26,8 +26,8 @@ from diffusers_cfld.data import (
     unique_images,
 )
 from diffusers_cfld.data.pair_transform import UnreadableImageError
-from diffusers_cfld.processors.image_processor import SourceImageProcessor
-from diffusers_cfld.processors.pose_processor import render_pose_map
+from diffusers_cfld.processors.pose_map import render_pose_map
+from diffusers_cfld.processors.source_image import SourceImageProcessor
 
 SIZES = {"source_size": (16, 12), "image_size": (20, 14), "pose_size": (16, 12)}
 

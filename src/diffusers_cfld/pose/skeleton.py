@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from .keypoint_parsing import MAX_DRAWN_COORDINATE, FloatArray, Size, check_size
+from ..image_utils import to_rgb
+from .formats import MAX_DRAWN_COORDINATE, FloatArray, Size, check_size
 from .keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
-from .picture_modes import to_rgb
 
 __all__ = ["draw_skeleton", "read_skeleton"]
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffusers_cfld.keypoints import Keypoints
-from diffusers_cfld.processors.pose_processor import PoseProcessor, render_pose_map
+from diffusers_cfld.pose.keypoints import Keypoints
+from diffusers_cfld.processors.pose_map import PoseProcessor, render_pose_map
 
 GOLDEN = Path(__file__).parents[1] / "data" / "pose_maps.npz"
 

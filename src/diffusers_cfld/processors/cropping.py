@@ -15,9 +15,9 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageColor
 
-from .keypoint_parsing import FloatArray, Size, check_size
-from .keypoints import JOINT_NAMES, Keypoints
-from .picture_modes import has_transparency, to_rgb, upright
+from ..image_utils import has_transparency, to_rgb, upright
+from ..pose.formats import FloatArray, Size, check_size
+from ..pose.keypoints import JOINT_NAMES, Keypoints
 
 __all__ = [
     "FIELD_FRAME",
