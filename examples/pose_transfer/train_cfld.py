@@ -1391,7 +1391,7 @@ def make_model_card(
     if args.unet_lora_rank:
         lora = f"`{LORA_FILE}` (rank {args.unet_lora_rank}) belongs to it."
         load_lora = f'\npipe.load_lora_weights("{location}")'
-    output_size = output_size_option(pipeline.target_size, pipeline.photo_shape)
+    output_size = output_size_option(pipeline.target_size, pipeline.image_shape)
     options = {name: value for name, value in sorted(vars(args).items()) if name != "hub_token"}
     rows = "\n".join(f"| `{name}` | `{value}` |" for name, value in options.items())
     return ModelCard(

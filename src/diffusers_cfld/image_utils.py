@@ -1,12 +1,14 @@
-"""Pictures of any mode as upright 8-bit RGB."""
+"""Images of any mode as upright 8-bit RGB, and their sizes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-__all__ = ["has_transparency", "to_rgb", "upright"]
+__all__ = ["as_pair", "has_transparency", "to_rgb", "unsquash_size", "upright"]
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -75,3 +77,31 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (*background, 255)), image)
     return image.convert("RGB")
+
+
+def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Expand a size to (height, width).
+
+    Args:
+        size: One number for a square, or both.
+
+    Returns:
+        (height, width).
+    """
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def unsquash_size(size: tuple[int, int], image_shape: tuple[int, int]) -> tuple[int, int]:
+    """Tell the size in which squashed pictures have their photos' shape again.
+
+    Args:
+        size: (height, width) of the squashed pictures, pixels.
+        image_shape: (height, width) with the photos' aspect ratio.
+
+    Returns:
+        (height, width), of the same height.
+    """
+    return size[0], round(size[0] * image_shape[1] / image_shape[0])

@@ -86,7 +86,7 @@ def invert(
     if appearance is None:
         appearance = pipe.encode_appearance(image if source_image is None else source_image)
     photo = pipe.source_image_processor.to_rgb(image)
-    frame = pipe.pose_processor.choose_frame((photo.height, photo.width))
+    frame = pipe.pose_processor.choose_crop((photo.height, photo.width))
     latents = pipe._encode_reference(photo, frame, (height, width))
     pose = pipe._read_reference_pose(pose, (photo.height, photo.width))
     with _scheduler(pipe, DDIMInverseScheduler):

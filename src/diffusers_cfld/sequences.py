@@ -167,7 +167,7 @@ def render_sequence(
         raise ValueError(
             f"A sequence shows one person, got {len(source)} sources: average them with `Appearance.mean`."
         )
-    poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.photo_shape)
+    poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.image_shape)
     frames = Path(folder)
     options = {"seed": seed, "shared_noise": shared_noise, **kwargs}
     # Not the encoded source, which may differ by rounding from run to run.
@@ -366,7 +366,7 @@ def _digest(pipe: CFLDPipeline, inputs: Sequence[torch.Tensor], poses: Sequence[
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     for sample in sample_weights(pipe):
         digest.update(sample)
-    digest.update(repr(pipe.photo_shape).encode())
+    digest.update(repr(pipe.image_shape).encode())
     for pose in poses:
         numbers = [pose.size, pose.to_array()] if isinstance(pose, Keypoints) else pose
         digest.update(_describe(numbers).encode())

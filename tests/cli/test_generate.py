@@ -16,7 +16,7 @@ from testing_utils import tiny_pipeline
 
 import diffusers_cfld
 from diffusers_cfld import CFLDPipeline, Keypoints
-from diffusers_cfld.cli import main, inputs
+from diffusers_cfld.cli import inputs, main
 from diffusers_cfld.cli.options import open_image
 from diffusers_cfld.small_model import SMALL_MODEL
 

@@ -85,7 +85,7 @@ def test_a_photo_of_odd_size_and_a_pose_from_another_photo(folder, pipe, tmp_pat
     estimator = ViTPoseEstimator.from_pretrained(folder / "estimator")
     wide, other = PIL.Image.open(folder / "wide.png"), PIL.Image.open(folder / "b.png")
     source = fit_photo(wide, estimator(wide)[0])
-    assert not source.frame.is_whole_photo
+    assert not source.frame.is_whole_image
     pose = fit_keypoints(estimator(other)[0])[0]
     assert np.array_equal(pixels(target), expected(pipe, source.image, pose))
 

@@ -26,7 +26,6 @@ LONG_FILES = {"pose/keypoints.py", "pipelines/pipeline_cfld.py"}
 CIRCULAR = {"pose.keypoints", "pipelines.pipeline_cfld"}
 UPWARDS = {
     ("models.source_encoder", "conversion.swin"),
-    ("models.source_encoder", "sizes"),
     ("pipelines.hub_card", "conversion.model_card"),
     ("pose.estimation", "processors.cropping"),
 }

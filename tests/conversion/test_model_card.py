@@ -51,7 +51,7 @@ def test_card_of_own_weights_names_no_source(tmp_path: Path) -> None:
     assert "people come out stretched" in text
 
 
-@pytest.mark.parametrize("shapes", [{"photo_shape": None}, {"target_size": (128, 88)}])
+@pytest.mark.parametrize("shapes", [{"image_shape": None}, {"target_size": (128, 88)}])
 def test_a_card_asks_for_no_other_shape_where_nothing_is_squashed(tmp_path, shapes):
     text = write_model_card(tmp_path, base_model=None, **shapes).read_text()
     assert "guidance_scale=2.0).images[0]" in text

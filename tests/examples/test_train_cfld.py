@@ -757,13 +757,13 @@ def test_the_frame_is_that_of_the_upright_photos(script, start, data, tmp_path):
     picture.save(tmp_path / "photo.png", exif=picture.getexif())
     args = script.parse_args(arguments(start, data, tmp_path / "out"))
     pair = replace(load_pairs(data)[0], source=str(tmp_path / "photo.png"))
-    assert script.make_pipeline(args, script.load_components(args), [pair]).photo_shape == (128, 88)
+    assert script.make_pipeline(args, script.load_components(args), [pair]).image_shape == (128, 88)
 
 
 def test_the_frame_of_shards_is_that_of_the_model(script, start, data, tmp_path):
     CFLDPipeline.from_pretrained(start, frame_height=None, frame_width=None).save_pretrained(tmp_path / "start")
     args = script.parse_args(arguments(tmp_path / "start", data, tmp_path / "out"))
-    assert script.make_pipeline(args, script.load_components(args), []).photo_shape is None
+    assert script.make_pipeline(args, script.load_components(args), []).image_shape is None
 
 
 def test_the_polynomial_schedule_ends_at_its_rate(script, start, data, tmp_path):

@@ -18,7 +18,7 @@ from testing_utils import image_embeds, load_ip_adapter, tiny_image, tiny_pipeli
 
 from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline
 from diffusers_cfld.inversion import invert, reconstruct
-from diffusers_cfld.processors.cropping import choose_frame
+from diffusers_cfld.processors.cropping import choose_crop
 from diffusers_cfld.sequences import render_sequence
 from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
 
@@ -95,7 +95,7 @@ def test_a_full_mask_is_plain_pose_transfer(pipe, reference):
 
 def test_the_latents_outside_are_the_references_own(pipe, reference):
     latents = edit(pipe, image=reference, output_type="latent")
-    frame = choose_frame(SIZE)
+    frame = choose_crop(SIZE)
     expected = pipe._encode_reference(reference, frame, pipe.target_size)
     # The mask's bounding cells may change; far from it nothing does.
     assert torch.allclose(latents[:, :, :2], expected[:, :, :2], atol=1e-5)
@@ -170,7 +170,7 @@ def test_strength_keeps_what_was_in_the_region(reference):
     first, second = example_sources()[:2]
     pose = example_poses()[0]
     white = PIL.Image.new("L", first.size, 255)
-    latents = pipe._encode_reference(first, choose_frame(SIZE), pipe.target_size)
+    latents = pipe._encode_reference(first, choose_crop(SIZE), pipe.target_size)
     distances = [
         (edit(pipe, image=first, mask_image=white, source_image=second, pose=pose, strength=strength,
               num_inference_steps=10, output_type="latent") - latents).abs().mean()
@@ -287,8 +287,8 @@ def test_a_source_may_be_its_appearance(pipe, reference):
 def test_a_reference_of_the_pose_maps_own_size_is_squashed_as_its_pose_is(pipe):
     config = pipe.pose_processor.config
     reference = picture(config["height"], config["width"])
-    frame = pipe.pose_processor.choose_frame((config["height"], config["width"]))
-    assert frame.is_whole_photo
+    frame = pipe.pose_processor.choose_crop((config["height"], config["width"]))
+    assert frame.is_whole_image
     white = PIL.Image.new("L", reference.size, 255)
     (result,) = edit(pipe, image=reference, mask_image=white)
     plain = CFLDPipeline.from_pipe(pipe)
@@ -326,7 +326,7 @@ def test_second_order_schedulers_see_the_right_noise_outside_of_the_mask(referen
     edit(pipe, image=reference, num_inference_steps=6, mask_image=rectangle(box=(40, 200, 120, 240)))
     hook.remove()
     alphas = pipe.scheduler.alphas_cumprod
-    latents = pipe._encode_reference(reference, choose_frame(SIZE), pipe.target_size)[:, :, :2]
+    latents = pipe._encode_reference(reference, choose_crop(SIZE), pipe.target_size)[:, :, :2]
     for deviation, timestep in seen[::2]:
         alpha = alphas[round(float(timestep))]
         assert deviation == pytest.approx((alpha * latents.var() + 1 - alpha).sqrt().item(), rel=0.2)

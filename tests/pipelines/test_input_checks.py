@@ -173,7 +173,7 @@ def test_a_frame_is_two_numbers_or_none(pipe, frame):
 def test_a_frame_of_numpy_can_be_saved(pipe, tmp_path):
     made = CFLDPipeline(**pipe.components, frame_height=np.int64(256), frame_width=np.int64(176))
     made.save_config(tmp_path)
-    assert made.photo_shape == (256, 176)
+    assert made.image_shape == (256, 176)
 
 
 def test_an_appearance_with_biases_for_other_layers_is_named(pipe):

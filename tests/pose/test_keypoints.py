@@ -79,7 +79,7 @@ def test_importing_loads_neither_torch_nor_image_libraries():
         "Keypoints.from_array([[5, 5]] * 18)\n"
         "raise SystemExit(str([name for name in ('torch', 'cv2', 'PIL', 'diffusers') if name in sys.modules]))"
     )
-    folder = Path(sys.modules["diffusers_cfld.pose.keypoints"].__file__).parent
+    folder = Path(sys.modules["diffusers_cfld.pose.keypoints"].__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
     assert run.stderr.strip() == "[]"
 

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from diffusers_cfld import Keypoints, SourceImageProcessor
-from diffusers_cfld.processors.cropping import choose_frame, fit_keypoints, fit_photo, has_shape
+from diffusers_cfld.processors.cropping import choose_crop, fit_keypoints, fit_photo, has_shape
 
 
 def photo(height, width, color=(200, 150, 100)):
@@ -33,7 +33,7 @@ def test_a_photo_of_the_fields_shape_is_left_as_it_is():
     for size in ((256, 176), (1101, 750), (512, 352)):
         picture = photo(*size)
         fitted = fit_photo(picture)
-        assert fitted.frame.is_whole_photo
+        assert fitted.frame.is_whole_image
         assert np.array_equal(np.asarray(fitted.image), np.asarray(picture))
 
 
@@ -88,21 +88,21 @@ def test_a_body_cut_by_the_photo_is_cut_by_the_frame():
 
 
 def test_in_height_the_photo_is_used_before_it_is_padded():
-    frame = choose_frame((1000, 1000), box=(300, 0, 700, 200), margin=0)
+    frame = choose_crop((1000, 1000), box=(300, 0, 700, 200), margin=0)
     assert (frame.top, frame.height) == (0, round(400 * 256 / 176))
-    frame = choose_frame((1000, 1000), box=(300, 800, 700, 1000), margin=0)
+    frame = choose_crop((1000, 1000), box=(300, 800, 700, 1000), margin=0)
     assert frame.top + frame.height == 1000
 
 
 def test_a_given_box_and_margin():
-    wide = choose_frame((400, 900), box=(600, 50, 700, 350), margin=0)
+    wide = choose_crop((400, 900), box=(600, 50, 700, 350), margin=0)
     assert (wide.top, wide.height) == (50, 300)
     assert wide.width == round(300 * 176 / 256)
     assert wide.left + wide.width / 2 == pytest.approx(650, abs=1)
-    larger = choose_frame((400, 900), box=(600, 50, 700, 350), margin=0.1)
+    larger = choose_crop((400, 900), box=(600, 50, 700, 350), margin=0.1)
     assert (larger.top, larger.height) == (20, 360)
     # A part outside of the photo is cut off.
-    assert choose_frame((400, 900), box=(-50, 0, 100, 400), margin=0).height == 400
+    assert choose_crop((400, 900), box=(-50, 0, 100, 400), margin=0).height == 400
 
 
 def test_exif_rotation_is_applied():
@@ -175,12 +175,12 @@ def test_poses_of_a_sequence_share_a_window():
 )
 def test_values_that_make_no_frame(options, message):
     with pytest.raises(ValueError, match=message):
-        choose_frame((400, 900), **options)
+        choose_crop((400, 900), **options)
 
 
 def test_types_and_colours_are_checked():
     with pytest.raises(TypeError, match="`box` must be four numbers"):
-        choose_frame((400, 900), box="all")
+        choose_crop((400, 900), box="all")
     with pytest.raises(TypeError, match="`image` must be a PIL image, got str"):
         fit_photo("photo.jpg")
     with pytest.raises(TypeError, match="`keypoints` must be a `Keypoints`, got list"):
@@ -190,7 +190,7 @@ def test_types_and_colours_are_checked():
     with pytest.raises(ValueError, match="three whole numbers from 0 to 255"):
         fit_photo(photo(10, 30), background=(1, 2, 300))
     with pytest.raises(ValueError, match=r"is of a photo of 256x176 .* got one of 10x30"):
-        choose_frame((256, 176)).crop(photo(10, 30))
+        choose_crop((256, 176)).crop(photo(10, 30))
 
 
 # What the pipeline's processors do with it ---------------------------------------------------------------------------
@@ -231,6 +231,6 @@ def test_poses_on_pictures_of_another_shape_keep_their_proportions():
         pose = standing(size)
         assert np.array_equal(processor.preprocess(pose)[0], render_pose_map(pose, (64, 64)))
     wide = standing((200, 500))
-    frame = choose_frame((200, 500))
+    frame = choose_crop((200, 500))
     assert np.array_equal(processor.preprocess(wide)[0], render_pose_map(frame.move(wide), (64, 64)))
     assert np.array_equal(PoseProcessor(64, 64).preprocess(wide)[0], render_pose_map(wide, (64, 64)))

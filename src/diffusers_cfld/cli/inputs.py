@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline
     from ..pose.keypoints import Keypoints
     from ..pose_estimation import PoseEstimator
-    from ..processors.cropping import PhotoFrame
+    from ..processors.cropping import CropWindow
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +141,9 @@ def check_target_options(args: argparse.Namespace, paths: Sequence[str]) -> None
     Raises:
         ValueError: There is such an option.
     """
-    from ..pose.estimation import is_picture
+    from ..pose.estimation import is_image
 
-    if all(is_picture(Path(path)) for path in paths):
+    if all(is_image(Path(path)) for path in paths):
         for name in ("pose_row", "pose_frame"):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} is for keypoint files, but --pose names pictures.")
@@ -164,10 +164,10 @@ def read_target(args: argparse.Namespace, path: str, estimator: PoseEstimator | 
         OSError: The file is not there or is no picture.
         ValueError: It holds no pose, or is a picture without an estimator.
     """
-    from ..pose.estimation import estimate_pose, is_picture
+    from ..pose.estimation import estimate_pose, is_image
     from ..pose.keypoints import Keypoints
 
-    if not is_picture(Path(path)):
+    if not is_image(Path(path)):
         frame = tuple(args.pose_frame) if args.pose_frame else None
         with naming_options():
             return Keypoints.load(path, size=frame, person=args.pose_person, row=args.pose_row)
@@ -193,13 +193,13 @@ def bring_into_frame(poses: list[Keypoints], pipe: CFLDPipeline, path: str | Non
     Returns:
         The poses in their window.
     """
-    from ..pose.estimation import is_picture
+    from ..pose.estimation import is_image
     from ..processors.cropping import fit_keypoints
 
-    is_framed = pipe.pose_processor.choose_frame(poses[0].size).is_whole_photo
-    if pipe.photo_shape is None or (is_framed and not (path is not None and is_picture(Path(path)))):
+    is_framed = pipe.pose_processor.choose_crop(poses[0].size).is_whole_image
+    if pipe.image_shape is None or (is_framed and not (path is not None and is_image(Path(path)))):
         return poses
-    return fit_keypoints(poses, shape=pipe.photo_shape)
+    return fit_keypoints(poses, shape=pipe.image_shape)
 
 
 @contextmanager
@@ -280,7 +280,7 @@ class SourcePhotos(Sequence["PIL.Image.Image"]):
 
 def fit_sources(
     args: argparse.Namespace, photos: SourcePhotos, estimator: PoseEstimator | None, pipe: CFLDPipeline
-) -> list[tuple[PhotoFrame, Keypoints | None]]:
+) -> list[tuple[CropWindow, Keypoints | None]]:
     """Choose the part of each source photo that the model is to see, as the options say.
 
     Args:
@@ -298,10 +298,10 @@ def fit_sources(
     """
     from ..pose.estimation import estimate_pose
     from ..pose.keypoints import Keypoints
-    from ..processors.cropping import FIELD_FRAME, PhotoFrame, choose_frame, has_shape
+    from ..processors.cropping import DEEPFASHION_SIZE, CropWindow, choose_crop, has_shape
 
-    shape = pipe.photo_shape or FIELD_FRAME
-    fitted: list[tuple[PhotoFrame, Keypoints | None]] = []
+    shape = pipe.image_shape or DEEPFASHION_SIZE
+    fitted: list[tuple[CropWindow, Keypoints | None]] = []
     for number, path in enumerate(photos.paths):
         image = photos[number]
         size = (image.height, image.width)
@@ -326,17 +326,17 @@ def fit_sources(
                 raise ValueError(f"--image names {path!r}: {error}") from error
         if keypoints is None and args.source_box is None:
             if has_frame:
-                fitted.append((PhotoFrame(0, 0, *size, size), None))
+                fitted.append((CropWindow(0, 0, *size, size), None))
                 continue
             logger.info(
                 "%s is not of the shape %d:%d and is padded; --source-pose or --source-box crop it.", path, *shape
             )
-        photo_frame = choose_frame(size, keypoints, args.source_box, shape=shape)
+        photo_frame = choose_crop(size, keypoints, args.source_box, shape=shape)
         fitted.append((photo_frame, None if keypoints is None else photo_frame.move(keypoints)))
     return fitted
 
 
-def crop_source(args: argparse.Namespace, image: PIL.Image.Image, frame: PhotoFrame) -> PIL.Image.Image:
+def crop_source(args: argparse.Namespace, image: PIL.Image.Image, frame: CropWindow) -> PIL.Image.Image:
     """Cut out of a source photo what the model is to see.
 
     Args:
@@ -347,7 +347,7 @@ def crop_source(args: argparse.Namespace, image: PIL.Image.Image, frame: PhotoFr
     Returns:
         The photo, cropped and padded to the frame.
     """
-    return image if frame.is_whole_photo and args.background is None else frame.crop(image, args.background)
+    return image if frame.is_whole_image and args.background is None else frame.crop(image, args.background)
 
 
 def _frame_of(path: str, size: tuple[int, int]) -> tuple[int, int] | None:

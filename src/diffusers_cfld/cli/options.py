@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..image_utils import unsquash_size
 from ..io_utils import write_file
-from ..sizes import unsquash_size
 from ..small_model import SAMPLING_OPTIONS
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def output_size(pipe: CFLDPipeline, args: argparse.Namespace) -> tuple[int, int]
     """
     if args.output_size:
         return tuple(args.output_size)
-    frame = pipe.photo_shape
+    frame = pipe.image_shape
     if args.height or args.width or frame is None:
         return None
     return unsquash_size(pipe.target_size, frame)
@@ -276,10 +276,10 @@ def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
         OSError: It does not exist or is no picture.
         ValueError: Its EXIF data are damaged.
     """
-    from ..pose.estimation import open_picture
+    from ..pose.estimation import load_image
 
     try:
-        return open_picture(path)
+        return load_image(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{option} names {path!r}, which does not exist.") from None
     except OSError as error:

@@ -22,12 +22,12 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from tqdm.auto import tqdm
 
+from ..image_utils import as_pair
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
-from ..processors.cropping import FIELD_FRAME, has_shape
-from ..sizes import as_pair
+from ..processors.cropping import DEEPFASHION_SIZE, has_shape
 from .model_card import STABLE_DIFFUSION_ID, write_model_card
 from .published_config import CheckpointGeometry, geometry_to_config, read_config, read_geometry, read_sample_size
 from .state_dict import (
@@ -464,8 +464,8 @@ def _write_index(folder: Path) -> None:
         "_class_name": "CFLDPipeline",
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
-        "frame_height": FIELD_FRAME[0],
-        "frame_width": FIELD_FRAME[1],
+        "frame_height": DEEPFASHION_SIZE[0],
+        "frame_width": DEEPFASHION_SIZE[1],
         "image_encoder": [None, None],
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -577,13 +577,13 @@ def _check_published(model: Path) -> None:
             "cannot hold this pipeline."
         )
     index = read_json(model / INDEX_FILE)
-    frame = index.get("frame_height", FIELD_FRAME[0]), index.get("frame_width", FIELD_FRAME[1])
-    if None in frame or not has_shape(frame, FIELD_FRAME):
+    frame = index.get("frame_height", DEEPFASHION_SIZE[0]), index.get("frame_width", DEEPFASHION_SIZE[1])
+    if None in frame or not has_shape(frame, DEEPFASHION_SIZE):
         logger.warning(
             "The pipeline's frame of photos, %s, is not kept: what is converted back is for photos of %d:%d. Set "
             "`frame_height` and `frame_width` when you load it.",
             frame,
-            *FIELD_FRAME,
+            *DEEPFASHION_SIZE,
         )
 
 

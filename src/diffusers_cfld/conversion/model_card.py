@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from .._version import __version__
-from ..sizes import unsquash_size
+from ..image_utils import unsquash_size
 from .weights_io import SourceFile
 
 STABLE_DIFFUSION_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -124,7 +124,7 @@ def create_model_card(
     location: str = "path/to/this/folder",
     source_size: tuple[int, int] = (256, 256),
     target_size: tuple[int, int] = (512, 512),
-    photo_shape: tuple[int, int] | None = (256, 176),
+    image_shape: tuple[int, int] | None = (256, 176),
     num_queries: int = 16,
     dtype: str | None = None,
     variant: str | None = None,
@@ -139,7 +139,7 @@ def create_model_card(
         location: What to pass to `from_pretrained`: a Hub id or a folder.
         source_size: (height, width) in pixels at which the source image is read.
         target_size: (height, width) in pixels at which images are made.
-        photo_shape: (height, width) with the aspect ratio of the photos of the training; None if they had many.
+        image_shape: (height, width) with the aspect ratio of the photos of the training; None if they had many.
         num_queries: Tokens of the prompt.
         dtype: Number format of the weights, if worth saying.
         variant: Variant in the weights' file names.
@@ -162,7 +162,7 @@ def create_model_card(
         tags=["diffusers", "diffusers-cfld", "pose-transfer", *(["stable-diffusion"] if base_model else [])],
         **of_base,
     )
-    shape_options = output_size_option(target_size, photo_shape)
+    shape_options = output_size_option(target_size, image_shape)
     body = _BODY.format(
         shape_options=shape_options,
         shape_line=_STRETCHED if shape_options else "",
@@ -203,19 +203,19 @@ def write_model_card(folder: str | Path, **facts: Any) -> Path:
     return path
 
 
-def output_size_option(target_size: tuple[int, int], photo_shape: tuple[int, int] | None) -> str:
+def output_size_option(target_size: tuple[int, int], image_shape: tuple[int, int] | None) -> str:
     """Write the option of a call in a card's snippet that gives results the photos' shape.
 
     Args:
         target_size: (height, width) in pixels at which images are made.
-        photo_shape: (height, width) with the aspect ratio of the photos of the training; None if they had many.
+        image_shape: (height, width) with the aspect ratio of the photos of the training; None if they had many.
 
     Returns:
         `, output_size=(height, width)`, or nothing where results have that shape already, or the photos had many.
     """
-    if photo_shape is None or unsquash_size(target_size, photo_shape) == target_size:
+    if image_shape is None or unsquash_size(target_size, image_shape) == target_size:
         return ""
-    return f", output_size={unsquash_size(target_size, photo_shape)}"
+    return f", output_size={unsquash_size(target_size, image_shape)}"
 
 
 def _describe_source(source_files: Sequence[SourceFile]) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from ..image_utils import as_pair
 from ..processors.pose_map import POSE_MAP_CHANNELS
-from ..sizes import as_pair
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -17,11 +17,10 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..image_utils import to_rgb
+from ..image_utils import as_pair, to_rgb
 from ..pose.keypoints import Keypoints
 from ..processors.pose_map import render_pose_map
 from ..processors.source_image import SourceImageProcessor
-from ..sizes import as_pair
 
 __all__ = [
     "PairTransform",

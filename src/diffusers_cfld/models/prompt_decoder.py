@@ -15,7 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from ..sizes import as_pair
+from ..image_utils import as_pair
 
 
 @dataclass

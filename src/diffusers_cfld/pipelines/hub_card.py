@@ -85,7 +85,7 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
     if pipe.source_encoder is not None:
         facts["source_size"] = pipe.source_encoder.image_size
     if pipe.unet is not None:
-        facts |= {"target_size": pipe.target_size, "photo_shape": pipe.photo_shape}
+        facts |= {"target_size": pipe.target_size, "image_shape": pipe.image_shape}
     if pipe.prompt_decoder is not None:
         facts["num_queries"] = pipe.prompt_decoder.config.num_queries
     write_model_card(folder, location=repo_id, **facts)

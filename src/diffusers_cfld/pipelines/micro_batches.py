@@ -65,7 +65,7 @@ def call_in_micro_batches(
     images = split_images(image) if appearance is None else [None] * len(appearance)
     poses: Any = pose
     if not isinstance(pose, PoseFeatures):
-        poses = split_poses(read_poses(pose, pipe.pose_estimator, shape=pipe.photo_shape))
+        poses = split_poses(read_poses(pose, pipe.pose_estimator, shape=pipe.image_shape))
     num_pairs = broadcast_batch(len(images), len(poses))
     num_images = num_pairs * num_images_per_prompt
     for name, items in (("generator", generator), ("latents", latents)):

@@ -35,6 +35,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .._registration import add_models_to_diffusers
+from ..image_utils import as_pair
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import hybrid_granularity_attention
 from ..models.fitting import fit_pose_residuals, fit_query_biases
@@ -43,10 +44,9 @@ from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
 from ..pose.estimation import PoseEstimator, read_poses
 from ..pose.keypoints import Keypoints
-from ..processors.cropping import FIELD_FRAME, PhotoFrame, has_shape
+from ..processors.cropping import DEEPFASHION_SIZE, CropWindow, has_shape
 from ..processors.pose_map import PoseProcessor, is_pose_map, split_poses
 from ..processors.source_image import SourceImageProcessor
-from ..sizes import as_pair
 from .branch_batching import (
     batch_image_embeds,
     batch_prompts,
@@ -123,8 +123,8 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
         pose_adapter: PoseAdapter,
         feature_extractor: CLIPImageProcessor | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
-        frame_height: int | None = FIELD_FRAME[0],
-        frame_width: int | None = FIELD_FRAME[1],
+        frame_height: int | None = DEEPFASHION_SIZE[0],
+        frame_width: int | None = DEEPFASHION_SIZE[1],
     ) -> None:
         super().__init__()
         check_components(vae, unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
@@ -203,7 +203,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     @property
-    def photo_shape(self) -> tuple[int, int] | None:
+    def image_shape(self) -> tuple[int, int] | None:
         """(height, width) whose aspect ratio the photos of the training had; None: any was squashed."""
         shape: tuple[int, int] | None = self.pose_processor.config["frame"]
         return shape
@@ -294,7 +294,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
             check_pose_features(pose, self.unet)
             return pose
         require_components(self, "pose_adapter")
-        poses = read_poses(pose, self.pose_estimator, shape=self.photo_shape)
+        poses = read_poses(pose, self.pose_estimator, shape=self.image_shape)
         pose_map = self.pose_processor.preprocess(poses).to(self._execution_device, self.pose_adapter.dtype)
         return PoseFeatures(self.pose_adapter(pose_map).residuals)
 
@@ -448,14 +448,14 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
             return pose
         (pose,) = poses
         if is_pose_map(pose):
-            if not self.pose_processor.choose_frame(size).is_whole_photo:
+            if not self.pose_processor.choose_crop(size).is_whole_image:
                 raise ValueError(
                     "`pose` must be keypoints or `encode_pose(keypoints)` for a picture that has to be padded, as "
                     f"this one of {size[0]}x{size[1]} (height x width), got a pose map, which is not padded."
                 )
             return pose
         keypoints = Keypoints.from_any(pose)
-        is_whole = [self.pose_processor.choose_frame(side).is_whole_photo for side in (keypoints.size, size)]
+        is_whole = [self.pose_processor.choose_crop(side).is_whole_image for side in (keypoints.size, size)]
         if not all(is_whole) and not has_shape(keypoints.size, size):
             raise ValueError(
                 f"`pose` was measured on a picture of {keypoints.size[0]}x{keypoints.size[1]} (height x width), but "
@@ -466,7 +466,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
         # One frame for both: a picture of the encoder's own size is not padded, others of its shape are.
         return keypoints if all(is_whole) else keypoints.rescale(size)
 
-    def _encode_reference(self, reference: PIL.Image.Image, frame: PhotoFrame, size: tuple[int, int]) -> torch.Tensor:
+    def _encode_reference(self, reference: PIL.Image.Image, frame: CropWindow, size: tuple[int, int]) -> torch.Tensor:
         """The mode of the reference's latents, (1, C, h, w), squashed to the generated size as its pose is."""
         if self.vae is None:
             raise ValueError("The pipeline has no vae, which the person's picture has to pass; load one.")

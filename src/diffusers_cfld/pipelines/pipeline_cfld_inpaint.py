@@ -20,7 +20,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
 from ..image_utils import to_rgb
-from ..processors.cropping import PhotoFrame
+from ..processors.cropping import CropWindow
 from ..processors.source_image import split_images
 from .calling import one_call_at_a_time, plain_call
 from .input_checks import check_generator, check_numbers
@@ -190,7 +190,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
             raise ValueError(
                 f"There must be as many sources as masks, one for each region, got {len(sources)} and {len(masks)}."
             )
-        frame = self.pose_processor.choose_frame((reference.height, reference.width))
+        frame = self.pose_processor.choose_crop((reference.height, reference.width))
         self._edit = _Edit(
             reference_latents=self._encode_reference(reference, frame, size),
             masks=_shrink_masks(masks, frame, (size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor)),
@@ -316,7 +316,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
         self,
         latents: torch.Tensor,
         reference: PIL.Image.Image,
-        frame: PhotoFrame,
+        frame: CropWindow,
         mask: npt.NDArray[np.float32],
         output_type: str,
         generator: torch.Generator | list[torch.Generator] | None,
@@ -417,9 +417,9 @@ def _scale_mask(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return scaled
 
 
-def _shrink_masks(masks: npt.NDArray[np.float32], frame: PhotoFrame, latent_size: tuple[int, int]) -> torch.Tensor:
+def _shrink_masks(masks: npt.NDArray[np.float32], frame: CropWindow, latent_size: tuple[int, int]) -> torch.Tensor:
     """Masks (R, 1, h, w) on the latents: a cell may change as much as the pixel in it that may change most."""
-    height, width = frame.photo_size
+    height, width = frame.image_size
     window = np.zeros((len(masks), frame.height, frame.width), dtype=np.float32)
     window[:, -frame.top : height - frame.top, -frame.left : width - frame.left] = masks
     cells = F.adaptive_max_pool2d(torch.from_numpy(window)[:, None], latent_size)

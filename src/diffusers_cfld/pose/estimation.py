@@ -11,10 +11,10 @@ import numpy as np
 import PIL.Image
 
 from ..image_utils import to_rgb, upright
-from ..processors.cropping import FIELD_FRAME, fit_keypoints
+from ..processors.cropping import DEEPFASHION_SIZE, fit_keypoints
 from .keypoints import Keypoints
 
-__all__ = ["PoseEstimator", "estimate_pose", "is_picture", "open_picture", "read_poses", "sort_people"]
+__all__ = ["PoseEstimator", "estimate_pose", "is_image", "load_image", "read_poses", "sort_people"]
 
 _NO_ESTIMATOR = (
     "`pose` is a picture, and the pipeline has no pose estimator to find the joints with: set `pipe.pose_estimator = "
@@ -69,7 +69,7 @@ def estimate_pose(image: PIL.Image.Image, estimator: PoseEstimator, person: int 
     return people[person]
 
 
-def is_picture(pose: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
+def is_image(pose: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
     """Tell a picture, opened or by its path, from the other forms of a pose.
 
     Args:
@@ -81,7 +81,7 @@ def is_picture(pose: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[st
     return isinstance(pose, PIL.Image.Image) or _suffix(pose) in PIL.Image.registered_extensions()
 
 
-def open_picture(picture: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image.Image:
+def load_image(picture: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image.Image:
     """Open a picture unless it is open.
 
     Args:
@@ -106,7 +106,7 @@ def open_picture(picture: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image
     return upright(picture)
 
 
-def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = FIELD_FRAME) -> Any:
+def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = DEEPFASHION_SIZE) -> Any:
     """Replace pictures and paths among poses by keypoints.
 
     Args:
@@ -126,7 +126,7 @@ def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, 
         return [read_poses(item, estimator, shape=shape) if _is_file(item) else item for item in pose]
     if not _is_file(pose):
         return pose
-    if not isinstance(pose, PIL.Image.Image) and not is_picture(pose):
+    if not isinstance(pose, PIL.Image.Image) and not is_image(pose):
         try:
             return Keypoints.load(pose)
         except ValueError as error:
@@ -135,7 +135,7 @@ def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, 
             ) from error
     if estimator is None:
         raise ValueError(_NO_ESTIMATOR)
-    picture = open_picture(pose)
+    picture = load_image(pose)
     try:
         found = estimate_pose(picture, estimator)
         return found if shape is None else fit_keypoints(found, shape=shape)[0]
@@ -145,7 +145,7 @@ def read_poses(pose: Any, estimator: PoseEstimator | None, *, shape: tuple[int, 
 
 
 def read_pose_sequence(
-    poses: Sequence[Any], estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = FIELD_FRAME
+    poses: Sequence[Any], estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = DEEPFASHION_SIZE
 ) -> list[Any]:
     """Replace pictures and paths among the poses of a sequence by keypoints.
 
@@ -166,7 +166,7 @@ def read_pose_sequence(
     seen = [
         number
         for number, pose in enumerate(poses)
-        if isinstance(pose, PIL.Image.Image) or (_is_file(pose) and is_picture(pose))
+        if isinstance(pose, PIL.Image.Image) or (_is_file(pose) and is_image(pose))
     ]
     if shape is None or not seen:
         return read
@@ -238,4 +238,4 @@ def _suffix(pose: object) -> str:
 
 
 def _is_file(pose: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
-    return is_picture(pose) or _suffix(pose) in _KEYPOINT_SUFFIXES
+    return is_image(pose) or _suffix(pose) in _KEYPOINT_SUFFIXES

@@ -20,17 +20,17 @@ from ..pose.formats import FloatArray, Size, check_size
 from ..pose.keypoints import JOINT_NAMES, Keypoints
 
 __all__ = [
-    "FIELD_FRAME",
+    "DEEPFASHION_SIZE",
+    "CropWindow",
     "FittedPhoto",
-    "PhotoFrame",
-    "choose_frame",
+    "choose_crop",
     "fit_keypoints",
     "fit_photo",
     "has_shape",
-    "padding_frame",
+    "padding_crop",
 ]
 
-FIELD_FRAME: Size = (256, 176)
+DEEPFASHION_SIZE: Size = (256, 176)
 """(height, width) of the frame whose shape the field's photos have."""
 
 Color: TypeAlias = str | tuple[int, int, int]
@@ -63,7 +63,7 @@ def has_shape(size: Size, shape: Size) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class PhotoFrame:
+class CropWindow:
     """A window on a photo that may reach beyond it; pixels of the upright photo.
 
     Args:
@@ -71,19 +71,19 @@ class PhotoFrame:
         top: First row, likewise.
         height: Rows of the window.
         width: Columns of the window.
-        photo_size: (height, width) of the photo.
+        image_size: (height, width) of the photo.
     """
 
     left: int
     top: int
     height: int
     width: int
-    photo_size: Size
+    image_size: Size
 
     @property
-    def is_whole_photo(self) -> bool:
+    def is_whole_image(self) -> bool:
         """Whether the window is exactly the photo."""
-        return (self.left, self.top, self.height, self.width) == (0, 0, *self.photo_size)
+        return (self.left, self.top, self.height, self.width) == (0, 0, *self.image_size)
 
     def crop(self, photo: PIL.Image.Image, background: Color | None = None) -> PIL.Image.Image:
         """Cut the window out.
@@ -102,10 +102,10 @@ class PhotoFrame:
         photo = upright(photo)
         self._check_photo(photo)
         color = None if background is None else parse_color(background)
-        if self.is_whole_photo and not has_transparency(photo):
+        if self.is_whole_image and not has_transparency(photo):
             return photo
         photo = to_rgb(photo, color or (255, 255, 255))
-        if self.is_whole_photo:
+        if self.is_whole_image:
             return photo
         window = PIL.Image.new("RGB", (self.width, self.height), color or self._edge_color(photo))
         window.paste(photo, (-self.left, -self.top))
@@ -142,10 +142,10 @@ class PhotoFrame:
         Returns:
             The pose in the window.
         """
-        return self._shift(keypoints.rescale(self.photo_size), -1, (self.height, self.width))
+        return self._shift(keypoints.rescale(self.image_size), -1, (self.height, self.width))
 
     def move_back(self, keypoints: Keypoints) -> Keypoints:
-        """Undo [`PhotoFrame.move`].
+        """Undo [`CropWindow.move`].
 
         Args:
             keypoints: Measured in the window; rescaled if on another size of it.
@@ -153,16 +153,16 @@ class PhotoFrame:
         Returns:
             The pose in the photo.
         """
-        return self._shift(keypoints.rescale((self.height, self.width)), 1, self.photo_size)
+        return self._shift(keypoints.rescale((self.height, self.width)), 1, self.image_size)
 
     def _shift(self, keypoints: Keypoints, sign: int, size: Size) -> Keypoints:
         xy = keypoints.xy + sign * np.array([self.left, self.top])
         return Keypoints(xy, keypoints.visible, keypoints.confidence, size)
 
     def _check_photo(self, photo: PIL.Image.Image) -> None:
-        if (photo.height, photo.width) != self.photo_size:
+        if (photo.height, photo.width) != self.image_size:
             raise ValueError(
-                f"The frame is of a photo of {self.photo_size[0]}x{self.photo_size[1]} (height x width) pixels, got "
+                f"The frame is of a photo of {self.image_size[0]}x{self.image_size[1]} (height x width) pixels, got "
                 f"one of {photo.height}x{photo.width}."
             )
 
@@ -182,11 +182,11 @@ class FittedPhoto:
     """
 
     image: PIL.Image.Image
-    frame: PhotoFrame
+    frame: CropWindow
     keypoints: Keypoints | None
 
 
-def edge_strips(pixels: npt.NDArray[Any], frame: PhotoFrame) -> npt.NDArray[Any]:
+def edge_strips(pixels: npt.NDArray[Any], frame: CropWindow) -> npt.NDArray[Any]:
     """The pixels along those edges of a photo that a window reaches over.
 
     Args:
@@ -196,7 +196,7 @@ def edge_strips(pixels: npt.NDArray[Any], frame: PhotoFrame) -> npt.NDArray[Any]
     Returns:
         (N, C), from strips of 2 % of the photo's shorter side; all pixels if it reaches over no edge.
     """
-    height, width = frame.photo_size
+    height, width = frame.image_size
     thickness = max(1, round(0.02 * min(height, width)))
     strips = (
         (frame.top < 0, pixels[:thickness]),
@@ -208,14 +208,14 @@ def edge_strips(pixels: npt.NDArray[Any], frame: PhotoFrame) -> npt.NDArray[Any]
     return np.concatenate(edges) if edges else pixels.reshape(-1, pixels.shape[-1])
 
 
-def choose_frame(
-    photo_size: Size,
+def choose_crop(
+    image_size: Size,
     keypoints: Keypoints | Sequence[Keypoints] | None = None,
     box: Box | None = None,
     *,
     margin: float = 0.05,
-    shape: Size = FIELD_FRAME,
-) -> PhotoFrame:
+    shape: Size = DEEPFASHION_SIZE,
+) -> CropWindow:
     """Choose the window around a person.
 
     The person (all joints, and head, hands and feet beyond them; or the box) gets a margin, as far as the photo goes,
@@ -224,7 +224,7 @@ def choose_frame(
     the whole photo, grown evenly.
 
     Args:
-        photo_size: (height, width) of the upright photo, pixels.
+        image_size: (height, width) of the upright photo, pixels.
         keypoints: The person's pose on the photo, or several that are to share one window.
         box: (left, top, right, bottom) of the person instead, pixels.
         margin: Around the person, as a part of the longer side.
@@ -238,7 +238,7 @@ def choose_frame(
             outside of the photo, or `margin` is negative.
         TypeError: An argument is of another type.
     """
-    height, width = check_size(photo_size)
+    height, width = check_size(image_size)
     shape_height, shape_width = check_size(shape)
     if keypoints is not None and box is not None:
         raise ValueError("Pass either `keypoints` or `box`, and not both.")
@@ -252,7 +252,7 @@ def choose_frame(
     elif box is not None:
         person = _check_box(box, (height, width))
     elif has_shape((height, width), (shape_height, shape_width)):
-        return PhotoFrame(0, 0, height, width, (height, width))
+        return CropWindow(0, 0, height, width, (height, width))
     limits = np.array([0, 0, width, height])
     if is_known:
         extra = margin * max(person[2] - person[0], person[3] - person[1])
@@ -263,16 +263,16 @@ def choose_frame(
     window_height, window_width = max(1, round(scale * shape_height)), max(1, round(scale * shape_width))
     missing = window_height - (bottom - top)
     below = min(max(missing / 2, missing - top), height - bottom) if is_known else missing / 2
-    return PhotoFrame(
+    return CropWindow(
         left=round((left + right - window_width) / 2),
         top=round(bottom + below) - window_height,
         height=window_height,
         width=window_width,
-        photo_size=(height, width),
+        image_size=(height, width),
     )
 
 
-def padding_frame(size: Size, shape: Size | None, own_size: Size) -> PhotoFrame:
+def padding_crop(size: Size, shape: Size | None, own_size: Size) -> CropWindow:
     """Choose what the model is shown of a picture about which nothing else is known.
 
     Args:
@@ -285,8 +285,8 @@ def padding_frame(size: Size, shape: Size | None, own_size: Size) -> PhotoFrame:
     """
     height, width = size
     if shape is None or (height, width) == tuple(own_size):
-        return PhotoFrame(0, 0, height, width, (height, width))
-    return choose_frame((height, width), shape=shape)
+        return CropWindow(0, 0, height, width, (height, width))
+    return choose_crop((height, width), shape=shape)
 
 
 def fit_photo(
@@ -296,7 +296,7 @@ def fit_photo(
     *,
     background: Color | None = None,
     margin: float = 0.05,
-    shape: Size = FIELD_FRAME,
+    shape: Size = DEEPFASHION_SIZE,
 ) -> FittedPhoto:
     """Crop and pad any photo of a person to the shape that the model was trained on.
 
@@ -304,8 +304,8 @@ def fit_photo(
         image: The photo, of any size and mode; its EXIF rotation is applied.
         keypoints: The person's pose on the upright photo, e.g. from a pose estimator.
         box: (left, top, right, bottom) of the person instead, pixels.
-        background: As for [`PhotoFrame.crop`].
-        margin: As for [`choose_frame`].
+        background: As for [`CropWindow.crop`].
+        margin: As for [`choose_crop`].
         shape: (height, width) whose aspect ratio the result gets.
 
     Returns:
@@ -313,7 +313,7 @@ def fit_photo(
         already comes back as it is.
 
     Raises:
-        ValueError: As [`choose_frame`] and [`PhotoFrame.crop`].
+        ValueError: As [`choose_crop`] and [`CropWindow.crop`].
         TypeError: `image` is not a PIL image.
 
     Example:
@@ -329,36 +329,36 @@ def fit_photo(
         raise TypeError(
             f"`keypoints` must be a `Keypoints`, got {type(keypoints).__name__}: read it with `Keypoints.from_any`."
         )
-    frame = choose_frame((image.height, image.width), keypoints, box, margin=margin, shape=shape)
+    frame = choose_crop((image.height, image.width), keypoints, box, margin=margin, shape=shape)
     return FittedPhoto(frame.crop(image, background), frame, None if keypoints is None else frame.move(keypoints))
 
 
 def fit_keypoints(
-    keypoints: Keypoints | Sequence[Keypoints], *, margin: float = 0.05, shape: Size = FIELD_FRAME
+    keypoints: Keypoints | Sequence[Keypoints], *, margin: float = 0.05, shape: Size = DEEPFASHION_SIZE
 ) -> list[Keypoints]:
     """Bring poses measured on photos of any shape into the model's frame, around the person.
 
     Args:
         keypoints: One pose, or the poses of one sequence, all measured on pictures of one size; they share a window,
             so that a movement through the picture stays one.
-        margin: As for [`choose_frame`].
+        margin: As for [`choose_crop`].
         shape: (height, width) whose aspect ratio the frame gets.
 
     Returns:
         The poses in their window.
 
     Raises:
-        ValueError: There is no pose, poses were measured on pictures of several sizes, or as [`choose_frame`].
+        ValueError: There is no pose, poses were measured on pictures of several sizes, or as [`choose_crop`].
         TypeError: A pose is not a `Keypoints`.
     """
     poses = [keypoints] if isinstance(keypoints, Keypoints) else list(keypoints)
     if not poses:
         raise ValueError("`keypoints` is empty: pass at least one pose.")
-    frame = choose_frame(poses[0].size, poses, margin=margin, shape=shape)
+    frame = choose_crop(poses[0].size, poses, margin=margin, shape=shape)
     return [frame.move(pose) for pose in poses]
 
 
-def _person_box(poses: Sequence[Keypoints], photo_size: Size) -> FloatArray:
+def _person_box(poses: Sequence[Keypoints], image_size: Size) -> FloatArray:
     """Box (left, top, right, bottom) of all poses' bodies, within the photo."""
     if not poses:
         raise ValueError("`keypoints` is empty: pass at least one pose.")
@@ -368,10 +368,10 @@ def _person_box(poses: Sequence[Keypoints], photo_size: Size) -> FloatArray:
             raise TypeError(
                 f"`keypoints` must be `Keypoints`, got {type(pose).__name__}: read it with `Keypoints.from_any`."
             )
-        if pose.size != photo_size:
+        if pose.size != image_size:
             raise ValueError(
                 f"The keypoints were measured on a picture of {pose.size[0]}x{pose.size[1]} (height x width) pixels, "
-                f"but this one has {photo_size[0]}x{photo_size[1]}: measure them on the upright photo, or `rescale` "
+                f"but this one has {image_size[0]}x{image_size[1]}: measure them on the upright photo, or `rescale` "
                 "them."
             )
         corners.append(pose.xy[pose.visible])
@@ -381,10 +381,10 @@ def _person_box(poses: Sequence[Keypoints], photo_size: Size) -> FloatArray:
                 radius = part * np.linalg.norm(pose.xy[first] - pose.xy[second])
                 corners.append(pose.xy[first] + radius * np.array([[-1, -1], [1, 1]]))
     points = np.concatenate(corners)
-    return _check_box((*points.min(axis=0), *points.max(axis=0)), photo_size)
+    return _check_box((*points.min(axis=0), *points.max(axis=0)), image_size)
 
 
-def _check_box(box: Box, photo_size: Size) -> FloatArray:
+def _check_box(box: Box, image_size: Size) -> FloatArray:
     """The part of a box that is on the photo, at least one pixel large."""
     try:
         values = np.array(box, dtype=np.float64)
@@ -392,7 +392,7 @@ def _check_box(box: Box, photo_size: Size) -> FloatArray:
         values = np.empty(0)
     if values.shape != (4,) or not np.isfinite(values).all():
         raise TypeError(f"`box` must be four numbers (left, top, right, bottom), got {box!r}.")
-    height, width = photo_size
+    height, width = image_size
     left, top, right, bottom = values
     if not (left <= right and top <= bottom) or right < 0 or bottom < 0 or left > width or top > height:
         raise ValueError(

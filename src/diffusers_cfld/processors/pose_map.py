@@ -15,7 +15,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from ..pose.formats import MAX_DRAWN_COORDINATE, Size
 from ..pose.keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
-from .cropping import PhotoFrame, padding_frame
+from .cropping import CropWindow, padding_crop
 
 __all__ = ["POSE_MAP_CHANNELS", "PoseProcessor", "render_pose_map", "split_poses"]
 
@@ -94,7 +94,7 @@ class PoseProcessor(ConfigMixin):
                 raise ValueError(f"`{name}` must be a positive whole number of pixels, got {length!r}.")
         super().__init__()
 
-    def choose_frame(self, size: Size) -> PhotoFrame:
+    def choose_crop(self, size: Size) -> CropWindow:
         """Choose the part of a picture that the maps show.
 
         Args:
@@ -103,7 +103,7 @@ class PoseProcessor(ConfigMixin):
         Returns:
             The whole picture, or a frame of the configured shape around it.
         """
-        return padding_frame(size, self.config["frame"], (self.config["height"], self.config["width"]))
+        return padding_crop(size, self.config["frame"], (self.config["height"], self.config["width"]))
 
     def preprocess(self, pose: object, size: Size | None = None) -> torch.Tensor:
         """Make a batch of pose maps.
@@ -151,7 +151,7 @@ class PoseProcessor(ConfigMixin):
         rendered = []
         for index, item in enumerate(items):
             keypoints = _read_pose(item, size, index, len(items))
-            rendered.append(render_pose_map(self.choose_frame(keypoints.size).move(keypoints), map_size))
+            rendered.append(render_pose_map(self.choose_crop(keypoints.size).move(keypoints), map_size))
         return torch.from_numpy(rendered[0][None] if len(rendered) == 1 else np.stack(rendered))
 
 

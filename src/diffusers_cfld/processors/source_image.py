@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from ..image_utils import to_rgb
-from .cropping import PhotoFrame, edge_strips, padding_frame
+from .cropping import CropWindow, edge_strips, padding_crop
 
 
 class SourceImageProcessor(ConfigMixin):
@@ -74,7 +74,7 @@ class SourceImageProcessor(ConfigMixin):
                     f"`image` must not be empty, got a picture of {image.size[0]}x{image.size[1]} pixels."
                 )
             rgb = self.to_rgb(image)
-            frame = self._choose_frame((rgb.height, rgb.width))
+            frame = self._choose_crop((rgb.height, rgb.width))
             if frame is not None:
                 rgb = frame.crop(rgb)
             rgb = rgb.resize((width, height), PIL.Image.Resampling.BICUBIC)
@@ -128,7 +128,7 @@ class SourceImageProcessor(ConfigMixin):
             tensor = tensor[:, :3] * alpha + self.config.background * (1 - alpha)
         elif tensor.shape[1] == 1:
             tensor = tensor.expand(-1, 3, -1, -1)
-        frame = self._choose_frame((tensor.shape[2], tensor.shape[3]))
+        frame = self._choose_crop((tensor.shape[2], tensor.shape[3]))
         if frame is not None:
             tensor = torch.stack([_pad_to_frame(item, frame) for item in tensor])
         if tuple(tensor.shape[2:]) != (height, width):
@@ -144,12 +144,12 @@ class SourceImageProcessor(ConfigMixin):
         Returns:
             True for the shape of the training's photos, the encoder's own size, and without a frame any size.
         """
-        return self._choose_frame(size) is None
+        return self._choose_crop(size) is None
 
-    def _choose_frame(self, size: tuple[int, int]) -> PhotoFrame | None:
+    def _choose_crop(self, size: tuple[int, int]) -> CropWindow | None:
         """The frame that a picture of (height, width) has to be padded to, if it has to."""
-        frame = padding_frame(size, self.config.frame, (self.config.height, self.config.width))
-        return None if frame.is_whole_photo else frame
+        frame = padding_crop(size, self.config.frame, (self.config.height, self.config.width))
+        return None if frame.is_whole_image else frame
 
     def to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """Turn a picture of any mode upright and into 8-bit RGB, transparency over the background.
@@ -182,9 +182,9 @@ def split_images(image: Any) -> list[Any]:
     return items
 
 
-def _pad_to_frame(image: torch.Tensor, frame: PhotoFrame) -> torch.Tensor:
-    """A picture (3, H, W) in a frame that holds the whole of it, as `PhotoFrame.crop` does with 8 bits."""
-    height, width = frame.photo_size
+def _pad_to_frame(image: torch.Tensor, frame: CropWindow) -> torch.Tensor:
+    """A picture (3, H, W) in a frame that holds the whole of it, as `CropWindow.crop` does with 8 bits."""
+    height, width = frame.image_size
     edges = edge_strips(image.permute(1, 2, 0).numpy(), frame)
     color = torch.from_numpy(np.median(edges, axis=0))
     padded = color[:, None, None].repeat(1, frame.height, frame.width)
