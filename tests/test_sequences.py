@@ -14,7 +14,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from testing_utils import image_embeds, load_ip_adapter, lora_state_dict, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import Keypoints
-from diffusers_cfld.pose.estimation import read_pose_sequence
+from diffusers_cfld.processors.pose_map import read_pose_sequence
 from diffusers_cfld.sequences import load_pose_sequence, render_sequence, write_animation
 from diffusers_cfld.small_model import example_poses
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-__all__ = ["as_pair", "has_transparency", "to_rgb", "unsquash_size", "upright"]
+__all__ = [
+    "as_pair",
+    "has_transparency",
+    "is_image",
+    "load_image",
+    "path_suffix",
+    "to_rgb",
+    "unsquash_size",
+    "upright",
+]
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -105,3 +117,55 @@ def unsquash_size(size: tuple[int, int], image_shape: tuple[int, int]) -> tuple[
         (height, width), of the same height.
     """
     return size[0], round(size[0] * image_shape[1] / image_shape[0])
+
+
+def is_image(pose: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
+    """Tell a picture, opened or by its path, from the other forms of a pose.
+
+    Args:
+        pose: Anything.
+
+    Returns:
+        Whether it is a PIL image, or a path with the ending of one.
+    """
+    return isinstance(pose, PIL.Image.Image) or path_suffix(pose) in PIL.Image.registered_extensions()
+
+
+def load_image(picture: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image.Image:
+    """Open a picture unless it is open.
+
+    Args:
+        picture: A PIL image or a path.
+
+    Returns:
+        The picture, upright.
+
+    Raises:
+        OSError: The file does not exist or is no picture.
+        ValueError: Its EXIF data are damaged.
+    """
+    if not isinstance(picture, PIL.Image.Image):
+        path = os.fspath(picture)
+        try:
+            picture = PIL.Image.open(path)
+            picture.load()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"There is no picture at {path!r}.") from None
+        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            raise OSError(f"{path!r} cannot be read as a picture: {error}") from error
+    return upright(picture)
+
+
+def path_suffix(path: object) -> str:
+    """Tell the ending of a path.
+
+    Args:
+        path: Anything.
+
+    Returns:
+        In small letters, with its dot; empty for what is no path.
+    """
+    if isinstance(path, Path):
+        return path.suffix.lower()
+    # JSON and the lines of CSV files are strings too; they end with a bracket.
+    return os.path.splitext(path)[1].lower() if isinstance(path, str) else ""

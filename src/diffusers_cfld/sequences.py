@@ -26,9 +26,9 @@ from .io_utils import replacing, write_file
 from .models.compilation import uncompiled
 from .pipelines.calling import plain_call
 from .pipelines.pipeline_output import PoseFeatures
-from .pose.estimation import read_pose_sequence
 from .pose.formats import Size
 from .pose.keypoints import Keypoints
+from .processors.pose_map import read_pose_sequence
 
 if TYPE_CHECKING:
     from diffusers.image_processor import PipelineImageInput

@@ -27,7 +27,6 @@ CIRCULAR = {"pose.keypoints", "pipelines.pipeline_cfld"}
 UPWARDS = {
     ("models.source_encoder", "conversion.swin"),
     ("pipelines.hub_card", "conversion.model_card"),
-    ("pose.estimation", "processors.cropping"),
 }
 STATEFUL = {"pipelines/calling.py", "pipelines/hub_card.py", "pipelines/loading.py"}
 

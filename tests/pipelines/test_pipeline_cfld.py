@@ -494,9 +494,9 @@ class TestSaving:
             loaded = loader.from_pretrained(tmp_path)
             assert (loaded.config.frame_height, loaded.config.frame_width) == frame
             expected = None if frame[0] is None else frame
-            assert loaded.source_image_processor.config.frame == expected
-            assert loaded.pose_processor.config.frame == expected
-        assert CFLDPipeline.from_pipe(loaded).pose_processor.config.frame == expected
+            assert loaded.source_image_processor.config.image_shape == expected
+            assert loaded.pose_processor.config.image_shape == expected
+        assert CFLDPipeline.from_pipe(loaded).pose_processor.config.image_shape == expected
 
     def test_diffusion_pipeline_finds_the_class(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path)

@@ -7,9 +7,10 @@ import torch
 import transformers
 
 from diffusers_cfld import Keypoints
-from diffusers_cfld.pose.estimation import people_from_coco, read_poses, sort_people
+from diffusers_cfld.pose.estimation import people_from_coco, sort_people
 from diffusers_cfld.pose_estimation import PoseEstimator, ViTPoseEstimator, estimate_pose
 from diffusers_cfld.processors.cropping import fit_keypoints, has_shape
+from diffusers_cfld.processors.pose_map import read_poses
 from diffusers_cfld.small_model import example_poses, load_small_model
 
 SIZE = (90, 130)

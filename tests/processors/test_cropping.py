@@ -197,7 +197,7 @@ def test_types_and_colours_are_checked():
 
 
 def test_the_source_processor_squashes_the_fields_shape_and_pads_others():
-    plain, framed = SourceImageProcessor(64, 64), SourceImageProcessor(64, 64, frame=(256, 176))
+    plain, framed = SourceImageProcessor(64, 64), SourceImageProcessor(64, 64, image_shape=(256, 176))
     for size in ((256, 176), (1101, 750), (64, 64)):
         picture = photo(*size)
         assert np.array_equal(framed.preprocess(picture), plain.preprocess(picture))
@@ -210,7 +210,7 @@ def test_the_source_processor_squashes_the_fields_shape_and_pads_others():
 def test_all_forms_of_a_photo_are_padded_alike(size):
     import torch
 
-    processor = SourceImageProcessor(64, 64, frame=(256, 176))
+    processor = SourceImageProcessor(64, 64, image_shape=(256, 176))
     picture = photo(*size)
     expected = processor.preprocess(picture)
     array = np.asarray(picture)
@@ -226,7 +226,7 @@ def test_all_forms_of_a_photo_are_padded_alike(size):
 def test_poses_on_pictures_of_another_shape_keep_their_proportions():
     from diffusers_cfld import PoseProcessor, render_pose_map
 
-    processor = PoseProcessor(64, 64, frame=(256, 176))
+    processor = PoseProcessor(64, 64, image_shape=(256, 176))
     for size in ((256, 176), (64, 64)):
         pose = standing(size)
         assert np.array_equal(processor.preprocess(pose)[0], render_pose_map(pose, (64, 64)))

@@ -141,7 +141,7 @@ def check_target_options(args: argparse.Namespace, paths: Sequence[str]) -> None
     Raises:
         ValueError: There is such an option.
     """
-    from ..pose.estimation import is_image
+    from ..image_utils import is_image
 
     if all(is_image(Path(path)) for path in paths):
         for name in ("pose_row", "pose_frame"):
@@ -164,7 +164,8 @@ def read_target(args: argparse.Namespace, path: str, estimator: PoseEstimator | 
         OSError: The file is not there or is no picture.
         ValueError: It holds no pose, or is a picture without an estimator.
     """
-    from ..pose.estimation import estimate_pose, is_image
+    from ..image_utils import is_image
+    from ..pose.estimation import estimate_pose
     from ..pose.keypoints import Keypoints
 
     if not is_image(Path(path)):
@@ -193,7 +194,7 @@ def bring_into_frame(poses: list[Keypoints], pipe: CFLDPipeline, path: str | Non
     Returns:
         The poses in their window.
     """
-    from ..pose.estimation import is_image
+    from ..image_utils import is_image
     from ..processors.cropping import fit_keypoints
 
     is_framed = pipe.pose_processor.choose_crop(poses[0].size).is_whole_image
@@ -306,7 +307,7 @@ def fit_sources(
         image = photos[number]
         size = (image.height, image.width)
         keypoints = None
-        has_frame = pipe.source_image_processor.is_framed(size)
+        has_frame = pipe.source_image_processor.choose_crop(size).is_whole_image
         if args.source_pose:
             file = args.source_pose[number]
             with naming_options("source"):

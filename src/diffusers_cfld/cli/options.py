@@ -276,7 +276,7 @@ def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
         OSError: It does not exist or is no picture.
         ValueError: Its EXIF data are damaged.
     """
-    from ..pose.estimation import load_image
+    from ..image_utils import load_image
 
     try:
         return load_image(path)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..pose.estimation import read_poses
-from ..processors.pose_map import split_poses
+from ..processors.pose_map import read_poses, split_poses
 from ..processors.source_image import split_images
 from .branch_batching import broadcast_batch
 from .calling import plain_call

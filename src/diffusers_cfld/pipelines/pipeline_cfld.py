@@ -42,10 +42,10 @@ from ..models.fitting import fit_pose_residuals, fit_query_biases
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
-from ..pose.estimation import PoseEstimator, read_poses
+from ..pose.estimation import PoseEstimator
 from ..pose.keypoints import Keypoints
 from ..processors.cropping import DEEPFASHION_SIZE, CropWindow, has_shape
-from ..processors.pose_map import PoseProcessor, is_pose_map, split_poses
+from ..processors.pose_map import PoseProcessor, is_pose_map, read_poses, split_poses
 from ..processors.source_image import SourceImageProcessor
 from .branch_batching import (
     batch_image_embeds,
@@ -146,9 +146,9 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         height, width = source_encoder.image_size if source_encoder is not None else (256, 256)
-        self.source_image_processor = SourceImageProcessor(height=height, width=width, frame=frame)
+        self.source_image_processor = SourceImageProcessor(height=height, width=width, image_shape=frame)
         height, width = self._trained_pose_size()
-        self.pose_processor = PoseProcessor(height=height, width=width, frame=frame)
+        self.pose_processor = PoseProcessor(height=height, width=width, image_shape=frame)
         self.pose_estimator: PoseEstimator | None = None
 
     @classmethod
@@ -205,7 +205,7 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
     @property
     def image_shape(self) -> tuple[int, int] | None:
         """(height, width) whose aspect ratio the photos of the training had; None: any was squashed."""
-        shape: tuple[int, int] | None = self.pose_processor.config["frame"]
+        shape: tuple[int, int] | None = self.pose_processor.config["image_shape"]
         return shape
 
     @property

@@ -6,18 +6,46 @@ Reference implementation: the pose images of YanzuoLu/CFLD's data set code @ f2e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
+from ..image_utils import is_image, load_image, path_suffix
+from ..pose.estimation import PoseEstimator, estimate_pose
 from ..pose.formats import MAX_DRAWN_COORDINATE, Size
 from ..pose.keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
-from .cropping import CropWindow, padding_crop
+from .cropping import DEEPFASHION_SIZE, CropWindow, fit_keypoints, padding_crop
 
-__all__ = ["POSE_MAP_CHANNELS", "PoseProcessor", "render_pose_map", "split_poses"]
+__all__ = [
+    "POSE_MAP_CHANNELS",
+    "PoseInput",
+    "PoseProcessor",
+    "read_pose_sequence",
+    "read_poses",
+    "render_pose_map",
+    "split_poses",
+]
+
+OnePose: TypeAlias = (
+    Keypoints
+    | PIL.Image.Image
+    | str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | npt.NDArray[Any]
+    | torch.Tensor
+    | Sequence[float]
+    | Sequence[Sequence[float]]
+)
+PoseInput: TypeAlias = OnePose | Sequence[OnePose]
+"""One pose or several: what `Keypoints.from_any` reads, keypoint files, images of people if there is a pose estimator,
+or pose maps."""
 
 POSE_MAP_CHANNELS = 3 + len(JOINT_NAMES)
 """Of a pose map: the colours of the drawn skeleton, and one for each joint."""
@@ -31,6 +59,14 @@ _STAMP = np.outer(_PROFILE, _PROFILE).astype(np.float32)
 
 # How far a given pose map may leave [0, 1], for instance by bicubic resizing in half precision.
 _RANGE_TOLERANCE = 1e-3
+
+_NO_ESTIMATOR = (
+    "`pose` is a picture, and the pipeline has no pose estimator to find the joints with: set `pipe.pose_estimator = "
+    "ViTPoseEstimator.from_pretrained(...)` (`pip install diffusers-cfld[vitpose]`) or `RTMPoseEstimator(...)` (`pip "
+    "install diffusers-cfld[rtmlib]`) of `diffusers_cfld.pose_estimation`, or pass keypoints. A drawn skeleton is "
+    "read by `Keypoints.from_skeleton`."
+)
+_KEYPOINT_SUFFIXES = (".json", ".csv", ".txt", ".npy")
 
 
 def render_pose_map(keypoints: Keypoints, size: Size = (256, 256)) -> npt.NDArray[np.float32]:
@@ -76,9 +112,9 @@ class PoseProcessor(ConfigMixin):
     Args:
         height: Height of the maps drawn from keypoints, pixels.
         width: Width of them, pixels.
-        frame: (height, width) of the frame whose shape the photos of the training had, as of `SourceImageProcessor`.
-            Keypoints that were measured on a picture of another shape, unless it has the maps' own size, are moved to
-            where they are once that picture is padded to it; `fit_keypoints` also crops. None: they are squashed.
+        image_shape: (height, width) whose aspect ratio the training images had, as of `SourceImageProcessor`.
+            Keypoints measured on an image of another shape, unless it has the maps' own size, are moved to where they
+            are once that image is padded to it; `fit_keypoints` also crops. None: they are squashed.
 
     Raises:
         ValueError: `height` or `width` is not a positive whole number.
@@ -88,7 +124,7 @@ class PoseProcessor(ConfigMixin):
     config_name = "pose_processor_config.json"  # type: ignore[assignment, unused-ignore]
 
     @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
-    def __init__(self, height: int = 256, width: int = 256, frame: Size | None = None) -> None:
+    def __init__(self, height: int = 256, width: int = 256, image_shape: Size | None = None) -> None:
         for name, length in (("height", height), ("width", width)):
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 raise ValueError(f"`{name}` must be a positive whole number of pixels, got {length!r}.")
@@ -103,7 +139,7 @@ class PoseProcessor(ConfigMixin):
         Returns:
             The whole picture, or a frame of the configured shape around it.
         """
-        return padding_crop(size, self.config["frame"], (self.config["height"], self.config["width"]))
+        return padding_crop(size, self.config["image_shape"], (self.config["height"], self.config["width"]))
 
     def preprocess(self, pose: object, size: Size | None = None) -> torch.Tensor:
         """Make a batch of pose maps.
@@ -153,6 +189,82 @@ class PoseProcessor(ConfigMixin):
             keypoints = _read_pose(item, size, index, len(items))
             rendered.append(render_pose_map(self.choose_crop(keypoints.size).move(keypoints), map_size))
         return torch.from_numpy(rendered[0][None] if len(rendered) == 1 else np.stack(rendered))
+
+
+def read_poses(
+    pose: PoseInput, estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = DEEPFASHION_SIZE
+) -> Any:
+    """Replace pictures and paths among poses by keypoints.
+
+    Args:
+        pose: A pose in any form, or a list of poses.
+        estimator: For pictures.
+        shape: (height, width) of the frame that the person found in a picture is brought into; None: they stay where
+            they are in the picture.
+
+    Returns:
+        The same with [`Keypoints`] in place of pictures and paths; everything else as it is.
+
+    Raises:
+        ValueError: There is a picture and no estimator, or nobody in it; or a file tells no single pose.
+        OSError: A file cannot be read.
+    """
+    if isinstance(pose, (list, tuple)) and any(_is_file(item) for item in pose):
+        return [read_poses(item, estimator, shape=shape) if _is_file(item) else item for item in pose]
+    if not _is_file(pose):
+        return pose
+    if not isinstance(pose, PIL.Image.Image) and not is_image(pose):
+        try:
+            return Keypoints.load(pose)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (`pose=Keypoints.load(path, size=..., person=..., row=...)` takes what the file lacks.)"
+            ) from error
+    if estimator is None:
+        raise ValueError(_NO_ESTIMATOR)
+    picture = load_image(pose)
+    try:
+        found = estimate_pose(picture, estimator)
+        return found if shape is None else fit_keypoints(found, shape=shape)[0]
+    except ValueError as error:
+        name = "`pose`" if isinstance(pose, PIL.Image.Image) else repr(os.fspath(pose))
+        raise ValueError(f"No pose can be taken from {name}: {error}") from error
+
+
+def read_pose_sequence(
+    poses: Sequence[OnePose], estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = DEEPFASHION_SIZE
+) -> list[Any]:
+    """Replace pictures and paths among the poses of a sequence by keypoints.
+
+    Args:
+        poses: Poses in any form.
+        estimator: For pictures.
+        shape: (height, width) of the frame that the people found in pictures are brought into, by one window for all
+            if the pictures have one size; None: they stay where they are.
+
+    Returns:
+        As [`read_poses`].
+
+    Raises:
+        ValueError: As [`read_poses`].
+        OSError: A file cannot be read.
+    """
+    read = list(read_poses(list(poses), estimator, shape=None))
+    seen = [
+        number
+        for number, pose in enumerate(poses)
+        if isinstance(pose, PIL.Image.Image) or (_is_file(pose) and is_image(pose))
+    ]
+    if shape is None or not seen:
+        return read
+    found = [read[number] for number in seen]
+    if len({pose.size for pose in found}) == 1:
+        fitted = fit_keypoints(found, shape=shape)
+    else:
+        fitted = [fit_keypoints(pose, shape=shape)[0] for pose in found]
+    for number, pose in zip(seen, fitted, strict=True):
+        read[number] = pose
+    return read
 
 
 def _draw_skeleton(centers: Sequence[Sequence[int]], visible: Sequence[bool], size: Size) -> npt.NDArray[np.uint8]:
@@ -274,3 +386,7 @@ def _read_pose(item: object, size: Size | None, index: int, count: int) -> Keypo
         if count == 1:
             raise
         raise type(error)(f"Pose {index} of {count}: {error}") from error
+
+
+def _is_file(pose: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
+    return is_image(pose) or path_suffix(pose) in _KEYPOINT_SUFFIXES

@@ -6,9 +6,11 @@ std 0.5 (YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from ..image_utils import to_rgb
 from .cropping import CropWindow, edge_strips, padding_crop
+
+__all__ = ["ImageInput", "SourceImageProcessor", "split_images"]
+
+OneImage: TypeAlias = PIL.Image.Image | npt.NDArray[Any] | torch.Tensor
+ImageInput: TypeAlias = OneImage | Sequence[OneImage]
+"""One image or several, as [`SourceImageProcessor.preprocess`] takes them."""
 
 
 class SourceImageProcessor(ConfigMixin):
@@ -25,8 +33,8 @@ class SourceImageProcessor(ConfigMixin):
         height: Height of the encoder's input in pixels.
         width: Width of the encoder's input in pixels.
         background: Grey level in [0, 1] laid behind transparent pixels.
-        frame: (height, width) of the frame whose shape the photos of the training had, (256, 176) for the published
-            model. A picture of another shape, unless it has the encoder's own size, is padded to it with the colour of
+        image_shape: (height, width) whose aspect ratio the training images had, (256, 176) for the published model. A
+            picture of another shape, unless it has the encoder's own size, is padded to it with the colour of
             its edges, so that people keep their proportions; `fit_photo` also crops. None: everything is squashed.
     """
 
@@ -38,11 +46,11 @@ class SourceImageProcessor(ConfigMixin):
         height: int = 256,
         width: int = 256,
         background: float = 1.0,
-        frame: tuple[int, int] | None = None,
+        image_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
 
-    def preprocess(self, image: Any) -> torch.Tensor:
+    def preprocess(self, image: ImageInput) -> torch.Tensor:
         """Resize and normalise one image or a list of images.
 
         Args:
@@ -59,7 +67,7 @@ class SourceImageProcessor(ConfigMixin):
             ValueError: An empty list, another number of channels or dimensions, values outside of [0, 1], NaN or
                 infinite.
         """
-        items = list(image) if isinstance(image, (list, tuple)) else [image]
+        items = _as_list(image)
         if not items:
             raise ValueError("`image` is an empty list; pass at least one source image.")
         images = torch.cat([self._to_batch(item) for item in items])
@@ -74,9 +82,7 @@ class SourceImageProcessor(ConfigMixin):
                     f"`image` must not be empty, got a picture of {image.size[0]}x{image.size[1]} pixels."
                 )
             rgb = self.to_rgb(image)
-            frame = self._choose_crop((rgb.height, rgb.width))
-            if frame is not None:
-                rgb = frame.crop(rgb)
+            rgb = self.choose_crop((rgb.height, rgb.width)).crop(rgb)
             rgb = rgb.resize((width, height), PIL.Image.Resampling.BICUBIC)
             return torch.from_numpy(np.asarray(rgb, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
         if isinstance(image, np.ndarray):
@@ -128,28 +134,23 @@ class SourceImageProcessor(ConfigMixin):
             tensor = tensor[:, :3] * alpha + self.config.background * (1 - alpha)
         elif tensor.shape[1] == 1:
             tensor = tensor.expand(-1, 3, -1, -1)
-        frame = self._choose_crop((tensor.shape[2], tensor.shape[3]))
-        if frame is not None:
-            tensor = torch.stack([_pad_to_frame(item, frame) for item in tensor])
+        window = self.choose_crop((tensor.shape[2], tensor.shape[3]))
+        if not window.is_whole_image:
+            tensor = torch.stack([_pad(item, window) for item in tensor])
         if tuple(tensor.shape[2:]) != (height, width):
             tensor = F.interpolate(tensor, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
         return tensor.clamp(0, 1)
 
-    def is_framed(self, size: tuple[int, int]) -> bool:
-        """Whether a picture is squashed as it is, and not padded before.
+    def choose_crop(self, size: tuple[int, int]) -> CropWindow:
+        """Choose the part of an image that the encoder sees.
 
         Args:
-            size: (height, width) of the picture, pixels.
+            size: (height, width) of the image, pixels.
 
         Returns:
-            True for the shape of the training's photos, the encoder's own size, and without a frame any size.
+            The whole image, or a window of the configured shape around it.
         """
-        return self._choose_crop(size) is None
-
-    def _choose_crop(self, size: tuple[int, int]) -> CropWindow | None:
-        """The frame that a picture of (height, width) has to be padded to, if it has to."""
-        frame = padding_crop(size, self.config.frame, (self.config.height, self.config.width))
-        return None if frame.is_whole_image else frame
+        return padding_crop(size, self.config.image_shape, (self.config.height, self.config.width))
 
     def to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """Turn a picture of any mode upright and into 8-bit RGB, transparency over the background.
@@ -167,7 +168,7 @@ class SourceImageProcessor(ConfigMixin):
         return to_rgb(image, (grey, grey, grey))
 
 
-def split_images(image: Any) -> list[Any]:
+def split_images(image: ImageInput) -> list[OneImage]:
     """Take a batch apart.
 
     Args:
@@ -176,17 +177,21 @@ def split_images(image: Any) -> list[Any]:
     Returns:
         Its images, one by one.
     """
-    items = []
-    for item in image if isinstance(image, (list, tuple)) else [image]:
+    items: list[OneImage] = []
+    for item in _as_list(image):
         items += list(item) if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4 else [item]
     return items
 
 
-def _pad_to_frame(image: torch.Tensor, frame: CropWindow) -> torch.Tensor:
-    """A picture (3, H, W) in a frame that holds the whole of it, as `CropWindow.crop` does with 8 bits."""
-    height, width = frame.image_size
-    edges = edge_strips(image.permute(1, 2, 0).numpy(), frame)
+def _as_list(image: Any) -> list[OneImage]:
+    return list(image) if isinstance(image, (list, tuple)) else [image]
+
+
+def _pad(image: torch.Tensor, window: CropWindow) -> torch.Tensor:
+    """Pad an image (3, H, W) to a window that holds the whole of it, as `CropWindow.crop` does with 8 bits."""
+    height, width = window.image_size
+    edges = edge_strips(image.permute(1, 2, 0).numpy(), window)
     color = torch.from_numpy(np.median(edges, axis=0))
-    padded = color[:, None, None].repeat(1, frame.height, frame.width)
-    padded[:, -frame.top : height - frame.top, -frame.left : width - frame.left] = image
+    padded = color[:, None, None].repeat(1, window.height, window.width)
+    padded[:, -window.top : height - window.top, -window.left : width - window.left] = image
     return padded
