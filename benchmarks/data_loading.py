@@ -56,7 +56,7 @@ class PublishedWay(Dataset[dict[str, Any]]):
             item[name] = torch.from_numpy(np.asarray(resized) / np.float32(127.5) - 1).permute(2, 0, 1)
         for name in ("source_pose_map", "target_pose_map"):
             y, x = (json.loads(column) for column in self.columns)
-            heat_maps = evaluate_gaussians(Keypoints.from_field(y, x), (256, 256)).astype(np.float32)
+            heat_maps = evaluate_gaussians(Keypoints.from_deepfashion(y, x), (256, 256)).astype(np.float32)
             item[name] = torch.from_numpy(np.concatenate([np.zeros((3, 256, 256), np.float32), heat_maps]))
         return item
 

@@ -56,7 +56,7 @@ def test_a_folder_of_openpose_files_in_the_order_of_their_numbers(poses, tmp_pat
 
 def test_json_lines_and_arrays(poses, tmp_path):
     lines = [json.dumps(pose.to_openpose()) for pose in poses]
-    y, x = poses[0].to_field()
+    y, x = poses[0].to_deepfashion()
     lines.append(json.dumps({"keypoints_y": y, "keypoints_x": x}))
     (tmp_path / "poses.jsonl").write_text("\n".join(lines) + "\n\n")
     read = load_pose_sequence(tmp_path / "poses.jsonl")

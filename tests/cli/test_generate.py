@@ -189,7 +189,7 @@ def test_pose_frame_scales_poses_that_have_none(folder, tmp_path):
 
 def test_a_row_of_the_fields_csv_and_a_person_can_be_chosen(folder, tmp_path):
     pose = Keypoints.load(folder / "a.json")
-    y, x = pose.to_field()
+    y, x = pose.to_deepfashion()
     (folder / "rows.csv").write_text(f"name:keypoints_y:keypoints_x\nfirst:{y[::-1]}:{x}\nsecond:{y}:{x}\n")
     people = {**pose.to_openpose(), "people": [{"pose_keypoints_2d": [1.0] * 54}, *pose.to_openpose()["people"]]}
     (folder / "people.json").write_text(json.dumps(people))

@@ -42,7 +42,7 @@ def test_deepfashion_in_both_spellings(tmp_path, prefix, split, images):
     pairs = load_deepfashion_pairs(tmp_path, split)
     assert [(pair.source_name, pair.target_name) for pair in pairs] == listed
     assert pairs[0].source == str(tmp_path / images / NAMES[0])
-    assert pairs[1].target_keypoints == Keypoints.from_field(*columns(2))
+    assert pairs[1].target_keypoints == Keypoints.from_deepfashion(*columns(2))
     assert pairs[1].target_keypoints.size == (256, 176)
     assert load_pairs(tmp_path, split=split) == load_pairs(tmp_path, default_split=split) == pairs
 
@@ -66,7 +66,7 @@ def test_market1501_has_its_own_frame(tmp_path):
     save_picture(tmp_path / "bounding_box_train" / names[0], 0)
     pairs = load_market1501_pairs(tmp_path)
     assert pairs == load_pairs(tmp_path) == load_pairs(tmp_path, "market1501", "train")
-    assert pairs[0].source_keypoints == Keypoints.from_field(*columns(0, (128, 64)), (128, 64))
+    assert pairs[0].source_keypoints == Keypoints.from_deepfashion(*columns(0, (128, 64)), (128, 64))
     assert pairs[0].source == str(tmp_path / "bounding_box_train" / names[0])
 
 
@@ -93,7 +93,7 @@ def test_rows_read_at_once_and_one_by_one_agree(tmp_path):
     poses = read_annotations(file, rows, (256, 176), report)
     for name, row in rows.items():
         try:
-            assert poses.get(name) == Keypoints.from_field(json.dumps(row[0]), json.dumps(row[1])), name
+            assert poses.get(name) == Keypoints.from_deepfashion(json.dumps(row[0]), json.dumps(row[1])), name
         except (ValueError, TypeError):
             assert name not in poses
             assert "has unreadable keypoints in 'rows.csv'" in report.reason(name)
@@ -181,7 +181,7 @@ def test_drawn_figures_come_back(tmp_path):
 
 def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
     save_picture(tmp_path / "a.png", 0, (64, 44))
-    pose = Keypoints.from_field(*columns(0)).rescale((64, 48))
+    pose = Keypoints.from_deepfashion(*columns(0)).rescale((64, 48))
     rows = pose.xy.tolist()
     write_pairs(
         tmp_path,

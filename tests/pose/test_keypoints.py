@@ -259,19 +259,19 @@ def test_coco_refuses(array, message):
 
 def test_field_columns(standing):
     y, x = STANDING_YX[:, 0], STANDING_YX[:, 1]
-    assert Keypoints.from_field(y, x) == standing
-    assert Keypoints.from_field(str(y.tolist()), x.tolist()) == standing
+    assert Keypoints.from_deepfashion(y, x) == standing
+    assert Keypoints.from_deepfashion(str(y.tolist()), x.tolist()) == standing
     assert Keypoints.from_csv_row(ROW + "\n") == standing
     assert Keypoints.from_csv_row("a:b" + ROW) == standing
-    assert standing.to_field() == (y.tolist(), x.tolist())
+    assert standing.to_deepfashion() == (y.tolist(), x.tolist())
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Keypoints.from_field("[1, 2", [1] * 18), "`y` must be valid JSON, got '\\[1, 2'"),
-        (lambda: Keypoints.from_field([1] * 18, [1] * 17), r"`x` must have 18 numbers, .* got shape \(17,\)"),
-        (lambda: Keypoints.from_field("[" * 100_000, [1] * 18), "`y` must be valid JSON"),
+        (lambda: Keypoints.from_deepfashion("[1, 2", [1] * 18), "`y` must be valid JSON, got '\\[1, 2'"),
+        (lambda: Keypoints.from_deepfashion([1] * 18, [1] * 17), r"`x` must have 18 numbers, .* got shape \(17,\)"),
+        (lambda: Keypoints.from_deepfashion("[" * 100_000, [1] * 18), "`y` must be valid JSON"),
         (lambda: Keypoints.from_csv_row("a,b,c"), "must read `name"),
         (lambda: Keypoints.from_csv_row("name:keypoints_y:keypoints_x"), "`y` must be valid JSON"),
     ],
@@ -288,7 +288,7 @@ def test_csv_row_must_be_a_string():
 
 def test_a_visible_joint_is_never_written_as_missing():
     pose = Keypoints(np.full((18, 2), -1.2), np.ones(18, dtype=bool))
-    assert pose.to_field() == ([0] * 18, [0] * 18)
+    assert pose.to_deepfashion() == ([0] * 18, [0] * 18)
 
 
 # OpenPose -----------------------------------------------------------------------------------------------------------
@@ -438,7 +438,7 @@ def test_load(tmp_path, standing):
     np.save(tmp_path / "pose.npy", STANDING_YX[:, ::-1])
     (tmp_path / "pose.csv").write_text(f"\ufeffname:keypoints_y:keypoints_x\n{ROW}\n", encoding="utf-8")
     (tmp_path / "pose.txt").write_text(ROW)
-    y, x = standing.to_field()
+    y, x = standing.to_deepfashion()
     (tmp_path / "ours.json").write_text(json.dumps({"keypoints_y": y, "keypoints_x": x}))
     (tmp_path / "rows.JSON").write_text(json.dumps(STANDING_YX[:, ::-1].tolist()))
     (tmp_path / "openpose.json").write_text(json.dumps(standing.to_openpose()))
@@ -558,8 +558,8 @@ def test_rescaling_there_and_back(pose, size):
 @given(poses(with_confidence=False))
 def test_field_round_trip(pose):
     whole = Keypoints(np.rint(pose.xy), pose.visible, None, pose.size)
-    assert Keypoints.from_field(*whole.to_field(), pose.size) == whole
-    y, x = whole.to_field()
+    assert Keypoints.from_deepfashion(*whole.to_deepfashion(), pose.size) == whole
+    y, x = whole.to_deepfashion()
     assert Keypoints.from_csv_row(f"name:{json.dumps(y)}:{json.dumps(x)}", pose.size) == whole
 
 

@@ -24,7 +24,7 @@ def golden():
 @pytest.fixture(scope="module")
 def poses(golden):
     columns = {name: golden[f"{name}.keypoints_yx"].T for name in ("front", "partial", "edge")}
-    return {name: Keypoints.from_field(y, x) for name, (y, x) in columns.items()}
+    return {name: Keypoints.from_deepfashion(y, x) for name, (y, x) in columns.items()}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_sizes_must_be_positive_whole_numbers(length):
 
 
 def columns(pose, form):
-    return tuple(form(column) for column in pose.to_field())
+    return tuple(form(column) for column in pose.to_deepfashion())
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def read_annotations(
             report.add(name, f"has no line in '{os.path.basename(path)}'")
             continue
         try:
-            poses[name] = Keypoints.from_field(*lines[name], size)
+            poses[name] = Keypoints.from_deepfashion(*lines[name], size)
         except (ValueError, TypeError) as error:
             report.add(name, f"has unreadable keypoints in '{os.path.basename(path)}' ({str(error).rstrip('.')})")
     return poses
@@ -230,7 +230,7 @@ def _annotation_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str, 
 
 
 def _read_plain_rows(lines: dict[str, tuple[str, str]], size: tuple[int, int]) -> dict[str, Keypoints]:
-    """Read the lines that have nothing unusual, all at once: `Keypoints.from_field` takes ten times as long."""
+    """Read the lines that have nothing unusual, all at once: `Keypoints.from_deepfashion` takes ten times as long."""
     names, rows = [], []
     for name, columns in lines.items():
         try:

@@ -268,7 +268,7 @@ class Keypoints:
         return _checked_pose(xy[rows], visible[rows], confidence, size)
 
     @classmethod
-    def from_field(cls, y: object, x: object, size: Size = _FIELD_SIZE) -> Keypoints:
+    def from_deepfashion(cls, y: object, x: object, size: Size = _FIELD_SIZE) -> Keypoints:
         """Read the two columns of the field's annotation files; mind the order, y comes first.
 
         Args:
@@ -304,7 +304,7 @@ class Keypoints:
             The pose, without confidences.
 
         Raises:
-            ValueError: The line does not have the three parts; otherwise as for `from_field`.
+            ValueError: The line does not have the three parts; otherwise as for `from_deepfashion`.
             TypeError: `row` is not a string.
         """
         if not isinstance(row, str):
@@ -312,7 +312,7 @@ class Keypoints:
         parts = row.strip().rsplit(":", 2)
         if len(parts) != 3:
             raise ValueError(f"A keypoint line must read `name:[y, ...]:[x, ...]`, got {shorten(row)}.")
-        return cls.from_field(parts[1], parts[2], size)
+        return cls.from_deepfashion(parts[1], parts[2], size)
 
     @classmethod
     def from_openpose(
@@ -389,7 +389,7 @@ class Keypoints:
 
         - `Keypoints` come back as they are, whatever `size` says.
         - A dict with `keypoints_y` and `keypoints_x` (and perhaps `size`), the field's columns by name, goes to
-          `from_field`; any other dict to `from_openpose`.
+          `from_deepfashion`; any other dict to `from_openpose`.
         - A string that starts with `{` or `[` is parsed as JSON and read again; any other is one CSV line.
         - A pair of JSON-list strings, or numbers of shape (2, 18), are the field's (y, x) in that order. Numbers of
           shape (18, 2) or (18, 3) have rows (x, y[, confidence]) and go to `from_array`; 17 rows go to `from_coco`.
@@ -422,13 +422,13 @@ class Keypoints:
             )
         if isinstance(value, Mapping):
             if "keypoints_y" in value and "keypoints_x" in value:
-                return cls.from_field(
+                return cls.from_deepfashion(
                     value["keypoints_y"], value["keypoints_x"], value.get("size", frame) if size is None else size
                 )
             return cls.from_openpose(value, size)
         if isinstance(value, (list, tuple)):
             if len(value) == 2 and all(isinstance(item, str) for item in value):
-                return cls.from_field(value[0], value[1], frame)
+                return cls.from_deepfashion(value[0], value[1], frame)
             if value and all(isinstance(item, Mapping) for item in value):
                 return cls.from_openpose(value, size)
         elif not hasattr(value, "__array__"):
@@ -439,7 +439,7 @@ class Keypoints:
         if values.shape in ((54,), (75,)):
             return cls.from_openpose(values, size)
         if values.shape == (2, _NUM_JOINTS):
-            return cls.from_field(values[0], values[1], frame)
+            return cls.from_deepfashion(values[0], values[1], frame)
         if values.ndim == 2 and len(values) == len(_COCO_NAMES):
             return cls.from_coco(values, frame)
         if values.ndim == 3 and values.shape[1:] in ((18, 2), (18, 3), (17, 2), (17, 3)):
@@ -505,7 +505,7 @@ class Keypoints:
 
     # Writers ----------------------------------------------------------------------------------------------------
 
-    def to_field(self) -> tuple[list[int], list[int]]:
+    def to_deepfashion(self) -> tuple[list[int], list[int]]:
         """Write the field's two columns.
 
         Returns:
