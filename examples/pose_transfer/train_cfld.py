@@ -55,7 +55,6 @@ from diffusers_cfld import (
     SwinImageEncoder,
     __version__,
 )
-from diffusers_cfld.conversion.model_card import output_size_option
 from diffusers_cfld.data import (
     SHARD_INDEX,
     PictureDataset,
@@ -69,6 +68,7 @@ from diffusers_cfld.data import (
     unique_images,
 )
 from diffusers_cfld.data.pair_transform import UnreadableImageError, read_photo
+from diffusers_cfld.pipelines.model_card import output_size_option
 from diffusers_cfld.script_errors import errors_as_one_sentence
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,

@@ -26,7 +26,6 @@ LONG_FILES = {"pose/keypoints.py", "pipelines/pipeline_cfld.py"}
 CIRCULAR = {"pose.keypoints", "pipelines.pipeline_cfld"}
 UPWARDS = {
     ("models.source_encoder", "conversion.swin"),
-    ("pipelines.hub_card", "conversion.model_card"),
 }
 STATEFUL = {"pipelines/calling.py", "pipelines/hub_card.py", "pipelines/loading.py"}
 

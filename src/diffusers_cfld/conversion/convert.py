@@ -27,8 +27,8 @@ from ..models.appearance_encoder import AppearanceEncoder
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
+from ..pipelines.model_card import STABLE_DIFFUSION_ID, write_model_card
 from ..processors.cropping import DEEPFASHION_SIZE, has_shape
-from .model_card import STABLE_DIFFUSION_ID, write_model_card
 from .published_config import CheckpointGeometry, geometry_to_config, read_config, read_geometry, read_sample_size
 from .state_dict import (
     MODEL_COMPONENTS,

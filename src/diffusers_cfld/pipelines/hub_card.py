@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ..io_utils import write_file
 from .loading import find_only_variants
+from .model_card import write_model_card
 
 if TYPE_CHECKING:
     from .pipeline_cfld import CFLDPipeline
@@ -77,8 +78,6 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
         if text is not None and _PLACEHOLDER not in text:
             write_file(card, _adapt(text, repo_id, variant, dtype).encode())
             return
-    from ..conversion.model_card import write_model_card
-
     # Whose weights these are cannot be told here: no base model, no licence, no numbers of the paper.
     facts: dict[str, Any] = {"dtype": dtype, "base_model": None, "variant": variant}
     facts["scheduler"] = type(pipe.scheduler).__name__

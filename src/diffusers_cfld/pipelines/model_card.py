@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from .._version import __version__
 from ..image_utils import unsquash_size
-from .weights_io import SourceFile
+
+if TYPE_CHECKING:
+    from ..conversion.weights_io import SourceFile
 
 STABLE_DIFFUSION_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 

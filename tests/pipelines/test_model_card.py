@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from diffusers_cfld import __version__
-from diffusers_cfld.conversion.model_card import write_model_card
 from diffusers_cfld.conversion.weights_io import SourceFile
+from diffusers_cfld.pipelines.model_card import write_model_card
 
 
 def test_card_of_a_conversion(tmp_path: Path) -> None:
