@@ -21,6 +21,10 @@ _MAX_LENGTH = 2**20
 _CSV_HEADER = "name:keypoints_y:keypoints_x"
 
 
+class NobodyError(ValueError):
+    """There is nobody, or not the person asked for: in a sequence of poses, a gap."""
+
+
 def as_float_array(value: object, name: str) -> FloatArray:
     """Convert a list, array or tensor of real numbers; `name` opens the error message. May share memory."""
     try:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .formats import (
     FloatArray,
+    NobodyError,
     Size,
     as_float_array,
     check_size,
@@ -175,7 +176,7 @@ class Keypoints:
         if visible.shape != (_NUM_JOINTS,):
             raise ValueError(f"`visible` must have shape (18,), got {visible.shape}.")
         if not visible.any():
-            raise ValueError("All 18 joints are missing: a pose needs at least one visible joint.")
+            raise NobodyError("All 18 joints are missing: a pose needs at least one visible joint.")
         xy[~visible] = -1.0
         _check_finite(xy, JOINT_NAMES)
         confidence = None
@@ -345,15 +346,17 @@ class Keypoints:
         parsed = parse_json(data, "`data`") if isinstance(data, str) else data
         people, canvas = find_people(parsed)
         if not people:
-            raise ValueError("The OpenPose JSON has no people in it: nobody was detected.")
+            raise NobodyError("The OpenPose JSON has no people in it: nobody was detected.")
         if person is None:
             if len(people) > 1:
                 raise ValueError(
                     f"The OpenPose JSON has {len(people)} people: choose one with `person=0` to `{len(people) - 1}`."
                 )
             person = 0
-        if isinstance(person, bool) or not isinstance(person, int) or not 0 <= person < len(people):
+        if isinstance(person, bool) or not isinstance(person, int) or person < 0:
             raise ValueError(f"`person` must be a whole number from 0 to {len(people) - 1}, got {person!r}.")
+        if person >= len(people):
+            raise NobodyError(f"`person` must be a whole number from 0 to {len(people) - 1}, got {person}.")
         numbers = as_float_array(people[person], "`pose_keypoints_2d`")
         if numbers.shape not in ((3 * _NUM_JOINTS,), (75,)):
             raise ValueError(
@@ -698,7 +701,9 @@ def _split_columns(
         confidence = values[:, 2].clip(0.0, 1.0)
     if not visible.any():
         reason = f" or not above `min_confidence={min_confidence:g}`" if confidence is not None else ""
-        raise ValueError(f"All {len(names)} joints are missing (-1){reason}: a pose needs at least one visible joint.")
+        raise NobodyError(
+            f"All {len(names)} joints are missing (-1){reason}: a pose needs at least one visible joint."
+        )
     return xy, visible, confidence
 
 
