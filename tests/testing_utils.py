@@ -23,6 +23,7 @@ from diffusers_cfld import (
 )
 
 DATA = Path(__file__).parent / "data"
+FIGURES = DATA / "figures"  # six drawn people in two poses each, 128x96, as a folder of pairs
 
 # The published settings at a quarter of their size: source and pose 64x64, latents 16x16, images 128x128.
 UNET_CONFIG: dict[str, Any] = {

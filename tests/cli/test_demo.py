@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from testing_utils import FIGURES
 
 from diffusers_cfld.cli import main
+from diffusers_cfld.data import load_folder_pairs
 from diffusers_cfld.small_model import SMALL_MODEL, example_poses, example_sources, load_small_model
 
 
@@ -60,17 +62,13 @@ def test_a_device_that_is_not_there_is_named(tmp_path, capsys):
 
 def test_the_results_follow_photo_and_pose(pipe):
     """What makes it a model: the right photo and pose come closer to the truth than wrong ones."""
-    from diffusers_cfld.data.drawn_figures import DrawnFigures
-
-    people = DrawnFigures(8, 2, (256, 176), first_identity=6000)
-    pairs = [people[2 * number] for number in range(8)]
-    poses = [pair["target_keypoints"] for pair in pairs]
-    photos = [Image.fromarray(pair["source_image"]) for pair in pairs]
-    truths = [Image.fromarray(pair["target_image"]).resize((96, 128), Image.Resampling.BICUBIC) for pair in pairs]
-    truth = np.stack([np.asarray(picture) for picture in truths]) / 255
+    pairs = load_folder_pairs(FIGURES)[::2]
+    poses = [pair.target_keypoints for pair in pairs]
+    photos = [Image.open(pair.source) for pair in pairs]
+    truth = np.stack([np.asarray(Image.open(pair.target)) for pair in pairs]) / 255
 
     def psnr(images, poses):
-        generators = [torch.Generator().manual_seed(number) for number in range(8)]
+        generators = [torch.Generator().manual_seed(number) for number in range(len(pairs))]
         results = pipe(
             image=images, pose=poses, num_inference_steps=6, generator=generators, guidance_scale=1.0, output_type="np"
         ).images
@@ -79,7 +77,7 @@ def test_the_results_follow_photo_and_pose(pipe):
     right = psnr(photos, poses)
     assert right > psnr(photos[1:] + photos[:1], poses) + 2
     assert right > psnr(photos, poses[1:] + poses[:1]) + 2
-    copied = np.stack([np.asarray(photo.resize((96, 128), Image.Resampling.BICUBIC)) for photo in photos]) / 255
+    copied = np.stack([np.asarray(photo) for photo in photos]) / 255
     assert right > float(np.mean(-10 * np.log10(((copied - truth) ** 2).mean(axis=(1, 2, 3))))) + 4
 
 

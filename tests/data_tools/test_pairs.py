@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from miniature_sets import HEADER, NAMES, columns, save_picture, write_lists
+from testing_utils import FIGURES
 
 from diffusers_cfld.data import (
     SkipReport,
@@ -16,7 +17,6 @@ from diffusers_cfld.data import (
     load_pairs,
     unique_images,
 )
-from diffusers_cfld.data.drawn_figures import DrawnFigures
 from diffusers_cfld.data.pair_csv import read_annotations
 from diffusers_cfld.pose.keypoints import Keypoints
 
@@ -166,16 +166,17 @@ def test_wrong_arguments(deepfashion):
         load_pairs(deepfashion)
 
 
-def test_drawn_figures_come_back(tmp_path):
-    figures = DrawnFigures(2, 2, (24, 16))
-    figures.write_folder(tmp_path / "set" / "test")
+def test_a_folder_of_pairs_is_read(tmp_path):
+    shutil.copytree(FIGURES, tmp_path / "set" / "test")
     pairs = load_pairs(tmp_path / "set", split="test")
     assert pairs == load_folder_pairs(tmp_path / "set" / "test") == load_pairs(tmp_path / "set" / "test")
-    assert len(pairs) == len(figures) == 4
-    for pair, figure in zip(pairs, figures, strict=True):
-        assert pair.source_keypoints == figure["source_keypoints"]
-        assert pair.target_keypoints == figure["target_keypoints"]
-    assert pairs[0].source_name == "images/000000_00.png"
+    lines = [json.loads(text) for text in (FIGURES / "pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) == len(lines) == 12
+    for pair, entry in zip(pairs, lines, strict=True):
+        assert (pair.source_name, pair.target_name) == (entry["source"], entry["target"])
+        assert pair.source_keypoints == Keypoints.from_any(entry["source_keypoints"])
+        assert pair.target_keypoints == Keypoints.from_any(entry["target_keypoints"])
+    assert pairs[0].source_name == "images/006000_00.png"
     assert pairs[0].source_keypoints is pairs[1].target_keypoints
 
 

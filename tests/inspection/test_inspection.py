@@ -13,9 +13,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from testing_utils import load_reference, tiny_image, tiny_pipeline, tiny_pose
+from testing_utils import FIGURES, load_reference, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import CFLDPipeline
+from diffusers_cfld.data import load_folder_pairs
 from diffusers_cfld.inspection import (
     contact_sheet,
     draw_heat_map,
@@ -369,16 +370,14 @@ def test_the_inversions_timesteps_against_the_published_ones():
 @pytest.fixture(scope="module")
 def small():
     """The small model, and a drawn person whom it has not seen: picture, pose, latents."""
-    from diffusers_cfld.data.drawn_figures import DrawnFigures
-
     pipe = load_small_model()
     pipe.set_progress_bar_config(disable=True)
-    drawn = DrawnFigures(1, 2, (256, 176), first_identity=6000)[0]
-    picture = PIL.Image.fromarray(drawn["source_image"])
+    drawn = load_folder_pairs(FIGURES)[0]
+    picture = PIL.Image.open(drawn.source)
     pixels = pipe.image_processor.preprocess(picture, height=128, width=96)
     with torch.no_grad():
         encoded = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-    return pipe, picture, drawn["source_keypoints"], encoded
+    return pipe, picture, drawn.source_keypoints, encoded
 
 
 def psnr(pipe, one, other):

@@ -1,7 +1,10 @@
 """Target poses on the source's body, movements between poses, and skeletons read back from pictures."""
 
+import json
+
 import numpy as np
 import pytest
+from testing_utils import FIGURES
 
 from diffusers_cfld import Keypoints
 from diffusers_cfld.pose.alignment import align_pose
@@ -185,13 +188,9 @@ def test_a_jpeg_of_a_skeleton_is_read_back(poses, tmp_path):
 
 
 def test_edges_between_discs_are_no_joints():
-    from diffusers_cfld.data.drawn_figures import DrawnFigures
-    from diffusers_cfld.data.figure_skeleton import figure_keypoints
-
-    people = DrawnFigures(300, 2, (256, 176))
-    # Where three or more pixels of an edge have the colour of a joint that is missing.
-    for person, number in ((53, 1), (77, 0), (112, 1), (129, 0), (143, 1), (148, 0)):
-        pose = figure_keypoints(people.identity(person), people.pose(person, number), (256, 176))
+    # In these three or more pixels of an edge have the colour of a joint that is missing.
+    for entry in json.loads((FIGURES / "edge_poses.json").read_text()):
+        pose = Keypoints.from_any(entry)
         read = Keypoints.from_skeleton(pose.draw((256, 176)))
         assert np.array_equal(read.visible, pose.visible)
 
