@@ -8,7 +8,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / "pose_transfer" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, next(EXAMPLES.glob(f"*/{name}.py")))
     module = importlib.util.module_from_spec(spec)
     # Where worker processes look for what they are to run.
     sys.modules[name] = module

@@ -1,6 +1,6 @@
 """A small trained model that comes with the package, and drawn people to try it on.
 
-It knows the figures of [`diffusers_cfld.data.drawn_figures`] and nothing else: it is for first steps, examples and
+It knows the figures of `examples/small_model` and nothing else: it is for first steps, examples and
 tests. `pipeline/README.md` beside this file is its model card.
 """
 

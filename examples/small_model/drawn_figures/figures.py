@@ -17,12 +17,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ..io_utils import write_file
-from ..pose.keypoints import Keypoints
-from .drawn_people import DrawnIdentity, DrawnPose, Fabric
-from .figure_brush import Picture
-from .figure_painting import paint_figure
-from .figure_skeleton import figure_keypoints, place_skeleton, skeleton_keypoints
+from diffusers_cfld import Keypoints
+from diffusers_cfld.io_utils import write_file
+
+from .brush import Picture
+from .painting import paint_figure
+from .people import DrawnIdentity, DrawnPose, Fabric
+from .skeleton import figure_keypoints, place_skeleton, skeleton_keypoints
 
 __all__ = ["DrawnFigures", "DrawnIdentity", "DrawnPair", "DrawnPose", "draw_figure", "figure_keypoints"]
 
@@ -90,7 +91,7 @@ class DrawnFigures:
         TypeError: A number is not whole.
 
     Examples:
-        >>> from diffusers_cfld.data.drawn_figures import DrawnFigures
+        >>> from drawn_figures import DrawnFigures
         >>> figures = DrawnFigures(num_identities=1000, poses_per_identity=6)
         >>> pair = figures[0]
         >>> pair["source_image"].shape, len(figures)
@@ -164,7 +165,7 @@ class DrawnFigures:
             ValueError: Nobody is selected, or somebody twice.
 
         Examples:
-            >>> from diffusers_cfld.data.drawn_figures import DrawnFigures
+            >>> from drawn_figures import DrawnFigures
             >>> people = DrawnFigures(100)
             >>> clothes = [people.identity(number).clothes for number in range(100)]
             >>> dressed = people.select([number for number in range(100) if clothes[number].kind == "dress"])

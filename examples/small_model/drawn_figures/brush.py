@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .drawn_people import Color, Fabric
+from .people import Color, Fabric
 
 __all__ = ["Axes", "Brush", "Picture", "PlaceBrush", "Shape", "circle", "darker", "ellipse", "hull", "smooth"]
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .drawn_figures import check_picture_size, draw_figure
-from .drawn_people import Color, DrawnIdentity, DrawnPose, Fabric
-from .figure_painting import paint_places
-from .figure_skeleton import place_skeleton
+from .figures import check_picture_size, draw_figure
+from .painting import paint_places
+from .people import Color, DrawnIdentity, DrawnPose, Fabric
+from .skeleton import place_skeleton
 
 __all__ = ["ARMS", "PARTS", "PATTERN_ACCENTS", "draw_arms", "draw_parts", "draw_places"]
 

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .drawn_people import Body, DrawnIdentity, Fabric
-from .figure_brush import Axes, Brush, Picture, PlaceBrush, Shape, circle, darker, hull, smooth
-from .figure_head import HeadPainter
-from .figure_skeleton import (
+from .brush import Axes, Brush, Picture, PlaceBrush, Shape, circle, darker, hull, smooth
+from .head import HeadPainter
+from .people import Body, DrawnIdentity, Fabric
+from .skeleton import (
     FRAME,
     HANDS,
     HEAD,

@@ -2,10 +2,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from drawn_figures import (
+    ARMS,
+    PARTS,
+    PATTERN_ACCENTS,
+    DrawnFigures,
+    draw_arms,
+    draw_figure,
+    draw_parts,
+    figure_keypoints,
+)
+from drawn_figures.parts import draw_places
 from scipy.ndimage import binary_erosion
-
-from diffusers_cfld.data.drawn_figures import DrawnFigures, draw_figure, figure_keypoints
-from diffusers_cfld.data.drawn_parts import ARMS, PARTS, PATTERN_ACCENTS, draw_arms, draw_parts, draw_places
 
 PEOPLE = DrawnFigures(12, 2)
 

@@ -8,8 +8,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..pose.keypoints import Keypoints
-from .drawn_people import ArmPose, Body, DrawnIdentity, DrawnPose, LegPose
+from diffusers_cfld import Keypoints
+
+from .people import ArmPose, Body, DrawnIdentity, DrawnPose, LegPose
 
 __all__ = [
     "FRAME",

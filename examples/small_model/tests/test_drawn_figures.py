@@ -10,15 +10,16 @@ import sys
 from dataclasses import replace
 
 import cv2
+import drawn_figures
 import numpy as np
 import pytest
+from drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose, draw_figure, figure_keypoints
+from drawn_figures import figures as module
+from drawn_figures.brush import Brush, Shape
+from drawn_figures.people import ArmPose, Fabric, LegPose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_cfld.data import drawn_figures
-from diffusers_cfld.data.drawn_figures import DrawnFigures, DrawnIdentity, DrawnPose, draw_figure, figure_keypoints
-from diffusers_cfld.data.drawn_people import ArmPose, Fabric, LegPose
-from diffusers_cfld.data.figure_brush import Brush, Shape
 from diffusers_cfld.pose.keypoints import JOINT_NAMES, Keypoints
 
 SIZE = (128, 88)
@@ -77,11 +78,11 @@ def test_items_do_not_depend_on_the_order_or_on_other_settings():
 
 def test_other_processes_draw_the_same_pictures():
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_drawn_figures import digest, DrawnFigures, SIZE;"
+        "import sys; sys.path[:0] = sys.argv[1:]; from test_drawn_figures import digest, DrawnFigures, SIZE;"
         "print(digest(DrawnFigures(4, 3, SIZE, seed=1), [5, 2, 20]))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    command = [sys.executable, "-c", program, os.path.dirname(__file__)]
+    command = [sys.executable, "-c", program, os.path.dirname(__file__), os.path.dirname(drawn_figures.__path__[0])]
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert run.stdout.strip() == digest(DrawnFigures(4, 3, SIZE, seed=1), [5, 2, 20])
 
@@ -437,7 +438,7 @@ def test_a_folder_holds_the_same_pictures_and_keypoints(tmp_path):
 def test_an_interrupted_folder_is_continued(tmp_path, monkeypatch):
     figures = DrawnFigures(3, 2, (32, 22))
     whole = figures.write_folder(tmp_path / "whole")
-    real, drawn = drawn_figures.draw_figure, []
+    real, drawn = module.draw_figure, []
 
     def draw(*arguments):
         drawn.append(arguments)
@@ -445,7 +446,7 @@ def test_an_interrupted_folder_is_continued(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(drawn_figures, "draw_figure", draw)
+    monkeypatch.setattr(module, "draw_figure", draw)
     with pytest.raises(KeyboardInterrupt):
         figures.write_folder(tmp_path / "part")
     assert not (tmp_path / "part" / "pairs.jsonl").exists()

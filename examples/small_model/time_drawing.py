@@ -2,7 +2,7 @@
 
 One process, one thread. CPU time is given beside the clock's, because it depends less on what else the machine does.
 
-    python benchmarks/drawn_figures.py --height 128 --width 88 --count 200
+    python examples/small_model/time_drawing.py --height 128 --width 88 --count 200
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import argparse
 import time
 
 import cv2
-
-from diffusers_cfld.data.drawn_figures import DrawnFigures
+from drawn_figures import DrawnFigures
 
 
 def main() -> None:

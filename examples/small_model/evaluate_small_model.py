@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from drawn_figures import DrawnFigures
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from diffusers_cfld import CFLDPipeline
-from diffusers_cfld.data.drawn_figures import DrawnFigures
 from diffusers_cfld.small_model import SAMPLING_OPTIONS
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .drawn_people import DrawnIdentity, Fabric
-from .figure_brush import Brush, Shape, darker, ellipse, smooth
-from .figure_skeleton import HEAD, HEAD_DEPTH, HEAD_WIDTH, Array, Skeleton
+from .brush import Brush, Shape, darker, ellipse, smooth
+from .people import DrawnIdentity, Fabric
+from .skeleton import HEAD, HEAD_DEPTH, HEAD_WIDTH, Array, Skeleton
 
 __all__ = ["HeadPainter"]
 

@@ -16,13 +16,11 @@ directions.
 import argparse
 
 import numpy as np
+from drawn_figures import ARMS, PARTS, PATTERN_ACCENTS, DrawnFigures, color_distance, draw_arms, draw_parts
 from evaluate_small_model import add_options, generate, resize
 from scipy.ndimage import binary_erosion
 
 from diffusers_cfld import CFLDPipeline
-from diffusers_cfld.data.drawn_figures import DrawnFigures
-from diffusers_cfld.data.drawn_parts import ARMS, PARTS, PATTERN_ACCENTS, draw_arms, draw_parts
-from diffusers_cfld.data.drawn_people import color_distance
 from diffusers_cfld.small_model import SAMPLING_OPTIONS
 
 KINDS = (*PARTS, *PATTERN_ACCENTS)
