@@ -27,7 +27,8 @@ from ..models.appearance_encoder import AppearanceEncoder
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
-from ..pipelines.model_card import STABLE_DIFFUSION_ID, write_model_card
+from ..pipelines.model_card import make_model_card
+from ..pipelines.pipeline_cfld import CFLDPipeline
 from ..processors.cropping import DEEPFASHION_SIZE, has_shape
 from .published_config import CheckpointGeometry, geometry_to_config, read_config, read_geometry, read_sample_size
 from .state_dict import (
@@ -52,6 +53,7 @@ from .weights_io import (
 
 logger = logging.getLogger(__name__)
 
+STABLE_DIFFUSION_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MODEL_FILE = "pytorch_model.bin"
 UNET_FILE = "pytorch_model_1.bin"
 CONFIG_FILE = "config.yaml"
@@ -125,7 +127,7 @@ def convert_checkpoint(
         _convert_vae(base_folder, folder, dtype, variant)  # first, so that a base that lacks weights is told at once
         total = 2 * sum(path.stat().st_size for path in sources)
         with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=not progress) as bar:
-            geometry, models, components = _open_checkpoint(checkpoint, unet_config, vae_scale)
+            _, models, components = _open_checkpoint(checkpoint, unet_config, vae_scale)
             for name, model in models.items():
                 _write_component(folder / name, model, components.pop(name), dtype, variant, bar.update)
             scheduler: Any = make_scheduler(read_json(base_folder / "scheduler" / "scheduler_config.json"))
@@ -134,18 +136,15 @@ def convert_checkpoint(
             described = [describe_file(path, bar.update) for path in sources]
             bar.total = bar.n  # known now: the checkpoint's files and its tensors
             bar.refresh()
-        latent_size = as_pair(models[UNET_COMPONENT].config.sample_size)
-        write_model_card(
-            folder,
+        pipe = CFLDPipeline.from_pretrained(folder, variant=variant, dtype=dtype)
+        card = make_model_card(
+            pipe,
+            "path/to/this/folder",
             base_model=str(base) if not Path(base).is_dir() else STABLE_DIFFUSION_ID,
-            source_files=described,
-            source_size=geometry.image_size,
-            target_size=(latent_size[0] * vae_scale, latent_size[1] * vae_scale),
-            num_queries=geometry.prompt_decoder["num_queries"],
-            dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
             variant=variant,
-            scheduler=type(scheduler).__name__,
+            source_files={file.name: file.sha256 for file in described},
         )
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return output
 
 

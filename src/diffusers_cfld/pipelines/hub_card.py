@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ..io_utils import write_file
 from .loading import find_only_variants
-from .model_card import write_model_card
+from .model_card import make_model_card
 
 if TYPE_CHECKING:
     from .pipeline_cfld import CFLDPipeline
@@ -79,15 +79,7 @@ def replace_placeholder_card(pipe: CFLDPipeline, folder: str, repo_id: str) -> N
             write_file(card, _adapt(text, repo_id, variant, dtype).encode())
             return
     # Whose weights these are cannot be told here: no base model, no licence, no numbers of the paper.
-    facts: dict[str, Any] = {"dtype": dtype, "base_model": None, "variant": variant}
-    facts["scheduler"] = type(pipe.scheduler).__name__
-    if pipe.source_encoder is not None:
-        facts["source_size"] = pipe.source_encoder.image_size
-    if pipe.unet is not None:
-        facts |= {"target_size": pipe.target_size, "image_shape": pipe.image_shape}
-    if pipe.prompt_decoder is not None:
-        facts["num_queries"] = pipe.prompt_decoder.config.num_queries
-    write_model_card(folder, location=repo_id, **facts)
+    write_file(card, make_model_card(pipe, repo_id, variant=variant).encode())
 
 
 def _read_card(folder: Path) -> str | None:
