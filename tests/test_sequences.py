@@ -2,16 +2,14 @@
 
 import itertools
 import json
-import time
-from functools import partial
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from testing_utils import image_embeds, load_ip_adapter, lora_state_dict, tiny_image, tiny_pipeline, tiny_pose
+from diffusers import DDIMScheduler
+from testing_utils import tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import Keypoints
 from diffusers_cfld.processors.pose_map import read_pose_sequence
@@ -73,7 +71,7 @@ def test_frames_without_anybody_are_filled_in(poses, tmp_path, caplog):
     (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, frames)))
     read = load_pose_sequence(tmp_path / "poses.jsonl")
     assert_poses(read, [first, first, *(first.lerp(last, part) for part in (0.25, 0.5, 0.75)), last, last])
-    assert "5 of 7 frames have nobody" in caplog.text
+    assert "nobody is in 5 of 7 frames" in caplog.text
     array = np.stack([first.to_array(), np.full((18, 3), -1.0), last.to_array()])
     array[1, :, 2] = 0
     np.save(tmp_path / "poses.npy", array)
@@ -106,7 +104,7 @@ def test_every_form_of_nobody(poses, tmp_path):
 def test_nobody_in_flat_lists_and_columns(poses, tmp_path, nobody):
     lines = [poses[0].to_openpose(), nobody, poses[0].to_openpose()]
     (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert_poses(load_pose_sequence(tmp_path / "poses.jsonl"), [poses[0]] * 3)
+    assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", size=(256, 176)), [poses[0]] * 3)
 
 
 def test_one_of_several_people(poses, tmp_path):
@@ -119,28 +117,25 @@ def test_one_of_several_people(poses, tmp_path):
     # The people alone.
     (tmp_path / "poses.jsonl").write_text(json.dumps(frame["people"]))
     assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", (256, 176), person=1), [poses[4]])
-    np.save(tmp_path / "poses.npy", poses[0].to_array()[None])
-    with pytest.raises(ValueError, match="`person=1` is for OpenPose data with a list of people"):
-        load_pose_sequence(tmp_path / "poses.npy", person=1)
 
 
 def test_what_is_no_sequence_is_named(poses, tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no pose sequence at"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
         load_pose_sequence(tmp_path / "nowhere.jsonl")
-    with pytest.raises(ValueError, match=r"has no .json files"):
+    with pytest.raises(ValueError, match="has nobody in any of its 0 frames"):
         load_pose_sequence(tmp_path)
     cases = {
-        "poses.csv": ("", r"must be a folder, or end in .jsonl or .npy"),
+        "poses.csv": ("", r"poses.csv': it must be a folder, or a file that ends in .jsonl or .npy"),
         "broken.jsonl": (json.dumps(poses[0].to_openpose()) + "\n{broken", r"broken.jsonl', line 2: .*valid JSON"),
         "empty.jsonl": ("null\n", "has nobody in any of its 1 frames"),
-        "broken.npy": ("no array", "cannot be read as an array"),
+        "broken.npy": ("no array", r"Cannot read poses from .*broken.npy'"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message):
             load_pose_sequence(tmp_path / name)
     np.save(tmp_path / "flat.npy", poses[0].to_array())
-    with pytest.raises(ValueError, match=r"an array \(T, 18, 2 or 3\), got shape \(18, 3\)"):
+    with pytest.raises(ValueError, match=r"flat.npy', frame 0: A pose must be"):
         load_pose_sequence(tmp_path / "flat.npy")
 
 
@@ -201,25 +196,33 @@ def test_frames_come_as_they_are_made_and_a_killed_run_goes_on(pipe, poses, tmp_
     [{"seed": 1}, {"num_inference_steps": 3}, {"image": tiny_image(1)}, {"shared_noise": False}, {"poses": 4}],
     ids=str,
 )
-def test_frames_of_something_else_are_not_taken(pipe, poses, tmp_path, change):
+def test_frames_of_something_else_are_refused(pipe, poses, tmp_path, change):
     render(pipe, poses, tmp_path / "frames")
     change = dict(change)
     some = poses[: change.pop("poses", 5)]
-    with pytest.raises(ValueError, match="holds frames of another sequence, source, model or setting"):
+    with pytest.raises(ValueError, match="were made with another model, image, pose or option"):
         render(pipe, some, tmp_path / "frames", **change)
 
 
-@pytest.mark.parametrize("part", ["prompt_decoder", "pose_adapter", "unet", "vae"])
-def test_frames_of_another_model_are_not_taken(poses, tmp_path, part):
+def test_frames_of_another_model_or_scheduler_are_refused(poses, tmp_path):
     pipe = tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    render(pipe, poses[:1], tmp_path / "frames")
-    with torch.no_grad():
-        for name, weight in getattr(pipe, part).named_parameters():
-            if part != "unet" or name.endswith("attn2.to_k.weight"):
-                weight.mul_(1.01)
-    with pytest.raises(ValueError, match="another sequence, source, model"):
-        render(pipe, poses[:1], tmp_path / "frames")
+    render(pipe, poses[:1], tmp_path)
+    note = json.loads((tmp_path / "sequence.json").read_text())
+    assert set(note) == {"model", "options", "sha256"}
+    assert note["options"] == {
+        "num_inference_steps": 2,
+        "scheduler": "DDPMScheduler",
+        "seed": 0,
+        "shared_noise": True,
+    }
+    scheduler = pipe.scheduler
+    pipe.scheduler = DDIMScheduler.from_config(scheduler.config)
+    with pytest.raises(ValueError, match="another model, image, pose or option"):
+        render(pipe, poses[:1], tmp_path)
+    pipe.scheduler = scheduler
+    pipe.register_to_config(_name_or_path="another")
+    with pytest.raises(ValueError, match="another model, image, pose or option"):
+        render(pipe, poses[:1], tmp_path)
 
 
 def test_an_interrupted_call_leaves_no_unfinished_frame(pipe, poses, tmp_path):
@@ -233,94 +236,6 @@ def test_an_interrupted_call_leaves_no_unfinished_frame(pipe, poses, tmp_path):
     assert render(pipe, poses, tmp_path, callback_on_step_end=stop) == []
     assert not list(tmp_path.glob("*.png"))
     assert len(render(pipe, poses, tmp_path / "whole", callback_on_step_end=go_on)) == len(poses)
-    with pytest.raises(ValueError, match="holds frames of another sequence"):
-        render(pipe, poses, tmp_path / "whole", callback_on_step_end=stop)
-
-
-def test_frames_of_another_callback_are_not_taken(pipe, poses, tmp_path):
-    def make(scale):
-        def change(pipe, step, timestep, tensors):
-            return {"latents": scale * tensors["latents"]}
-
-        return change
-
-    assert len(render(pipe, poses, tmp_path / "one", callback_on_step_end=make(1))) == len(poses)
-    assert len(render(pipe, poses, tmp_path / "one", callback_on_step_end=make(1))) == len(poses)
-    with pytest.raises(ValueError, match="holds frames of another sequence"):
-        render(pipe, poses, tmp_path / "one", callback_on_step_end=make(2))
-    by_constant = []
-    for constant in (1, 2):
-        names = {}
-        exec(
-            f"def change(pipe, step, timestep, tensors):\n return {{'latents': {constant} * tensors['latents']}}",
-            names,
-        )
-        by_constant.append(names["change"])
-    render(pipe, poses, tmp_path / "two", callback_on_step_end=by_constant[0])
-    with pytest.raises(ValueError, match="holds frames of another sequence"):
-        render(pipe, poses, tmp_path / "two", callback_on_step_end=by_constant[1])
-
-
-class Damp:
-    def __init__(self, scale):
-        self.scale = scale
-        self.seen = []  # what a callback gathers is no setting of it
-
-    def __call__(self, pipe, step, timestep, tensors):
-        self.seen.append(step)
-        return {"latents": self.scale * tensors["latents"]}
-
-    def damp(self, pipe, step, timestep, tensors):
-        return self(pipe, step, timestep, tensors)
-
-
-class Fade:
-    def __init__(self, scale):
-        self.scale = scale
-        self._started = time.monotonic()
-
-    def fade(self, pipe, step, timestep, tensors):
-        return {"latents": self.scale * tensors["latents"]}
-
-
-def recording(scale):
-    class Recording:
-        def __init__(self):
-            self.scale, self.steps = scale, []
-
-        def __call__(self, pipe, step, timestep, tensors):
-            recorder.steps.append(step)  # its own method holds it
-            return {"latents": self.scale * tensors["latents"]}
-
-    recorder = Recording()
-    return recorder
-
-
-class Cutoff(PipelineCallback):
-    tensor_inputs = ["latents"]
-
-    def callback_fn(self, pipe, step, timestep, tensors):
-        return {} if step < self.config.cutoff_step_ratio else {"latents": 0.9 * tensors["latents"]}
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        Damp,
-        recording,
-        lambda scale: Damp(scale).damp,
-        lambda scale: Fade(scale).fade,
-        lambda scale: partial(Damp.damp, Damp(scale)),
-        lambda scale: Cutoff(cutoff_step_ratio=scale),
-        lambda scale: MultiPipelineCallbacks([Cutoff(cutoff_step_ratio=scale)]),
-    ],
-)
-def test_frames_of_a_callback_with_another_setting_are_not_taken(pipe, poses, tmp_path, make):
-    callback = make(0.5)
-    for again in (callback, callback, make(0.5)):
-        assert len(render(pipe, poses[:1], tmp_path, callback_on_step_end=again)) == 1
-    with pytest.raises(ValueError, match="holds frames of another sequence"):
-        render(pipe, poses[:1], tmp_path, callback_on_step_end=make(0.25))
 
 
 def test_people_in_pictures_of_one_size_share_a_window(poses, tmp_path):
@@ -342,30 +257,6 @@ def test_people_in_pictures_of_one_size_share_a_window(poses, tmp_path):
         np.testing.assert_array_equal(pixels(one), pixels(other))
 
 
-def test_frames_of_another_adapter_are_not_taken(poses, tmp_path):
-    pipe = tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    load_ip_adapter(pipe)
-    options = {"ip_adapter_image_embeds": image_embeds()}
-    pipe.load_lora_weights(lora_state_dict(0), adapter_name="one")
-    render(pipe, poses[:1], tmp_path / "frames", **options)
-    render(pipe, poses[:1], tmp_path / "frames", **options)
-    message = "another sequence, source, model or setting"
-    with pytest.raises(ValueError, match=message):
-        render(pipe, poses[:1], tmp_path / "frames", ip_adapter_image_embeds=[-image_embeds()[0]])
-    for change in (
-        lambda: pipe.set_adapters("one", 0.2),
-        pipe.disable_lora,
-        lambda: pipe.set_ip_adapter_scale(0.2),
-        lambda: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6),
-    ):
-        change()
-        with pytest.raises(ValueError, match=message):
-            render(pipe, poses[:1], tmp_path / "frames", **options)
-        pipe.enable_lora()
-        pipe.set_adapters("one", 1.0)
-
-
 def test_a_call_that_fails_blocks_no_folder(pipe, poses, tmp_path):
     with pytest.raises(ValueError, match="`height`"):
         render(pipe, poses[:1], tmp_path / "frames", height=100)
@@ -377,25 +268,8 @@ def test_files_that_hide_or_are_no_text(poses, tmp_path):
     (tmp_path / "._one.json").write_bytes(b"\xff\xfe\0")
     assert len(load_pose_sequence(tmp_path)) == 1
     (tmp_path / "two.jsonl").write_bytes("null".encode("utf-16"))
-    with pytest.raises(ValueError, match=r"two\.jsonl' must be text in UTF-8"):
+    with pytest.raises(ValueError, match=r"Cannot read poses from .*two\.jsonl': 'utf-8' codec"):
         load_pose_sequence(tmp_path / "two.jsonl")
-
-
-def test_frames_of_a_model_compiled_since_are_taken(poses, tmp_path):
-    pipe = tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    (path,) = render(pipe, poses[:1], tmp_path / "frames")
-    before = path.stat().st_mtime_ns
-    pipe.unet = torch.compile(pipe.unet, backend="eager")
-    assert render(pipe, poses[:1], tmp_path / "frames") == [path]
-    assert path.stat().st_mtime_ns == before
-
-
-def test_frames_of_other_numpy_settings_are_not_taken(pipe, poses, tmp_path):
-    render(pipe, poses[:1], tmp_path / "frames", guidance_scale=np.float32(2))
-    render(pipe, poses[:1], tmp_path / "frames", guidance_scale=2.0)
-    with pytest.raises(ValueError, match="another sequence, source, model or setting"):
-        render(pipe, poses[:1], tmp_path / "frames", guidance_scale=np.float32(3))
 
 
 def test_pictures_as_poses_are_resumed(pipe, poses, tmp_path):
@@ -422,22 +296,12 @@ def test_offloaded_one_after_another(poses, tmp_path):
 
 
 def test_what_makes_no_sequence_is_named(pipe, poses, tmp_path):
-    with pytest.raises(ValueError, match="`poses` is empty"):
-        render(pipe, [], tmp_path / "frames")
     with pytest.raises(ValueError, match="either `image` or `appearance`"):
         render(pipe, poses, tmp_path / "frames", image=None)
-    with pytest.raises(TypeError, match="got `PoseFeatures`"):
-        render(pipe, pipe.encode_pose(poses), tmp_path / "frames")
     with pytest.raises(ValueError, match="shows one person, got 2 sources"):
         render(pipe, poses, tmp_path / "frames", image=tiny_image(0, 2))
-    with pytest.raises(ValueError, match="`micro_batch_size` must be at least 1"):
-        render(pipe, poses, tmp_path / "frames", micro_batch_size=0)
-    with pytest.raises(ValueError, match="`seed` must be at least 0"):
-        render(pipe, poses, tmp_path / "frames", seed=-1)
-    with pytest.raises(ValueError, match="`render_sequence` does not take output_type"):
-        render(pipe, poses, tmp_path / "frames", output_type="np")
     PIL.Image.new("RGB", (5, 5)).save(tmp_path / "holiday.png")
-    with pytest.raises(ValueError, match="pictures that are no frames"):
+    with pytest.raises(ValueError, match="holds images that were made with another model, image, pose or option"):
         render(pipe, poses, tmp_path)
 
 
@@ -478,13 +342,12 @@ def test_an_mp4_of_odd_size(frames, tmp_path):
 
 
 def test_what_cannot_be_written_is_named(frames, tmp_path):
-    with pytest.raises(ValueError, match="`frames` is empty"):
+    with pytest.raises(ValueError, match=r"needs frames of one size .* got no frames"):
         write_animation([], tmp_path / "out.gif")
     with pytest.raises(ValueError, match=r"must end in .gif or .mp4"):
         write_animation(frames, tmp_path / "out.avi")
-    for speed, suffix in ((0, "gif"), (51, "gif"), (-1, "mp4")):
-        with pytest.raises(ValueError, match=r"`frames_per_second` must be from 0.01"):
-            write_animation(frames, tmp_path / f"out.{suffix}", speed)
+    with pytest.raises(ValueError, match="`frames_per_second` must be above 0, got 0"):
+        write_animation(frames, tmp_path / "out.gif", 0)
     PIL.Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match=r"one size \(width, height\), got \[\(5, 5\), \(33, 47\)\]"):
         write_animation([*frames, tmp_path / "small.png"], tmp_path / "out.mp4")

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..pose.alignment import align_pose
-    from ..sequences import check_animation, load_pose_sequence, render_sequence, write_animation
+    from ..sequences import load_pose_sequence, render_sequence, write_animation
 
     sampling = sampling_arguments(args)
     check_seed(args.seed)
@@ -105,11 +105,6 @@ def run(args: argparse.Namespace) -> int:
     if output.suffix and not is_animation:
         raise ValueError(f"--output must end in .gif or .mp4, or be a folder for frames, got {args.output!r}.")
     check_at_least(args, batch_size=1)
-    if is_animation:
-        try:
-            check_animation(output, args.fps)
-        except ValueError as error:
-            raise ValueError(str(error).replace("`frames_per_second`", "--fps")) from error
     frames_dir = Path(args.frames) if args.frames else output.with_name(f"{output.stem}-frames")
     if not is_animation:
         if args.frames:

@@ -38,7 +38,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_cfld import CFLDPipeline
     from ..pose.keypoints import Keypoints
 
 logger = logging.getLogger(__name__)
@@ -125,7 +124,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     pipe = load_pipeline(args)
-    record.check_weights(pipe)
     fitted = fit_sources(args, photos, estimator, pipe)
     if args.align:
         bodies = [body for _, body in fitted if body is not None] * (num_pairs if len(fitted) == 1 else 1)
@@ -171,37 +169,15 @@ class _Record:
         self._done: list[str] = []
         self._is_kept = args.resume or len(outputs) > 1
         self._made_from = _digest(args, photos_digest, targets) if self._is_kept else ""
-        self._weights: dict[str, str] = {}
-        self._former_weights: dict[str, str] = {}
         if not args.resume:
             return
         found = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
         if found.get("made_from") == self._made_from:
             self._done = found["done"]
-            self._former_weights = found.get("weights", {})
         elif any(path.is_file() for path in outputs):
             raise ValueError(
                 f"--resume: the pictures that are there were made from other photos, poses or options than now, or it "
                 f"is not known from what ({str(self._file)!r}): choose another --output, or leave out --resume."
-            )
-
-    def check_weights(self, pipe: CFLDPipeline) -> None:
-        """Refuse to go on with other weights, which may have come to lie under the same name."""
-        if not self._is_kept:
-            return
-        self._weights = {"dtype": str(pipe.dtype).removeprefix("torch."), "sha256": _digest_weights(pipe)}
-        if not self._done or not self._former_weights:
-            return
-        dtype = self._former_weights["dtype"]
-        if dtype != self._weights["dtype"]:
-            raise ValueError(
-                f"--resume: the pictures that are there were made in {dtype}, not in {self._weights['dtype']}: pass "
-                f"--dtype {dtype}, choose another --output, or leave out --resume."
-            )
-        if self._former_weights != self._weights:
-            raise ValueError(
-                "--resume: the pictures that are there were made with other weights than --model has now: choose "
-                "another --output, or leave out --resume."
             )
 
     def begin(self) -> None:
@@ -215,7 +191,7 @@ class _Record:
     def add(self, paths: Sequence[Path]) -> None:
         self._done += [path.name for path in paths]
         if self._is_kept:
-            content = {"made_from": self._made_from, "weights": self._weights, "done": self._done}
+            content = {"made_from": self._made_from, "done": self._done}
             write_file(self._file, json.dumps(content).encode())
 
 
@@ -237,15 +213,6 @@ def _digest(args: argparse.Namespace, photos_digest: bytes, targets: Sequence[Ke
     running = {"run", "command", "resume", "batch_size", "dtype", "device", "offload", "token", "local_files_only"}
     options = {name: value for name, value in sorted(vars(args).items()) if name not in files | running}
     digest.update(f"{__version__} {options}".encode())
-    return digest.hexdigest()
-
-
-def _digest_weights(pipe: CFLDPipeline) -> str:
-    from ..sequences import sample_weights
-
-    digest = hashlib.sha256()
-    for sample in sample_weights(pipe):
-        digest.update(sample)
     return digest.hexdigest()
 
 
