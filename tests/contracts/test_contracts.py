@@ -114,7 +114,7 @@ def test_modules_import_only_downwards():
     lower = [path for path in SOURCES if path.parent.name in ("models", "processors")]
     lower += [path for path in SOURCES if path.name in ("guidance.py", "keypoints.py")]
     for path in lower:
-        for node in ast.parse(path.read_text()).body:  # at import; `from_timm` reaches for the converter when called
+        for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ImportFrom) and node.module:
                 assert not re.search(r"\b(pipelines|cli|conversion)\b", node.module), f"{path}:{node.lineno}"
 

@@ -24,7 +24,7 @@ class AppearanceEncoderOutput(BaseOutput):
         sample: The first of `query_biases`, so that the tuple form begins with a tensor.
         query_biases: One map per biased layer, keyed by the layer's name in the U-Net,
             `"up_blocks.{b}.attentions.{a}.transformer_blocks.0.attn2"`; shape (B, C_b, h_b, w_b), C_b the layer's
-            query width and (h_b, w_b) the size of the feature map that it was made from.
+            query width and (h_b, w_b) the size of the feature map it is computed from.
     """
 
     sample: torch.Tensor
@@ -87,24 +87,23 @@ class QueryBiasEncoder(nn.Module):
 class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
     """Encode the source's feature maps into one query bias per biased cross-attention.
 
-    Level l of the arguments reads feature map `feature_stages[l]` and serves the attentions of U-Net up block
-    `up_block_indices[l]`, each with an encoder of its own. Without arguments this is the published encoder.
+    Level l of the arguments reads feature map `feature_stages[l]` and serves the cross-attentions of the U-Net's up
+    block `up_block_indices[l]`, with one encoder for each. Without arguments this is the published encoder.
 
     Args:
-        feature_channels: Channels of the feature maps that are read, finest first.
+        feature_channels: Channels of each level's feature map, finest first.
         hidden_channels: Width of the transformers of each level.
         query_channels: Channels of the biases of each level: the U-Net block's width.
         num_attention_heads: Heads of each level's transformers; must divide `hidden_channels`.
         num_layers: K, transformer layers of each encoder.
         up_block_indices: Which up block of the U-Net each level serves.
         attentions_per_block: Cross-attentions in each of these up blocks.
-        feature_stages: Number of the feature map that each level reads, 1 for the finest; `None` for the first ones.
-            Maps of about the size at which the up block works are what costs least: others are computed in full and
-            resized.
+        feature_stages: Number of the feature map that each level reads, 1 for the finest; `None` for 1, 2, ... A map
+            of about the size at which the up block works costs least: biases of another size are resized.
 
     Raises:
-        ValueError: The per-level arguments differ in length, an up block has two levels, heads do not divide a width,
-            or a stage is below 1.
+        ValueError: The per-level arguments differ in length, an up block has two levels, or heads do not divide a
+            width.
     """
 
     _supports_gradient_checkpointing = True
@@ -134,9 +133,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
                 f"{[len(level) for level in levels]} entries."
             )
         if len(set(up_block_indices)) < len(up_block_indices):
-            raise ValueError(f"`up_block_indices` must differ, one level for each up block, got {up_block_indices}.")
-        if min(stages) < 1:
-            raise ValueError(f"`feature_stages` count from 1, got {stages}.")
+            raise ValueError(f"`up_block_indices` must name each up block once, got {up_block_indices}.")
         for width, heads in zip(hidden_channels, num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(
@@ -144,7 +141,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
                 )
         self.layer_stages: dict[str, str] = {}
         encoders = []
-        # From the U-Net's first biased layer to its last, that is from the coarsest level to the finest.
+        # In the order of the U-Net's layers, from the coarsest level to the finest.
         for level in sorted(range(len(up_block_indices)), key=lambda level: up_block_indices[level]):
             for attention in range(attentions_per_block):
                 name = f"up_blocks.{up_block_indices[level]}.attentions.{attention}.transformer_blocks.0.attn2"

@@ -24,7 +24,7 @@ class PoseAdapterOutput(BaseOutput):
     Args:
         sample: The first of `residuals`, so that the tuple form begins with a tensor.
         residuals: `"down_blocks.{i}"` of shape (B, C_i, H / (f * 2^i), W / (f * 2^i)) with f the unshuffle factor, to
-            be added to the output of down block i before it halves its resolution.
+            added to the output of down block i before the block halves its resolution.
     """
 
     sample: torch.Tensor
@@ -44,8 +44,7 @@ class PoseAdapter(ModelMixin, ConfigMixin):
         norm_num_groups: Groups of the ResNet blocks' normalisation; must divide every width.
 
     Raises:
-        ValueError: `block_out_channels` is empty or not divisible by `norm_num_groups`, or `unshuffle_factor` is not
-            positive.
+        ValueError: `block_out_channels` is empty or not divisible by `norm_num_groups`.
     """
 
     _supports_gradient_checkpointing = True
@@ -67,8 +66,6 @@ class PoseAdapter(ModelMixin, ConfigMixin):
                 f"`block_out_channels` must be one or more multiples of `norm_num_groups`, got {block_out_channels} "
                 f"with {norm_num_groups} groups."
             )
-        if unshuffle_factor < 1:
-            raise ValueError(f"`unshuffle_factor` must be positive, got {unshuffle_factor}.")
         self.unshuffle = nn.PixelUnshuffle(unshuffle_factor)
         self.conv_in = nn.Conv2d(pose_channels * unshuffle_factor**2, block_out_channels[0], kernel_size=1)
         self.resnets = nn.ModuleList(

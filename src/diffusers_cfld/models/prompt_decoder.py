@@ -45,7 +45,7 @@ class PerceptionRefinedDecoderBlock(nn.Module):
     def __init__(self, dim: int, num_attention_heads: int, cross_attention_dim: int) -> None:
         super().__init__()
         head_dim = dim // num_attention_heads
-        # The published weights call the self-attention attn1 and the cross-attention attn2, whatever their order.
+        # Named as in the published weights: attn1 is the self-attention, attn2 the cross-attention that comes first.
         self.norm1 = nn.LayerNorm(dim)
         self.attn1 = Attention(query_dim=dim, heads=num_attention_heads, dim_head=head_dim)
         self.norm2 = nn.LayerNorm(dim)
@@ -80,8 +80,8 @@ class PerceptionRefinedDecoderBlock(nn.Module):
 class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
     """Decode the coarsest source features into the prompt of the U-Net's cross-attentions.
 
-    Holds the null prompt as well, the learned stand-in for an absent source, so that it is saved, cast and offloaded
-    like any weight. Without arguments this is the published decoder.
+    It also holds the null prompt, the learned stand-in for an absent source, so that it is saved, cast and offloaded
+    like any other weight. Without arguments this is the published decoder.
 
     Args:
         num_queries: Q, tokens of the prompt.
@@ -155,7 +155,7 @@ class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
                 )
             else:
                 hidden_states = block(hidden_states, self.query_position_embeds, encoder_hidden_states)
-        # A tensor of its own, not the parameter: whoever changes it in place must not reach the weight.
+        # A copy: changing the output in place must not change the weight.
         null_prompt_embeds = self.null_prompt_embeds.to(hidden_states.dtype).clone()
         if not return_dict:
             return hidden_states, null_prompt_embeds

@@ -6,9 +6,11 @@ there a copy of the original Swin; here timm's, which computes the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,13 +40,13 @@ class SwinImageEncoderOutput(BaseOutput):
 class SwinImageEncoder(ModelMixin, ConfigMixin):
     """Encode the source image into multi-scale features f1..f4.
 
-    Without arguments this is the published encoder: Swin-B at 256x256 pixels with window 16. Stochastic depth acts in
-    `train()` mode only, which is not the one that an encoder starts in. Use [`SwinImageEncoder.from_timm`] to start
-    from timm's ImageNet weights.
+    Without arguments this is the published encoder: Swin-B at 256x256 pixels with window 16. A new encoder is in eval
+    mode; stochastic depth acts in `train()` mode only. [`SwinImageEncoder.from_timm`] starts from timm's ImageNet
+    weights.
 
     Args:
         model_name: Architecture name of a timm Swin Transformer (with or without pretrained tag). Only the
-            architecture is read from it: constructing never downloads.
+            architecture is taken from it: the constructor never downloads.
         image_size: Height and width of the input in pixels, or one number for a square. Each must be a multiple of
             the coarsest stride (32 for every four-stage Swin with patch 4).
         window_size: Side of the attention window in tokens; `None` keeps that of `model_name`. A window larger than a
@@ -56,8 +58,7 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
         drop_path_rate: Stochastic depth rate of the last block, in [0, 1), rising linearly from 0.
 
     Raises:
-        ImportError: timm is not installed.
-        ValueError: `model_name` is not a timm Swin Transformer, or `image_size` does not divide.
+        ValueError: `model_name` is not a timm Swin Transformer, or `image_size` is not a multiple of the stride.
     """
 
     _supports_gradient_checkpointing = True
@@ -98,14 +99,13 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
             **{name: value for name, value in options.items() if value is not None},
         )
         self.gradient_checkpointing = False
-        # Stochastic depth is rare among diffusers' models: nobody expects a model just made to be random.
-        self.eval()
+        self.eval()  # diffusers' models are deterministic when they are new
 
     @classmethod
     def from_timm(
         cls, model_name: str, *, pretrained: bool = True, checkpoint_path: str | None = None, **config: Any
     ) -> SwinImageEncoder:
-        """Build an encoder with timm's weights, the relative position tables resized to the window.
+        """Build an encoder with pretrained Swin weights, the relative position tables resized to its windows.
 
         Args:
             model_name: timm name, with a tag for particular weights, e.g.
@@ -116,25 +116,28 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
             **config: Any argument of the constructor but `model_name`.
 
         Returns:
-            An encoder in eval mode; its saved config never asks for pretrained weights again.
+            An encoder in eval mode. Its saved config does not ask for pretrained weights.
 
         Raises:
             OSError: `checkpoint_path` cannot be read.
-            ValueError: As the constructor; or the weights do not fit the architecture, every key listed.
+            ValueError: As the constructor; or keys of the weights are missing, unexpected or of another shape.
         """
+        import timm
+
         encoder = cls(model_name=model_name, **config)
-        if checkpoint_path is not None:
-            from ..conversion.swin import load_swin_weights
-
-            load_swin_weights(encoder, checkpoint_path)
-        elif pretrained:
-            import timm
-
-            from ..conversion.swin import load_swin_state_dict
-
-            source = timm.create_model(model_name, pretrained=True, num_classes=0)
-            load_swin_state_dict(encoder, source.state_dict(), source=model_name)
-        encoder.eval()
+        if checkpoint_path is None and not pretrained:
+            return encoder
+        if checkpoint_path is None:
+            weights = timm.create_model(model_name, pretrained=True, num_classes=0).state_dict()
+        elif Path(checkpoint_path).is_file():
+            weights = timm.models.load_state_dict(checkpoint_path, weights_only=True)
+        else:
+            raise FileNotFoundError(f"'{checkpoint_path}' does not exist: expected a file of Swin weights.")
+        try:
+            encoder.backbone.load_state_dict(_fit_swin_weights(weights, encoder.backbone))
+        except (RuntimeError, AttributeError) as error:
+            source = checkpoint_path or model_name
+            raise ValueError(f"The weights of '{source}' do not fit this encoder: {error}") from error
         return encoder
 
     @property
@@ -187,11 +190,7 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
 
 
 def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> Any:
-    # timm brings torchvision, together as slow to import as diffusers: only who builds an encoder pays for it.
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("`SwinImageEncoder` needs timm. Install it with `pip install timm`.") from error
+    import timm  # here, because it takes as long to import as diffusers
 
     architecture = model_name.split(".")[0]
     if not architecture.startswith("swin") or architecture not in timm.list_models("swin*"):
@@ -199,8 +198,6 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
             f"`model_name` must be a Swin Transformer of timm, got {model_name!r}. "
             '`timm.list_models("swin*")` lists them.'
         )
-    if options.get("window_size", 1) < 1:
-        raise ValueError(f"`window_size` must be at least 1 token or None, got {options['window_size']}.")
     stride = options.get("patch_size", 4) * 2 ** (len(options.get("depths", (0,) * 4)) - 1)
     if any(side <= 0 or side % stride for side in img_size):
         raise ValueError(
@@ -209,8 +206,8 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
         )
     create = partial(timm.create_model, architecture, pretrained=False, num_classes=0, img_size=img_size, **options)
     if _is_loading_on_meta():
-        # timm makes its masks and position indices, which no checkpoint holds, from the weights' device; they must be
-        # real although the weights are not yet.
+        # timm creates its masks and position indices on the weights' device. No checkpoint holds them, so they must
+        # be real although the weights are not yet.
         backbone = create(device="meta").to_empty(device="cpu")
         for module in backbone.modules():
             if module is not backbone and hasattr(module, "init_non_persistent_buffers"):
@@ -223,6 +220,22 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
     return backbone
 
 
+def _fit_swin_weights(state_dict: Mapping[str, torch.Tensor], backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """Bring weights in timm's or the original layout to timm's keys, without classifier, and to this window size."""
+    from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
+
+    weights = {key: value for key, value in state_dict.items() if not key.startswith(("head.", "norm."))}
+    # Plain bicubic, as the original Swin; timm would resize on a geometric grid.
+    for name, module in backbone.named_modules():
+        key = f"{name}.relative_position_bias_table"
+        if key in weights:
+            shape = module.relative_position_bias_table.shape
+            resized = resize_rel_pos_bias_table_simple(weights[key].float(), module.window_size, shape)
+            weights[key] = resized.to(weights[key].dtype)
+    filter_fn = sys.modules[type(backbone).__module__].checkpoint_filter_fn  # timm's, for this architecture
+    return filter_fn(weights, backbone)
+
+
 def _is_loading_on_meta() -> bool:
-    """Whether new weights go to the meta device although new tensors do not, as while diffusers loads a model."""
+    """Tell whether diffusers is loading a model: new weights go to the meta device, other new tensors do not."""
     return nn.Linear(1, 1, bias=False).weight.is_meta and not torch.empty(0).is_meta
