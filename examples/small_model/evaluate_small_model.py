@@ -1,14 +1,11 @@
 #!/usr/bin/env python
-"""Measure a small model on drawn people it has never seen, and show what it makes of them.
+"""Compare the images of a small model with the true ones, for drawn people it was not trained on.
 
-The PSNR of each row is the mean over the pairs, against the true target picture: what the model makes of the right
-photo and pose, of somebody else's photo, and of somebody else's pose; for comparison the source picture itself, and
-the best that the autoencoder can do.
+Each row is a mean over the pairs: of the images made from the right photo and pose, from another person's photo, and
+from another person's pose. For comparison there are the source image itself and what the autoencoder reconstructs.
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -16,58 +13,53 @@ import torch
 from drawn_figures import DrawnFigures
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from diffusers_cfld import CFLDPipeline
+from diffusers_cfld import CFLDPipeline, Keypoints
 from diffusers_cfld.small_model import SAMPLING_OPTIONS
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which model makes which pictures in how many steps."""
+def create_parser(description: str) -> argparse.ArgumentParser:
+    """Options that choose a model, its images and how they are sampled."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder of the pipeline.")
     parser.add_argument("--variant", default=None)
     parser.add_argument("--num_pairs", type=int, default=64)
-    parser.add_argument("--first_identity", type=int, default=6000, help="Number of people that were trained on.")
+    parser.add_argument("--first_identity", type=int, default=6000, help="Number of people in the training set.")
     parser.add_argument("--steps", type=int, default=SAMPLING_OPTIONS["num_inference_steps"])
+    parser.add_argument("--guidance_scale", type=float, default=SAMPLING_OPTIONS["guidance_scale"])
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_options(parser)
-    parser.add_argument("--scheduler", default=None, help="Class of diffusers; the model's own if not given.")
-    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[SAMPLING_OPTIONS["guidance_scale"]])
-    parser.add_argument("--only_right", action="store_true", help="Leave out other people's photos and poses.")
-    parser.add_argument("--grid", default=None, help="Picture to write: source, pose, result, truth of 12 pairs.")
-    parser.add_argument("--json", default=None, help="File for the numbers.")
+    parser = create_parser(__doc__)
+    parser.add_argument("--grid", default=None, help="Image to write: source, pose, result and truth of 12 pairs.")
     return parser.parse_args(arguments)
 
 
-def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
+    pipe = CFLDPipeline.from_pretrained(args.model, variant=args.variant)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize as the pipeline reads sources; size is (height, width)."""
-    return np.asarray(PIL.Image.fromarray(picture).resize(size[::-1], PIL.Image.Resampling.BICUBIC))
+    return np.asarray(PIL.Image.fromarray(image).resize(size[::-1], PIL.Image.Resampling.BICUBIC))
 
 
-def mean_psnr(results: list[np.ndarray], truths: list[np.ndarray]) -> float:
-    scores = [peak_signal_noise_ratio(truth, result) for result, truth in zip(results, truths, strict=True)]
-    return float(np.mean(scores))
-
-
-def mean_ssim(results: list[np.ndarray], truths: list[np.ndarray]) -> float:
-    scores = [structural_similarity(a, b, channel_axis=2) for a, b in zip(results, truths, strict=True)]
-    return float(np.mean(scores))
-
-
-def generate(pipe: CFLDPipeline, sources: list, poses: list, scale: float, args: argparse.Namespace) -> list:
-    """One picture of each source in its pose; noise depends on the seed and the pair's number alone."""
+def generate(
+    pipe: CFLDPipeline, sources: list[np.ndarray], poses: list[Keypoints], args: argparse.Namespace
+) -> list[np.ndarray]:
+    """Make one image of each source in its pose, with noise that depends only on the seed and the pair's number."""
     results = []
     for first in range(0, len(sources), args.batch_size):
-        chosen = slice(first, first + args.batch_size)
-        numbers = range(first, first + len(sources[chosen]))
+        numbers = range(first, min(first + args.batch_size, len(sources)))
         images = pipe(
-            image=[PIL.Image.fromarray(source) for source in sources[chosen]],
-            pose=poses[chosen],
+            image=[PIL.Image.fromarray(sources[number]) for number in numbers],
+            pose=[poses[number] for number in numbers],
             num_inference_steps=args.steps,
-            guidance_scale=scale,
+            guidance_scale=args.guidance_scale,
             generator=[torch.Generator().manual_seed(args.seed + number) for number in numbers],
         ).images
         results += [np.asarray(image) for image in images]
@@ -75,58 +67,44 @@ def generate(pipe: CFLDPipeline, sources: list, poses: list, scale: float, args:
 
 
 @torch.no_grad()
-def reconstruct(pipe: CFLDPipeline, pictures: list[np.ndarray]) -> list[np.ndarray]:
-    pixels = pipe.image_processor.preprocess([PIL.Image.fromarray(picture) for picture in pictures])
+def reconstruct(pipe: CFLDPipeline, images: list[np.ndarray]) -> list[np.ndarray]:
+    pixels = pipe.image_processor.preprocess([PIL.Image.fromarray(image) for image in images])
     decoded = pipe.vae.decode(pipe.vae.encode(pixels.to(pipe.vae.dtype)).latent_dist.mean).sample
     return [np.asarray(image) for image in pipe.image_processor.postprocess(decoded)]
 
 
-def main(args: argparse.Namespace) -> None:
-    pipe = CFLDPipeline.from_pretrained(args.model, variant=args.variant)
-    pipe.set_progress_bar_config(disable=True)
-    if args.scheduler is not None:
-        import diffusers
+def draw_grid(rows: list[list[np.ndarray]]) -> PIL.Image.Image:
+    """Put the images of each pair into a column, six columns side by side."""
+    columns = [np.concatenate([resize(image, (256, 176)) for image in images]) for images in zip(*rows, strict=True)]
+    columns += [np.full_like(columns[0], 255)] * (-len(columns) % 6)
+    halves = [np.concatenate(columns[first : first + 6], axis=1) for first in range(0, len(columns), 6)]
+    return PIL.Image.fromarray(np.concatenate(halves))
 
-        pipe.scheduler = getattr(diffusers, args.scheduler).from_config(pipe.scheduler.config)
+
+def main(args: argparse.Namespace) -> None:
+    pipe = load_pipeline(args)
     size = pipe.target_size
     people = DrawnFigures(args.num_pairs, 2, (256, 176), first_identity=args.first_identity)
-    drawn = [people[2 * number] for number in range(args.num_pairs)]
-    sources, poses = [pair["source_image"] for pair in drawn], [pair["target_keypoints"] for pair in drawn]
-    truths = [resize(pair["target_image"], size) for pair in drawn]
-
-    references = {
+    pairs = [people[2 * number] for number in range(args.num_pairs)]
+    sources, poses = [pair["source_image"] for pair in pairs], [pair["target_keypoints"] for pair in pairs]
+    truths = [resize(pair["target_image"], size) for pair in pairs]
+    results = generate(pipe, sources, poses, args)
+    rows = {
         "source copied": [resize(source, size) for source in sources],
         "autoencoder": reconstruct(pipe, truths),
+        "photo and pose": results,
+        "another's photo": generate(pipe, sources[1:] + sources[:1], poses, args),
+        "another's pose": generate(pipe, sources, poses[1:] + poses[:1], args),
     }
-    rows = [(name, "", pictures) for name, pictures in references.items()]
-    first_results = None
-    for scale in args.guidance_scale:
-        results = generate(pipe, sources, poses, scale, args)
-        first_results = first_results or results
-        rows.append(("photo and pose", f"{scale:g}", results))
-        if not args.only_right:
-            rows.append(
-                ("another's photo", f"{scale:g}", generate(pipe, sources[1:] + sources[:1], poses, scale, args))
-            )
-            rows.append(("another's pose", f"{scale:g}", generate(pipe, sources, poses[1:] + poses[:1], scale, args)))
-    table = [
-        {"row": name, "guidance": scale, "psnr": mean_psnr(pictures, truths), "ssim": mean_ssim(pictures, truths)}
-        for name, scale, pictures in rows
-    ]
-    print("| | guidance | PSNR, dB | SSIM |\n|---|---|---|---|")
-    for row in table:
-        print(f"| {row['row']} | {row['guidance']} | {row['psnr']:.2f} | {row['ssim']:.3f} |")
-    if args.json:
-        Path(args.json).write_text(json.dumps(table, indent=1) + "\n")
+    print("| | PSNR, dB | SSIM |\n|---|---|---|")
+    for name, images in rows.items():
+        comparisons = list(zip(truths, images, strict=True))
+        psnr = np.mean([peak_signal_noise_ratio(truth, image) for truth, image in comparisons])
+        ssim = np.mean([structural_similarity(truth, image, channel_axis=2) for truth, image in comparisons])
+        print(f"| {name} | {psnr:.2f} | {ssim:.3f} |")
     if args.grid:
-        columns = []
-        for number in range(min(12, args.num_pairs)):
-            pose = np.asarray(poses[number].draw())
-            pictures = (sources[number], pose, first_results[number], truths[number])
-            columns.append(np.concatenate([resize(picture, (256, 176)) for picture in pictures]))
-        columns += [np.full_like(columns[0], 255)] * (-len(columns) % 6)
-        halves = [np.concatenate(columns[first : first + 6], axis=1) for first in range(0, len(columns), 6)]
-        PIL.Image.fromarray(np.concatenate(halves)).save(args.grid)
+        drawn_poses = [np.asarray(pose.draw()) for pose in poses]
+        draw_grid([images[:12] for images in (sources, drawn_poses, results, truths)]).save(args.grid)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     pipe.scheduler = getattr(diffusers, args.scheduler).from_config(pipe.scheduler.config)
     pipe.save_pretrained(args.output_dir, variant="fp16")
     for file in Path(args.output_dir).glob("**/*.json"):
-        # Where it was made is nobody's concern.
+        # Do not ship paths of the machine that trained it.
         content = json.loads(file.read_text())
         content.pop("_name_or_path", None)
         file.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""The brush that paints one part of a drawn figure: its outline, its pattern and its shading."""
+"""The brush that paints one part of a figure: its outline, its pattern and its shading."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from .people import Color, Fabric
 
-__all__ = ["Axes", "Brush", "Picture", "PlaceBrush", "Shape", "circle", "darker", "ellipse", "hull", "smooth"]
+__all__ = ["Axes", "Brush", "ImageArray", "Shape", "circle", "darker", "ellipse", "hull", "smooth"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Picture: TypeAlias = npt.NDArray[np.uint8]
+ImageArray: TypeAlias = npt.NDArray[np.uint8]
 
 _SHIFT = 3  # binary digits of a pixel's fraction that OpenCV's drawing takes
 _SHADE = np.linspace(0, 1, 256)[:, None]
@@ -24,7 +24,7 @@ _SHADE = np.linspace(0, 1, 256)[:, None]
 _TINT = (0.5 + 0.55 * _SHADE) * (1 + (1 - _SHADE) * np.array([-0.04, -0.02, 0.05]))
 _ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
 _CIRCLE = np.column_stack([np.cos(_ANGLES), np.sin(_ANGLES)])
-# Light also falls on black cloth, or its folds and edges would not be seen.
+# Light also falls on black cloth, so that its folds and edges show.
 _LIFT = 14 * _SHADE**2
 
 
@@ -55,13 +55,13 @@ class Brush:
         unit: Pixels that the figure's stature measures.
     """
 
-    def __init__(self, canvas: Picture, unit: float) -> None:
+    def __init__(self, canvas: ImageArray, unit: float) -> None:
         self.canvas = canvas
         self.height, self.width = canvas.shape[:2]
         self.unit = unit
 
     def tube(self, path: Array, radii: Sequence[float], shape: Shape, *, flat_end: bool = False) -> None:
-        """Add a limb along `path` (n, 2) to a shape; radii in statures at each point."""
+        """Add a limb along `path` (n, 2) to a shape, with a radius in statures at each point."""
         for index in range(len(path) - 1):
             step = path[index + 1] - path[index]
             normal = np.array([-step[1], step[0]]) / max(math.hypot(*step), 1e-6)
@@ -95,7 +95,7 @@ class Brush:
             fabric: With what.
             soft: Breadth of the darker edge, statures.
             cut: Polygons that are left out.
-            merge: Shape that counts as the same surface for the shading, so that no edge is seen against it.
+            merge: Shape that counts as the same surface for the shading, so that there is no edge between the two.
             light: Factor on the brightness.
         """
         x0, y0, x1, y1 = self._box(shapes, 2, 3)
@@ -134,8 +134,8 @@ class Brush:
             cv2.copyTo(cv2.LUT(shade, _shades(fabric.accent, light)), figure, cloth)
         cv2.copyTo(cloth, mask, self.canvas[y0:y1, x0:x1])
 
-    def shadow(self, shape: Shape, background: Picture, *, reach: float = 0.034, dark: float = 0.6) -> None:
-        """Darken what has been painted around a shape, but not the background.
+    def shadow(self, shape: Shape, background: ImageArray, *, reach: float = 0.034, dark: float = 0.6) -> None:
+        """Darken what has been painted around a shape, except for the background.
 
         Args:
             shape: What casts the shadow.
@@ -157,7 +157,7 @@ class Brush:
         region[:] = np.rint(region * (1 - lost[:, :, None]))
 
     def _box(self, shapes: Sequence[Shape], before: int, after: int) -> tuple[int, int, int, int]:
-        """Return left, top, right and bottom of what shapes cover of the canvas, and so many pixels around it."""
+        """Return left, top, right and bottom of the shapes on the canvas, with so many pixels around them."""
         corners = [polygon for shape in shapes for polygon in shape.polygons]
         corners += [np.array([c - r, c + r]) for shape in shapes for c, r in shape.discs]
         box = np.concatenate(corners)
@@ -177,54 +177,7 @@ class Brush:
         )
 
 
-class PlaceBrush(Brush):
-    """Notes where on its cloth each pixel lies, in place of painting it.
-
-    Args:
-        canvas: (H, W, 3), RGB; only lines and discs are painted on it.
-        unit: Pixels that the figure's stature measures.
-
-    Attributes:
-        places: (H, W, 2), along and across the part as its pattern is measured, statures; NaN where nothing that
-            could have a pattern is seen.
-    """
-
-    def __init__(self, canvas: Picture, unit: float) -> None:
-        super().__init__(canvas, unit)
-        self.places = np.full((self.height, self.width, 2), np.nan, dtype=np.float32)
-
-    def fill(self, shapes: Sequence[Shape], fabric: Fabric, *, cut: Sequence[Array] = (), **shading: Any) -> None:
-        """Note the places on shapes.
-
-        Args:
-            shapes: As of [`Brush.fill`].
-            fabric: Likewise; without effect, as the shading.
-            cut: Polygons that are left out: what is below them keeps its places.
-            **shading: As there.
-        """
-        x0, y0, x1, y1 = self._box(shapes, 0, 1)
-        if x0 >= x1 or y0 >= y1:
-            return
-        corner = np.array([x0, y0], dtype=np.float64)
-        region = self.places[y0:y1, x0:x1]
-        left_out = np.zeros(region.shape[:2], dtype=np.uint8)
-        _draw(left_out, Shape(polygons=list(cut)), corner, 255)
-        x, y = np.arange(x1 - x0), np.arange(y1 - y0)
-        for shape in shapes:
-            own = np.zeros_like(left_out)
-            _draw(own, shape, corner, 255)
-            is_own = (own > 0) & (left_out == 0)
-            region[is_own] = np.nan
-            if shape.axes is None:
-                continue
-            origin = corner - shape.axes.origin
-            for index, (axis, start) in enumerate(((shape.axes.along, shape.axes.start), (shape.axes.across, 0.0))):
-                step = axis / max(float(axis @ axis), 1e-6)
-                place = np.add.outer(y * step[1], x * step[0]) + origin @ step + start
-                region[is_own, index] = place[is_own]
-
-
-def _draw(mask: Picture, shape: Shape, corner: Array, value: int) -> None:
+def _draw(mask: ImageArray, shape: Shape, corner: Array, value: int) -> None:
     for polygon in shape.polygons:
         cv2.fillPoly(mask, [_fixed(polygon - corner)], value, 8, _SHIFT)
     for center, radius in shape.discs:
@@ -239,13 +192,13 @@ def _length(pixels: float) -> int:
     return max(round(pixels * 2**_SHIFT), 1)
 
 
-def _shades(color: Color, light: float) -> Picture:
+def _shades(color: Color, light: float) -> ImageArray:
     """Return a table (1, 256, 3) from shading to colour."""
     table = np.array(color) * _TINT * light + _LIFT
     return np.rint(table).clip(0, 255).astype(np.uint8)[None]
 
 
-def _weave(axes: Axes, fabric: Fabric, corner: Array, shape: tuple[int, ...]) -> Picture:
+def _weave(axes: Axes, fabric: Fabric, corner: Array, shape: tuple[int, ...]) -> ImageArray:
     """Return where the accent colour shows, (height, width), 0 or 255."""
     # Fixed point: 256 steps make one period, and & 255 is the place within it.
     height, width = shape
@@ -275,10 +228,8 @@ def _weave(axes: Axes, fabric: Fabric, corner: Array, shape: tuple[int, ...]) ->
     elif pattern == "windows":
         along, across = coordinate(axes.along, axes.start), coordinate(axes.across, 0.0)
         chosen = ((along & 255) < 64) | (((across + 32) & 255) < 64)
-    elif pattern == "block":
+    else:  # a block
         chosen = coordinate(axes.along, axes.start) > round(0.15 * 256 / fabric.period)
-    else:
-        raise ValueError(f"There is no pattern {pattern!r}.")
     return chosen.astype(np.uint8) * 255
 
 
@@ -304,7 +255,7 @@ def ellipse(x: float, y: float, width: float, height: float) -> Array:
 
 
 def darker(color: Color, factor: float) -> Color:
-    """Darken a colour; a very dark one is lightened instead, so that it can still be told apart."""
+    """Darken a colour, or lighten a very dark one, so that the two can be told apart."""
     if sum(color) < 150:
         red, green, blue = (min(round(c + 60 * (1 - factor) + 14), 255) for c in color)
         return red, green, blue

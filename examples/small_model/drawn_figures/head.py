@@ -1,4 +1,4 @@
-"""Paint the heads of drawn people: face, hair and headgear."""
+"""Paint a figure's head: face, hair and headgear."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class HeadPainter:
 
     Args:
         identity: Who.
-        skeleton: Their points, of which the known ones and the face's turn are read.
+        skeleton: Their points.
         points: The skeleton's points in pixels of the brush's canvas.
-        right: (2,), the trunk's direction to the picture's right.
-        down: (2,), its direction from the neck to the hips.
-        brush: Paints.
+        right: (2,), the direction across the trunk, to the right of the image.
+        down: (2,), the direction from the neck to the hips.
+        brush: The brush to paint with.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class HeadPainter:
         self.brush.fill([shape], Fabric(hair.color, hair.color), soft=0.035, merge=merge)
 
     def _axes(self) -> tuple[Array, Array]:
-        """Return the head's directions to the picture's right and down."""
+        """Return the head's directions to the right of the image and down."""
         ears = self.points[17] - self.points[16]
         cos = float(np.cos(self.turn))
         down = self.down
-        # From the side ears also slant when the head nods, and tell nothing of its tilt.
+        # Seen from the side, ears also slant when the head nods, so they do not show its tilt.
         if abs(cos) > 0.3:
             ears = ears * np.sign(cos)
             angle = np.arctan2(ears[1], ears[0])
@@ -88,7 +88,7 @@ class HeadPainter:
         return np.array([down[1], -down[0]]), down
 
     def _on_head(self, points: npt.ArrayLike) -> Array:
-        """Convert points (n, 2) from half heads (to the picture's right, down) to pixels."""
+        """Convert points (n, 2) from half heads (right, down) to pixels."""
         pairs = np.asarray(points, dtype=np.float64)
         return self.points[HEAD] + self.half * (pairs[:, :1] * self.head_right + pairs[:, 1:] * self.head_down)
 
@@ -119,7 +119,7 @@ class HeadPainter:
             self.brush.line(mouth, (int(0.72 * red + 30), int(0.5 * green), int(0.52 * blue)), 0.0075)
 
     def _face_outline(self, sin: float, cos: float, fringe: float) -> list[Array]:
-        """Return the part of the head that hair leaves free, (n, 2) in half heads; empty when seen from behind."""
+        """Return outlines (n, 2) of what hair leaves free, in half heads; none when seen from behind."""
         free = float(np.clip((cos + 0.5) / 0.5, 0, 1))
         if free < 0.15:
             return []

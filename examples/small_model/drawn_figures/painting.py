@@ -1,4 +1,4 @@
-"""Paint drawn people: the parts of a figure from the farthest to the nearest, four samples per pixel.
+"""Paint the parts of a figure from the farthest to the nearest, four samples per pixel.
 
 Garments are cut around the same joints as the body, and their patterns are measured along and across the limb or the
 trunk they clothe, so that both move with the pose.
@@ -12,11 +12,10 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from .brush import Axes, Brush, Picture, PlaceBrush, Shape, circle, darker, hull, smooth
+from .brush import Axes, Brush, ImageArray, Shape, circle, darker, hull, smooth
 from .head import HeadPainter
-from .people import Body, DrawnIdentity, Fabric
+from .people import DrawnIdentity, Fabric
 from .skeleton import (
     FRAME,
     HANDS,
@@ -28,7 +27,7 @@ from .skeleton import (
     Skeleton,
 )
 
-__all__ = ["paint_figure", "paint_places", "trunk_axes"]
+__all__ = ["paint_figure"]
 
 _SAMPLES = 4
 
@@ -57,14 +56,14 @@ def paint_figure(
     skeleton: Skeleton,
     size: tuple[int, int],
     arms: Sequence[tuple[Fabric, Fabric]] | None = None,
-) -> Picture:
+) -> ImageArray:
     """Paint a figure.
 
     Args:
         identity: Who.
         skeleton: Their points, from `place_skeleton`.
-        size: (height, width) of the picture, pixels. The frame of 256x176 is squeezed into it.
-        arms: Skin and sleeve of the right and of the left arm, where they are not to be the identity's own.
+        size: (height, width) of the image, pixels. The frame of 256x176 is squeezed into it.
+        arms: Skin and sleeve of the right and of the left arm; None for the person's own.
 
     Returns:
         (height, width, 3), RGB.
@@ -72,53 +71,9 @@ def paint_figure(
     scale = _SAMPLES * max(size) / FRAME[0]
     painter = _Painter(identity, skeleton, scale, arms)
     painter.paint_all()
-    # The area of each pixel is averaged, which smooths every edge.
-    picture = cv2.resize(painter.canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    return np.asarray(picture, dtype=np.uint8)
-
-
-def paint_places(identity: DrawnIdentity, skeleton: Skeleton, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Find where on its cloth each pixel of a figure lies.
-
-    Args:
-        identity: Who.
-        skeleton: Their points, from `place_skeleton`.
-        size: (height, width) of the picture, pixels. The frame of 256x176 is squeezed into it.
-
-    Returns:
-        (height, width, 2), along and across the part as its pattern is measured, statures; NaN beside clothes.
-    """
-    # One place is taken of each pixel, not the mean of many, so less is enough.
-    painter = _Painter(identity, skeleton, 2 * max(size) / FRAME[0])
-    brush = PlaceBrush(painter.canvas, painter.unit)
-    painter.take_brush(brush)
-    painter.paint_all()
-    rows, columns = (
-        ((np.arange(length) + 0.5) * full / length).astype(int)
-        for length, full in zip(size, brush.places.shape, strict=False)
-    )
-    return brush.places[np.ix_(rows, columns)]
-
-
-def trunk_axes(body: Body, neck: Array, hips: Array, unit: float, turn: float) -> Axes:
-    """Find the axes of a pattern on the trunk.
-
-    Args:
-        body: Proportions.
-        neck: (2,), x and y.
-        hips: (2,), the middle between the hip joints.
-        unit: Pixels that the stature measures.
-        turn: Of the shoulders, radians.
-
-    Returns:
-        The axes, in the same pixels.
-    """
-    spine = hips - neck
-    down = spine / max(_norm(spine), 1e-6)
-    right = np.array([down[1], -down[0]])  # to the picture's right
-    # Patterns are measured on the cloth, which turns away at the sides of a body seen obliquely.
-    across = right * unit * max(abs(float(np.cos(turn))), 0.55)
-    return Axes(neck + right * unit * 0.5 * body.depth * np.sin(turn), down * unit, across)
+    # Averaging the area of each pixel smooths every edge.
+    image = cv2.resize(painter.canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(image, dtype=np.uint8)
 
 
 class _Painter:
@@ -136,14 +91,13 @@ class _Painter:
         self.clothes = identity.clothes
         self.points = skeleton.points * scale - 0.5
         self.depth = skeleton.depth
-        self.known = skeleton.known
         self.unit = skeleton.unit * scale
-        self.hip_turn, self.turn, self.face_turn = skeleton.turns
+        self.hip_turn, self.turn, _ = skeleton.turns
         self.height, self.width = round(FRAME[0] * scale), round(FRAME[1] * scale)
         self.canvas = self._paint_background()
         self.background = self.canvas[:, :1].copy()
         self.skin = Fabric(self.body.skin, self.body.skin)
-        # A block of colour belongs to the trunk; the sleeves show its ground.
+        # A block of colour belongs to the trunk, and sleeves have the ground's colour.
         upper = self.clothes.upper
         sleeve = upper if upper.pattern != "block" else replace(upper, pattern="plain")
         self.arm_fabrics = arms or ((self.skin, sleeve),) * 2
@@ -154,19 +108,17 @@ class _Painter:
         neck, hips = self.points[1], self.points[HIPS]
         self.spine = hips - neck
         self.down = self.spine / max(_norm(self.spine), 1e-6)
-        self.right = np.array([self.down[1], -self.down[0]])  # to the picture's right
+        self.right = np.array([self.down[1], -self.down[0]])  # of the image
         self.slants = (self._slant(2, 5, self.turn), self._slant(8, 11, self.hip_turn))
-        self.trunk_axes = trunk_axes(self.body, neck, hips, self.unit, self.turn)
+        # Patterns are measured on the cloth, which turns away at the sides of a body seen obliquely.
+        across = self.right * self.unit * max(abs(float(np.cos(self.turn))), 0.55)
+        front = neck + self.right * self.unit * 0.5 * self.body.depth * np.sin(self.turn)
+        self.trunk_axes = Axes(front, self.down * self.unit, across)
         self.arms = tuple(self.points[[2 + 3 * i, 3 + 3 * i, 4 + 3 * i, HANDS[i]]] for i in (0, 1))
         self.legs = tuple(self.points[[8 + 3 * i, 9 + 3 * i, 10 + 3 * i]] for i in (0, 1))
-        self.skeleton = skeleton
-        self.take_brush(Brush(self.canvas, self.unit))
+        self.brush = Brush(self.canvas, self.unit)
+        self.head = HeadPainter(identity, skeleton, self.points, self.right, self.down, self.brush)
         self.far, self.near = (0, 1) if self._leg_depth(0) <= self._leg_depth(1) else (1, 0)
-
-    def take_brush(self, brush: Brush) -> None:
-        """Paint with this brush from now on."""
-        self.brush = brush
-        self.head = HeadPainter(self.identity, self.skeleton, self.points, self.right, self.down, brush)
 
     # The order of things ----------------------------------------------------------------------------------------
 
@@ -228,7 +180,7 @@ class _Painter:
         return np.asarray(self.points[1] + level * self.spine)
 
     def _trunk_points(self, levels: Sequence[float], ease: float, straight: float = 0.0) -> tuple[Array, Array]:
-        """Return the trunk's outline at some levels: two (n, 2), at its left and its right in the picture."""
+        """Return the trunk's outline at some levels: two (n, 2), at its left and its right in the image."""
         body = self.body
         places = np.array(levels, dtype=np.float64)
         # At the hips and below the trunk turns with the hips, at the neck with the shoulders.
@@ -248,7 +200,7 @@ class _Painter:
         levels = [top, *(row[0] for row in _TRUNK if top + 0.01 < row[0] < bottom - 0.01), bottom]
         left, right = self._trunk_points(levels, ease, straight)
         middle = self._level(bottom)
-        # The lower edge runs around the body, so the camera sees it curved.
+        # The lower edge runs around the body, so it looks curved.
         curve = middle + self.down * self.unit * 0.012
         return smooth(np.concatenate([left, [curve], right[::-1]]))
 
@@ -291,7 +243,7 @@ class _Painter:
 
     # Background -------------------------------------------------------------------------------------------------
 
-    def _paint_background(self) -> Picture:
+    def _paint_background(self) -> ImageArray:
         top, bottom = np.array(self.identity.background, dtype=np.float64)
         weight = np.linspace(0, 1, self.height)[:, None]
         rows = top + weight * (bottom - top)
@@ -342,7 +294,7 @@ class _Painter:
         self.brush.fill([shape], self.skin, light=light)
 
     def _thigh(self) -> float:
-        """Return the radius of a thigh at the hip: as much as the pelvis has room for."""
+        """Return the radius of a thigh at the hip, for which the pelvis has room."""
         return self.body.breadth - self.body.hip + 0.002
 
     def _paint_shoe(self, index: int, light: float) -> None:
@@ -613,10 +565,10 @@ class _Painter:
         return 0.4 * self.clothes.ease + 0.003
 
     def _cast_shadow(self, index: int) -> None:
-        """Darken what an arm before the body lies on, or sleeves would not be seen before the garment they are of."""
+        """Darken what is behind an arm before the body, so that a sleeve shows against its own garment."""
         shoulder, elbow, wrist, hand = self.arms[index]
         radii = self._arm_radii() + (self._sleeve_ease() if self.clothes.sleeve > 0 else 0.0)
-        # Not at the shoulder, which the arm grows out of.
+        # Not at the shoulder, from which the arm grows.
         start = shoulder + 0.45 * (elbow - shoulder)
         shape = Shape()
         self.brush.tube(np.array([start, elbow, wrist, hand]), [radii[1], radii[1], radii[2], 0.019], shape)

@@ -1,6 +1,6 @@
-"""Who is drawn and how they stand: identities (body, hair, clothes) and poses, each made from one integer.
+"""Who is drawn and how they stand: identities (body, hair, clothes) and poses, each made from one seed.
 
-Lengths are fractions of the person's stature unless told otherwise. The body's own axes are x to its left, y down and
+Lengths are fractions of the person's stature unless noted otherwise. The body's own axes are x to its left, y down and
 z forward; angles are degrees.
 """
 
@@ -175,8 +175,8 @@ class DrawnIdentity:
         body: Proportions and skin.
         hair: Hair or headgear.
         clothes: The outfit.
-        background: RGB at the top and at the bottom of the picture, 0 to 255; between them it changes softly.
-        floor: Whether a floor a little darker than the wall is seen.
+        background: RGB at the top and at the bottom of the image, 0 to 255, with a gradient between.
+        floor: Whether there is a floor, a little darker than the wall.
     """
 
     body: Body
@@ -189,18 +189,14 @@ class DrawnIdentity:
     def from_seed(cls, seed: Seed) -> DrawnIdentity:
         """Make up a person.
 
-        The accent of checks is never darker than their ground; only the squares' places on the body would else tell
-        the two apart.
+        The accent of checks is never darker than their ground. Otherwise only the places of the squares on the body
+        would tell the two apart.
 
         Args:
             seed: Whole number >= 0, or a generator to draw from. Equal numbers give equal people.
 
         Returns:
             The person.
-
-        Raises:
-            ValueError: `seed` is negative.
-            TypeError: `seed` is neither a whole number nor a generator.
         """
         rng = _generator(seed, _IDENTITY_STREAM)
         light = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.16), rng.uniform(0.84, 0.98))
@@ -245,11 +241,11 @@ class LegPose:
 
 @dataclass(frozen=True, slots=True)
 class DrawnPose:
-    """How a person stands, and how the picture is framed. It fits any `DrawnIdentity`.
+    """How a person stands and how the image is framed; fits any `DrawnIdentity`.
 
     Args:
-        azimuth: From where it is seen, degrees: 0 from the front, 90 with the person facing the picture's right,
-            180 from the back.
+        azimuth: Where the camera stands, degrees: 0 in front, 90 so that the person faces the right of the image,
+            180 behind.
         camera: How far the camera looks down, degrees.
         lean: Of the upper body to the person's left, degrees.
         bend: Of the upper body forward, degrees.
@@ -260,8 +256,8 @@ class DrawnPose:
         left_arm: The person's own left arm.
         right_leg: The person's own right leg.
         left_leg: The person's own left leg.
-        stature: Height of the upright person, pixels of a frame 256 high; less where the pose would not fit.
-        crop: Fraction of the stature, from the top of the head, at which the picture ends; None shows all of it.
+        stature: Height of the upright person in an image 256 high, pixels; less where the pose would not fit.
+        crop: Fraction of the stature, from the top of the head, at which the image ends; None shows the whole person.
         place: Where in the free room the person stands: (horizontal in [-1, 1], vertical in [0, 1]).
     """
 
@@ -289,10 +285,6 @@ class DrawnPose:
 
         Returns:
             The pose.
-
-        Raises:
-            ValueError: `seed` is negative.
-            TypeError: `seed` is neither a whole number nor a generator.
         """
         rng = _generator(seed, _POSE_STREAM)
         side = 1.0 if rng.random() < 0.5 else -1.0
@@ -326,7 +318,7 @@ class DrawnPose:
 
     @property
     def view(self) -> Literal["front", "three-quarter", "profile", "back"]:
-        """From where the person is seen; `three-quarter` may show more of the face or more of the back."""
+        """Where the camera stands; `three-quarter` is obliquely in front or obliquely behind."""
         angle = abs((self.azimuth + 180) % 360 - 180)
         if angle < 20:
             return "front"
@@ -338,7 +330,7 @@ class DrawnPose:
         """Exchange right and left.
 
         Returns:
-            The pose whose picture has the mirrored keypoints.
+            The pose whose image has the mirrored keypoints.
         """
         turn, nod, tilt = self.head
         return replace(
@@ -357,13 +349,7 @@ class DrawnPose:
 
 
 def _generator(seed: Seed, stream: int) -> np.random.Generator:
-    if isinstance(seed, np.random.Generator):
-        return seed
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"`seed` must be a whole number or a `numpy.random.Generator`, got {type(seed).__name__}.")
-    if seed < 0:
-        raise ValueError(f"`seed` must be 0 or more, got {seed}.")
-    return np.random.default_rng([stream, int(seed)])
+    return seed if isinstance(seed, np.random.Generator) else np.random.default_rng([stream, seed])
 
 
 # Identities -----------------------------------------------------------------------------------------------------
@@ -464,7 +450,7 @@ def _dress(rng: np.random.Generator, skin: Color, wall: Color) -> Clothes:
 def _weave(rng: np.random.Generator, color: Color, skin: Color, plain: float, block: bool) -> Fabric:
     patterns: list[Pattern] = ["horizontal", "vertical", "diagonal", "dots", "checks", "windows", "block"]
     weights = np.array([0.26, 0.16, 0.08, 0.16, 0.14, 0.08, 0.12 if block else 0.0])
-    # Of stripes like skin nobody could tell whether they are cloth, or where the sleeve ends.
+    # Stripes that look like skin would hide where the sleeve ends.
     accent = _choose_color(rng, (color, skin), 190)
     index = rng.choice(len(patterns), p=weights / weights.sum())
     pattern: Pattern = "plain" if rng.random() < plain else patterns[index]
@@ -474,7 +460,7 @@ def _weave(rng: np.random.Generator, color: Color, skin: Color, plain: float, bl
 
 
 def _choose_color(rng: np.random.Generator, others: tuple[Color, ...], contrast: float, denim: bool = False) -> Color:
-    """Draw a colour of cloth that differs from `others`; after 20 tries the best one is good enough."""
+    """Draw a colour of cloth that differs from `others`, the best one of at most 20."""
     best, best_contrast = (0, 0, 0), -1.0
     for _ in range(20):
         kind = rng.random()
@@ -494,11 +480,11 @@ def _choose_color(rng: np.random.Generator, others: tuple[Color, ...], contrast:
 
 
 def color_distance(first: Sequence[float], second: Sequence[float]) -> float:
-    """Tell how different two colours look, roughly.
+    """Estimate how different two colours look.
 
     Args:
         first: RGB, 0 to 255.
-        second: Likewise.
+        second: RGB, 0 to 255.
 
     Returns:
         The distance in RGB with the weights of https://www.compuphase.com/cmetric.htm; black and white are 765 apart.

@@ -1,4 +1,4 @@
-"""Where the joints of a drawn person come to lie: the body in three dimensions, its view, its place in the frame."""
+"""Where the joints of a figure are: the body in three dimensions, its view, its place in the image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 FRAME = (256, 176)
-"""(height, width) of the frame that figures are composed in, the field's."""
+"""(height, width) of the frame that figures are composed in, as DeepFashion's."""
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -49,7 +49,7 @@ class Skeleton:
     Args:
         points: (26, 2), x and y in the 256x176 frame, edges at 0: the 18 joints and the further points named above.
         depth: (26,), towards the camera, in statures; 0 is the middle of the hips.
-        known: (18,), whether a detector would report the joint: noses and eyes of people who look away are not.
+        known: (18,), whether a detector would report the joint, unlike noses and eyes of people who look away.
         unit: Pixels of the frame that the stature measures.
         turns: How hips, shoulders and head are turned, radians, as `DrawnPose.azimuth`.
     """
@@ -67,22 +67,17 @@ def figure_keypoints(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, 
     Args:
         identity: Whose proportions count.
         pose: How they stand.
-        size: (height, width) of the picture, pixels.
+        size: (height, width) of the image, pixels.
 
     Returns:
-        The joints, to a hundredth of a pixel; those outside the frame or on the far side of the head are missing.
-
-    Raises:
-        ValueError: `size` is not positive.
+        The joints, to a hundredth of a pixel; those outside the image or on the far side of the head are missing.
     """
     return skeleton_keypoints(place_skeleton(identity, pose), size)
 
 
 def skeleton_keypoints(skeleton: Skeleton, size: tuple[int, int]) -> Keypoints:
-    """Return the joints of a placed skeleton in a picture of `size` (height, width), pixels."""
+    """Return the joints of a placed skeleton in an image of `size` (height, width), pixels."""
     height, width = size
-    if height < 1 or width < 1:
-        raise ValueError(f"`size` must be (height, width), both at least 1 pixel, got {size}.")
     # Pixel centres are at whole numbers.
     xy = skeleton.points[:18] * (width / FRAME[1], height / FRAME[0]) - 0.5
     inside = (xy >= 0).all(axis=1) & (xy <= (width - 1, height - 1)).all(axis=1)
@@ -90,15 +85,7 @@ def skeleton_keypoints(skeleton: Skeleton, size: tuple[int, int]) -> Keypoints:
 
 
 def place_skeleton(identity: DrawnIdentity, pose: DrawnPose) -> Skeleton:
-    """Pose a body, look at it, and place it in the frame.
-
-    Args:
-        identity: Whose proportions count.
-        pose: How they stand.
-
-    Returns:
-        The points in the frame.
-    """
+    """Pose a body, project it to the camera and place it in the frame."""
     body = identity.body
     joints = _pose_body(body, pose)
     azimuth, camera = np.radians(pose.azimuth), np.radians(pose.camera)
@@ -110,7 +97,7 @@ def place_skeleton(identity: DrawnIdentity, pose: DrawnPose) -> Skeleton:
     shoulders = azimuth + np.radians(pose.twist)
     face = shoulders + np.radians(pose.head[0])
     known = np.ones(18, dtype=bool)
-    # An eye or a nose is seen until it is a little beyond the head's edge; ears stand off and are seen longer.
+    # Eyes and noses show until a little beyond the head's edge, ears longer because they stand off.
     for row, (angle, _) in _FACE.items():
         limit = -0.55 if row >= 16 else -0.1
         known[row] = np.cos(face + np.radians(angle)) > limit
@@ -119,7 +106,7 @@ def place_skeleton(identity: DrawnIdentity, pose: DrawnPose) -> Skeleton:
 
 
 def _frame(points: Array, body: Body, pose: DrawnPose) -> tuple[Array, float]:
-    """Scale points (n, 2) in statures to the frame's pixels and put them in their place."""
+    """Scale points (n, 2) in statures to the frame's pixels and move them to their place."""
     height, width = FRAME
     top = points[HEAD, 1] - 1.15 * body.head
     low = points.min(axis=0) - 0.03
@@ -167,13 +154,13 @@ def _pose_body(body: Body, pose: DrawnPose) -> Array:
 
 
 def _bend_arm(body: Body, shoulder: Array, anchor: Array, axes: Array, arm: ArmPose, side: float) -> Array:
-    """Return elbow, wrist and fingertips (3, 3): the hand goes to its place as far as the arm reaches."""
+    """Return elbow, wrist and fingertips (3, 3), with the hand at its place as far as the arm reaches."""
     upper, lower = 0.53 * body.arm, 0.47 * body.arm
     mirror = np.array([side, 1.0, 1.0])
     reach = anchor + axes @ (np.array(arm.offset) * mirror) - shoulder
     length = float(np.linalg.norm(reach))
     direction = reach / max(length, 1e-6)
-    # No elbow folds or stretches fully.
+    # Elbows neither fold nor stretch fully.
     length = float(np.clip(length, 0.3 * body.arm, 0.988 * body.arm))
     along = (length**2 + upper**2 - lower**2) / (2 * length)
     pole = axes @ (np.array(arm.elbow) * mirror)

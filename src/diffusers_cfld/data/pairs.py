@@ -95,7 +95,6 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
     `source_keypoints` and `target_keypoints`, anything that `Keypoints.from_any` reads. An optional `size`, [height,
     width] of the pictures in pixels, is the frame of keypoints that do not tell theirs; without it that is 256x176,
     whose shape the pictures must then have, and OpenPose's data must tell it.
-    `DrawnFigures.write_folder` writes such folders.
 
     Args:
         root: The folder.
