@@ -23,7 +23,6 @@ from testing_utils import UNET_CONFIG, fill, ip_adapter, relative_error
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from diffusers_cfld import HybridGranularityAttnProcessor, hybrid_granularity_attention, query_bias_to_tokens
-from diffusers_cfld.models import attention_processor as module
 
 # The tiny U-Net has Stable Diffusion 1.5's layout: 16 transformer blocks, of which CFLD biases the last nine.
 BIASED = {
@@ -268,21 +267,15 @@ def test_processors_come_back_after_an_exception(unet):
         raise KeyError("in the block")
 
 
-@pytest.mark.parametrize("at", ["first", "fifth"])
-def test_an_interrupt_while_the_biases_are_put_on_leaves_none(unet, at, monkeypatch):
+def test_an_interrupt_while_the_biases_are_put_on_leaves_none(unet, monkeypatch):
     before, calls = unet.attn_processors, itertools.count(1)
-    really_replace = module._replace_processor
 
-    def replace(attn, processor):
-        number = next(calls)
-        if (at, number) == ("first", 1):
-            del attn.processor  # between taking off and putting on
+    def interrupt_the_fifth(attn, name, value):
+        if next(calls) == 5:
             raise KeyboardInterrupt
-        if (at, number) == ("fifth", 5):
-            raise KeyboardInterrupt
-        really_replace(attn, processor)
+        torch.nn.Module.__setattr__(attn, name, value)
 
-    monkeypatch.setattr(module, "_replace_processor", replace)
+    monkeypatch.setattr(Attention, "__setattr__", interrupt_the_fifth)
     with pytest.raises(KeyboardInterrupt), hybrid_granularity_attention(unet, tiny_biases()):
         pass
     assert unet.attn_processors == before
@@ -359,9 +352,8 @@ def test_unknown_layer_name(unet, name):
 def test_biases_are_freed_on_exit(unet):
     biases = tiny_biases()
     references = [weakref.ref(bias) for bias in biases.values()]
-    with hybrid_granularity_attention(unet, biases) as processors:
+    with hybrid_granularity_attention(unet, biases):
         pass
-    assert all(processor.query_bias is None for processor in processors.values())
     del biases
     gc.collect()
     assert all(reference() is None for reference in references)
@@ -641,6 +633,43 @@ def test_repeated_blocks_compile_within_the_default_recompile_limit(dynamic):
         hybrid_granularity_attention(unet, tiny_biases(seed=1)),
     ):
         torch.testing.assert_close(unet(**inputs).sample, expected[1], atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_compiled_blocks_need_as_many_variants_as_without_biases():
+    """One for each of the three widths, and once more for a batch of 1, which torch treats apart."""
+    unet = tiny_unet()
+    settings = [(2, 0), (2, None), (1, 0), (1, None), (3, 1), (2, 2)]  # batch and seed of the biases
+
+    def run(batch, seed):
+        biases = dict.fromkeys(BIASED) if seed is None else tiny_biases(batch, seed)
+        with hybrid_granularity_attention(unet, biases):
+            return unet(**tiny_inputs(batch)).sample
+
+    expected = [run(*setting) for setting in settings]
+    counter = CompileCounterWithBackend("eager")
+    unet.compile_repeated_blocks(fullgraph=True, backend=counter, dynamic=True)
+    with assert_unchanged(unet):
+        variants = []
+        for setting, one in zip(settings, expected, strict=True):
+            torch.testing.assert_close(run(*setting), one, atol=1e-6, rtol=1e-5)
+            variants.append(counter.frame_count)
+    assert variants == [3, 3, 6, 6, 6, 6]
+    assert not any(module._forward_pre_hooks for module in unet.modules())
+
+
+@torch.no_grad()
+def test_in_compiled_blocks_a_bias_may_be_assigned_and_the_batch_change_inside_the_block():
+    unet, biases = tiny_unet(), tiny_biases(2)
+    with hybrid_granularity_attention(unet, biases):
+        expected = unet(**tiny_inputs(2)).sample
+    plain = unet(**tiny_inputs(3)).sample
+    unet.compile_repeated_blocks(fullgraph=True, backend="eager", dynamic=True)
+    with hybrid_granularity_attention(unet, dict.fromkeys(BIASED)) as processors:
+        torch.testing.assert_close(unet(**tiny_inputs(3)).sample, plain, atol=1e-6, rtol=1e-5)
+        for name, bias in biases.items():
+            processors[name].query_bias = bias
+        torch.testing.assert_close(unet(**tiny_inputs(2)).sample, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.slow

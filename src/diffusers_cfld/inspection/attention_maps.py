@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.image_processor import PipelineImageInput
 from diffusers.models.attention_processor import Attention
+from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
 
-from ..models.attention_processor import HybridGranularityAttnProcessor
-from ..models.compilation import running_uncompiled, uncompiled
-from ..models.fitting import halve_size
+from ..models.attention_processor import HybridGranularityAttnProcessor, halve_size
 from ..pipelines.checks import require_components
 from ..pipelines.guidance import GuidanceBranch, guidance_weights
 from ..pipelines.pipeline_output import Appearance
@@ -27,6 +27,24 @@ if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
 __all__ = ["AttentionRecorder", "prompt_attention_maps", "record_attention"]
+
+
+@contextmanager
+def running_uncompiled(module: nn.Module) -> Iterator[nn.Module]:
+    """Run a module's own code for the duration of a `with` block, since compiled code bypasses hooks.
+
+    Args:
+        module: Compiled by `torch.compile`, in place, in parts, or not at all.
+
+    Yields:
+        The module itself, for hooks.
+    """
+    inner: nn.Module = unwrap_module(module)
+    if inner is module and not any(part._compiled_call_impl for part in module.modules()):
+        yield inner  # without the slow import of the compiler
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield inner
 
 
 @torch.no_grad()
@@ -188,7 +206,7 @@ def record_attention(pipe: CFLDPipeline, layer_names: list[str] | None = None) -
     """
     require_components(pipe, "unet", "appearance_encoder")
     names = list(pipe.appearance_encoder.layer_names) if layer_names is None else list(layer_names)
-    unet = uncompiled(pipe.unet)
+    unet = unwrap_module(pipe.unet)
     modules = dict(unet.named_modules())
     recorder = AttentionRecorder(pipe, names)
     for name in names:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 import torch
 
-from ..models.compilation import running_uncompiled
 from ..pipelines.calling import plain_call
 from ..pipelines.checks import require_components
 from ..pipelines.guidance import GuidanceBranch, combine_guidance, guidance_weights
+from .attention_maps import running_uncompiled
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline

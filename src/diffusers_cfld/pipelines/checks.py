@@ -5,7 +5,8 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
-from ..models.compilation import uncompiled
+from diffusers.utils.torch_utils import unwrap_module
+
 from ..processors.pose_map import POSE_MAP_CHANNELS
 from .pipeline_output import Appearance, PoseFeatures
 
@@ -61,7 +62,7 @@ def check_components(
         if value != expected:
             raise ValueError(f"The {name} must equal the unet's {counterpart}, got {value} and {expected}.")
     if unet is not None and appearance_encoder is not None:
-        layers = {name for name, _ in uncompiled(unet).named_modules()}
+        layers = {name for name, _ in unwrap_module(unet).named_modules()}
         missing = [name for name in appearance_encoder.layer_names if name not in layers]
         if missing:
             raise ValueError(f"The appearance_encoder serves {missing[0]!r}, which is not a layer of the unet.")
@@ -148,7 +149,7 @@ def check_appearance(appearance: Appearance, unet: Any, appearance_encoder: Any)
         )
     if appearance_encoder is None:
         return
-    widths = uncompiled(appearance_encoder).layer_widths
+    widths = unwrap_module(appearance_encoder).layer_widths
     found = {name: bias.shape[1] for name, bias in appearance.query_biases.items()}
     if found != widths:
         raise ValueError(

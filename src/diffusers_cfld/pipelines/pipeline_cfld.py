@@ -37,8 +37,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from .._registration import add_models_to_diffusers
 from ..image_utils import as_pair
 from ..models.appearance_encoder import AppearanceEncoder
-from ..models.attention_processor import hybrid_granularity_attention
-from ..models.fitting import fit_pose_residuals, fit_query_biases
+from ..models.attention_processor import fit_pose_residuals, fit_query_biases, hybrid_granularity_attention
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder

@@ -18,9 +18,10 @@ from torch import nn
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import (
     HybridGranularityAttnProcessor,
+    fit_pose_residuals,
+    fit_query_biases,
     hybrid_granularity_attention,
 )
-from ..models.fitting import fit_pose_residuals, fit_query_biases
 from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
