@@ -1,8 +1,7 @@
 """Pictures and keypoints to train and test with.
 
 `load_pairs` reads what pairs a data set has, `PosePairDataset` makes training examples of them; `write_shards` and
-`StreamedPosePairs` are for data that does not fit on one disk. `python -m diffusers_cfld.data.prepare_deepfashion`
-brings the archive of DeepFashion In-shop into the form that is read.
+`StreamedPosePairs` are for data that does not fit on one disk.
 """
 
 from .dataset import PictureDataset as PictureDataset

@@ -50,7 +50,7 @@ def load_deepfashion_pairs(
 
     Args:
         root: Folder with `fasion-resize-pairs-{split}.csv` and `fasion-resize-annotation-{split}.csv` (or `fashion-`)
-            and the pictures in `{split}_highres` or `{split}`. `python -m diffusers_cfld.data.prepare_deepfashion`
+            and the pictures in `{split}_highres` or `{split}`. `examples/pose_transfer/prepare_deepfashion.py`
             makes it from the archive.
         split: "train" (101,966 pairs) or "test" (8,570).
         report: Takes in the pictures without usable keypoints; None to log a summary.

@@ -1,4 +1,7 @@
-"""DeepFashion In-shop from its archive to the folders that the field uses: `python -m` this module.
+#!/usr/bin/env python
+"""DeepFashion In-shop from its archive to the folders that the field uses.
+
+    python prepare_deepfashion.py --archive img_highres --output deepfashion --annotations lists
 
 The archive has `Img/img_highres/WOMEN/Dresses/id_00000002/02_1_front.jpg`, the lists of pairs and keypoints call that
 `fashionWOMENDressesid0000000202_1front.jpg`. The lists decide about names here, and names are compared without their
@@ -22,11 +25,11 @@ from typing import Any
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..io_utils import write_file
-from .pair_csv import read_names, read_pair_list
-from .pair_transform import UnreadableImageError, decode_picture, read_bytes
-from .pairs import DEEPFASHION_PREFIXES, find_csv, load_deepfashion_pairs
-from .skip_report import SkipReport
+from diffusers_cfld.data.pair_csv import read_names, read_pair_list
+from diffusers_cfld.data.pair_transform import UnreadableImageError, decode_picture, read_bytes
+from diffusers_cfld.data.pairs import DEEPFASHION_PREFIXES, find_csv, load_deepfashion_pairs
+from diffusers_cfld.data.skip_report import SkipReport
+from diffusers_cfld.io_utils import write_file
 
 __all__ = ["EXPECTED_COUNTS", "main", "prepare_deepfashion"]
 
@@ -120,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 1 when an input cannot be used (one sentence on standard error says why), 130 when interrupted.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m diffusers_cfld.data.prepare_deepfashion",
+        prog="prepare_deepfashion.py",
         description="Prepare DeepFashion In-shop from its archive: pictures under the names that the lists of pairs "
         "use, checked and counted. Can be interrupted and run again.",
     )

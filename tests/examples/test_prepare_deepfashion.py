@@ -8,11 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from example_scripts import load_example
 from miniature_sets import save_picture, write_lists
 
 from diffusers_cfld.data import load_pairs
-from diffusers_cfld.data import prepare_deepfashion as module
-from diffusers_cfld.data.prepare_deepfashion import main, prepare_deepfashion
+
+module = load_example("prepare_deepfashion")
+main, prepare_deepfashion = module.main, module.prepare_deepfashion
 
 # As in the archive, and as in the lists.
 PICTURES = {
