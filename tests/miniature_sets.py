@@ -1,4 +1,4 @@
-"""Miniature data sets in the field's layouts."""
+"""Miniature data sets in the layouts of DeepFashion and Market-1501."""
 
 import json
 
@@ -10,7 +10,7 @@ NAMES = [f"fashionWOMENTees_Tanksid0000000{person}0{shot}_{shot}front.jpg" for p
 
 
 def save_picture(path, seed, size=(24, 16)):
-    """A smooth random picture, (height, width) pixels, that differs from its mirror image."""
+    """A smooth random image, (height, width) pixels, that differs from its mirror image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (4, 3, 3), dtype=np.uint8)
     PIL.Image.fromarray(noise).resize(size[::-1], PIL.Image.Resampling.BICUBIC).save(path)
@@ -18,7 +18,7 @@ def save_picture(path, seed, size=(24, 16)):
 
 
 def columns(seed, frame=(256, 176), missing=(3, 17)):
-    """The field's (y, x) lists of one pose."""
+    """The (y, x) lists of one pose."""
     random = np.random.default_rng([9, seed])
     y, x = (random.integers(5, length - 5, 18).tolist() for length in frame)
     for joint in missing:
@@ -27,7 +27,7 @@ def columns(seed, frame=(256, 176), missing=(3, 17)):
 
 
 def write_lists(folder, names=NAMES, prefix="fasion-resize", split="train", frame=(256, 176)):
-    """Lists in which every picture is paired with the next; returns the pairs."""
+    """Lists in which every image is paired with the next; returns the pairs."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = list(zip(names, [*names[1:], names[0]], strict=True))
     (folder / f"{prefix}-pairs-{split}.csv").write_text("from,to\n" + "".join(f"{a},{b}\n" for a, b in pairs))
@@ -37,3 +37,11 @@ def write_lists(folder, names=NAMES, prefix="fasion-resize", split="train", fram
         lines.append(f"{name}: {json.dumps(y)}: {json.dumps(x)}\n")
     (folder / f"{prefix}-annotation-{split}.csv").write_text(HEADER + "".join(lines))
     return pairs
+
+
+def write_deepfashion(folder):
+    """Six images in six pairs, as `load_deepfashion_pairs` reads them."""
+    write_lists(folder)
+    for seed, name in enumerate(NAMES):
+        save_picture(folder / "train_highres" / name, seed)
+    return folder

@@ -44,6 +44,7 @@ from huggingface_hub import ModelCard, ModelCardData, create_repo, hf_hub_downlo
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stream_pairs import SHARD_INDEX, StreamedPosePairs
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
 
@@ -56,18 +57,17 @@ from diffusers_cfld import (
     __version__,
 )
 from diffusers_cfld.data import (
-    SHARD_INDEX,
-    PictureDataset,
+    ImageDataset,
     PosePairDataset,
     SkipReport,
-    StreamedPosePairs,
     UnreadableDataError,
+    UnreadableImageError,
     collate_pose_pairs,
     init_worker,
     load_pairs,
+    read_image,
     unique_images,
 )
-from diffusers_cfld.data.pair_transform import UnreadableImageError, read_photo
 from diffusers_cfld.pipelines.model_card import output_size_option
 from diffusers_cfld.script_errors import errors_as_one_sentence
 from diffusers_cfld.training import (
@@ -492,7 +492,7 @@ def make_pipeline(args: argparse.Namespace, components: dict[str, Any], pairs: l
     shape = args.photo_shape
     for pair in pairs if shape is None else []:
         try:
-            picture = read_photo(pair.source)
+            picture = read_image(pair.source)
         except UnreadableImageError:
             continue
         shape = picture.height, picture.width
@@ -591,12 +591,13 @@ def count_batches(loader: DataLoader) -> int:
     return len(loader)
 
 
-def begin_epoch(loader: DataLoader, epoch: int, first_batch: int) -> None:
+def begin_epoch(loader: DataLoader, epoch: int, first_batch: int) -> Iterator[dict[str, Any]]:
+    """The epoch's batches from this one on; a stream reads those before it once more."""
+    loader.dataset.set_epoch(epoch)
     if isinstance(loader.dataset, StreamedPosePairs):
-        loader.dataset.resume(epoch, first_batch, loader.batch_size)
-    else:
-        loader.dataset.set_epoch(epoch)
-        loader.sampler.resume(epoch, first_batch * loader.batch_size)
+        return itertools.islice(loader, first_batch, None)
+    loader.sampler.resume(epoch, first_batch * loader.batch_size)
+    return iter(loader)
 
 
 def autocast(accelerator: Accelerator) -> torch.autocast:
@@ -621,7 +622,7 @@ def cache_latents(
         missing = range(cache.num_encoded, len(names))
         if accelerator.is_main_process and missing:
             loader = DataLoader(
-                torch.utils.data.Subset(PictureDataset(names, size), missing),
+                torch.utils.data.Subset(ImageDataset(names, size), missing),
                 batch_size=2 * args.train_batch_size,
                 num_workers=args.dataloader_num_workers,
                 collate_fn=collate_pose_pairs,
@@ -633,7 +634,7 @@ def cache_latents(
         # A disk may have been away when their turn came.
         for name in list(cache.unreadable) if accelerator.is_main_process else []:
             try:
-                picture = PictureDataset([name], size)[0]
+                picture = ImageDataset([name], size)[0]
             except UnreadableDataError:
                 continue
             cache.mend(name, encode_moments(vae, picture["pixel_values"][None]))
@@ -650,7 +651,7 @@ def cache_latents(
 def estimate_metric(accelerator: Accelerator, vae: AutoencoderKL, pairs: list, size: tuple[int, int]) -> torch.Tensor:
     """The pixels' metric from 32 pictures from all over the list; alike in all processes and after a resume."""
     names = unique_images(pairs)
-    pictures = PictureDataset(names[:: max(1, len(names) // 32)][:32], size)
+    pictures = ImageDataset(names[:: max(1, len(names) // 32)][:32], size)
     moments = [encode_moments(vae, picture["pixel_values"][None]).float() for picture in pictures]
     means = torch.cat(moments).chunk(2, dim=1)[0] * vae.config.scaling_factor
     metric = pixel_metric(vae, means, generator=torch.Generator().manual_seed(0))
@@ -759,7 +760,7 @@ def choose_validation_pairs(pairs: list, number: int) -> list:
     for pair in pairs[:: max(1, len(pairs) // number)]:
         try:
             for path in (pair.source, pair.target):
-                read_photo(path)
+                read_image(path)
         except UnreadableImageError as error:
             logger.warning("Not among the validation pairs: %s", error)
             continue
@@ -778,7 +779,7 @@ def log_validation(args: argparse.Namespace, accelerator: Accelerator, pipeline:
     height, width = pipeline.target_size
     rows, psnr = [], []
     for number, pair in enumerate(pairs):
-        source, target = read_photo(pair.source), read_photo(pair.target)
+        source, target = read_image(pair.source), read_image(pair.target)
         with autocast(accelerator):
             result = pipeline(
                 image=source,
@@ -1287,8 +1288,7 @@ def main(args: argparse.Namespace) -> None:
     with module.training_attention():
         while step < max_train_steps:
             epoch, first_batch = divmod(micro_steps, batches_per_epoch)
-            begin_epoch(loader, epoch, first_batch)
-            for batch in loader:
+            for batch in begin_epoch(loader, epoch, first_batch):
                 report.update(batch.pop("skipped"))
                 # For stochastic depth alone; everything else that is random is the pairs' own.
                 torch.manual_seed(args.seed + micro_steps * accelerator.num_processes + accelerator.process_index)

@@ -25,14 +25,13 @@ from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_comp
 
 from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline, PoseAdapter, SwinImageEncoder
 from diffusers_cfld.data import (
-    PictureDataset,
+    ImageDataset,
     PosePairDataset,
+    UnreadableImageError,
     collate_pose_pairs,
     load_pairs,
     unique_images,
-    write_shards,
 )
-from diffusers_cfld.data.pair_transform import UnreadableImageError
 from diffusers_cfld.training import CFLDTrainingModule, encode_moments, scaled_learning_rate
 
 SCRIPT = EXAMPLES / "pose_transfer" / "train_cfld.py"
@@ -372,7 +371,7 @@ def test_cached_latents_change_nothing(script, start, data, tmp_path):
 
 
 def test_shards_are_streamed_and_resumed(script, start, more_data, tmp_path):
-    write_shards(load_pairs(more_data), tmp_path / "shards", pairs_per_shard=2)
+    load_example("write_shards").write_shards(load_pairs(more_data), tmp_path / "shards", pairs_per_shard=2)
     options = ["--checkpointing_steps=1"]
     train(script, start, tmp_path / "shards", tmp_path / "whole", *options, steps=4)
     for steps in (2, 4):
@@ -600,7 +599,7 @@ def test_broken_pictures_are_named_and_survive_a_resume(script, start, more_data
 
 def test_pictures_that_are_back_are_encoded(script, start, more_data, tmp_path, monkeypatch, caplog):
     options = ["--cache_latents", f"--latent_cache_dir={tmp_path / 'latents'}"]
-    read, broken = PictureDataset._read, []
+    read, broken = ImageDataset._read, []
 
     def fail_once(dataset, index):
         if not broken:
@@ -608,7 +607,7 @@ def test_pictures_that_are_back_are_encoded(script, start, more_data, tmp_path, 
             raise UnreadableImageError(broken[0], "cannot be read (Stale file handle)")
         return read(dataset, index)
 
-    monkeypatch.setattr(PictureDataset, "_read", fail_once)
+    monkeypatch.setattr(ImageDataset, "_read", fail_once)
     train(script, start, more_data, tmp_path / "out", *options)
     assert len(broken) == 1
     assert "skipped" not in caplog.text

@@ -1,40 +1,117 @@
-"""Data sets of pose pairs for `torch.utils.data.DataLoader`: lazy, and not ended by a broken file."""
+"""Data sets of pose pairs for `torch.utils.data.DataLoader`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from itertools import chain, islice
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..image_utils import as_pair
+from ..processors.pose_map import render_pose_map
 from ..processors.source_image import SourceImageProcessor
-from .pair_transform import PairTransform, PosePair, UnreadableImageError, check_size, read_picture
-from .skip_report import MAX_TRIES, UnreadableDataError
+from .pairs import PosePair, read_image
+from .skip_report import MAX_IN_A_ROW, UnreadableDataError, UnreadableImageError
 
-__all__ = ["PictureDataset", "PosePairDataset", "collate_pose_pairs", "init_worker", "unique_images"]
+_FLIP_STREAM = 1  # separates these random numbers from others of the same seed
+
+Item = TypeVar("Item")
+
+
+class PairTransform:
+    """Turn a pair into tensors.
+
+    The published code (YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7) flips the source image alone with
+    probability 0.5, so that left and right of a garment cannot be learned. Here this is off by default: see
+    docs/deviations.md.
+
+    Args:
+        source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
+        image_size: (height, width) of the VAE's input, or one number for a square; pixels.
+        pose_size: (height, width) of the pose maps, or one number for a square; pixels.
+        flip_source_prob: Probability in [0, 1] that `source_image` alone is flipped.
+        load_pixel_values: Whether the VAE's input is needed; not when its latents are cached.
+        seed: Seed of the flips, >= 0.
+
+    Raises:
+        ValueError: The probability is outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        source_size: int | Sequence[int] = 256,
+        image_size: int | Sequence[int] = 512,
+        pose_size: int | Sequence[int] = 256,
+        *,
+        flip_source_prob: float = 0.0,
+        load_pixel_values: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= flip_source_prob <= 1:
+            raise ValueError(f"`flip_source_prob` must be in [0, 1], got {flip_source_prob}.")
+        self.source_processor = SourceImageProcessor(*as_pair(source_size))
+        self.image_processor = SourceImageProcessor(*as_pair(image_size))
+        self.pose_size = as_pair(pose_size)
+        self.flip_source_prob = flip_source_prob
+        self.load_pixel_values = load_pixel_values
+        self.seed = seed
+
+    def __call__(self, pair: PosePair, index: int, epoch: int) -> dict[str, Any]:
+        """Read a pair.
+
+        Args:
+            pair: The pair.
+            index: Its number in the data set. Whether `source_image` is flipped follows from the seed, `epoch` and
+                `index`.
+            epoch: Number of the epoch, >= 0.
+
+        Returns:
+            A dict of `source_image` (3, *source_size), `source_pixel_values` and `target_pixel_values`
+            (3, *image_size), each float32 in [-1, 1]; `source_pose_map` and `target_pose_map` (21, *pose_size),
+            float32, [0, 1]; `index`. Without `load_pixel_values` there are no pixel values, and the target image is
+            not opened.
+
+        Raises:
+            UnreadableImageError: An image cannot be read.
+        """
+        source = read_image(pair.source, pair.source_name)
+        item: dict[str, Any] = {"source_image": self.source_processor.preprocess(source)[0]}
+        if self.flip_source_prob:
+            random = np.random.default_rng([_FLIP_STREAM, self.seed, epoch, index])
+            if random.random() < self.flip_source_prob:
+                item["source_image"] = item["source_image"].flip(-1)
+        if self.load_pixel_values:
+            target = read_image(pair.target, pair.target_name)
+            item["source_pixel_values"] = self.image_processor.preprocess(source)[0]
+            item["target_pixel_values"] = self.image_processor.preprocess(target)[0]
+        item["source_pose_map"] = torch.from_numpy(render_pose_map(pair.source_keypoints, self.pose_size))
+        item["target_pose_map"] = torch.from_numpy(render_pose_map(pair.target_keypoints, self.pose_size))
+        item["index"] = index
+        return item
 
 
 class PosePairDataset(Dataset[dict[str, Any]]):
-    """Pairs of pictures and pose maps, decoded and drawn when asked for.
+    """Pairs of images and pose maps, read and drawn on access.
 
-    An item is a function of the pairs, the settings, the seed, the epoch and its index alone, never of the worker
-    that makes it. A pair whose pictures cannot be read is replaced by the next one that can, so that all processes
-    keep the same number of equal batches; what was passed over is in the item's `skipped`.
+    An item follows from the pairs, the arguments, the epoch and its index alone, whichever worker makes it. A pair
+    whose images cannot be read is replaced by the next readable one, so that all processes keep the same number of
+    batches; the item's `skipped` names the unreadable images.
 
     Args:
         pairs: The pairs, at least one.
         source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
-        image_size: Likewise of what the VAE encodes.
-        pose_size: Likewise of the pose maps.
-        flip_source_prob: Probability in [0, 1] that `source_image` alone is mirrored, as in the published training.
-        load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`. Without them, when
-            latents are cached, target pictures are not opened.
-        seed: Of the mirroring, whole number >= 0.
+        image_size: (height, width) of the VAE's input, or one number for a square; pixels.
+        pose_size: (height, width) of the pose maps, or one number for a square; pixels.
+        flip_source_prob: Probability in [0, 1] that `source_image` alone is flipped, as in the published training.
+        load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`; not needed when latents
+            are cached.
+        seed: Seed of the flips, >= 0.
 
     Raises:
-        ValueError: There is no pair, a size is not positive, the probability is outside [0, 1], or the seed is
-            negative.
+        ValueError: There are no pairs, or the probability is outside [0, 1].
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -58,7 +135,7 @@ class PosePairDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
     ) -> None:
         if not len(pairs):
-            raise ValueError("`pairs` is empty: a data set needs at least one pair.")
+            raise ValueError("`pairs` must have at least one pair, got none.")
         self.pairs = pairs
         self.transform = PairTransform(
             source_size,
@@ -68,14 +145,14 @@ class PosePairDataset(Dataset[dict[str, Any]]):
             load_pixel_values=load_pixel_values,
             seed=seed,
         )
-        # In shared memory, so that workers which outlive an epoch see it change.
+        # In shared memory, for workers that outlive an epoch.
         self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's random numbers; to be called before an epoch is iterated over.
+        """Choose the epoch, on which the flips depend; call it before iterating over an epoch.
 
-        Accelerate's loaders call this themselves with their own count of epochs, which starts at 0 in a resumed run
-        too: set `loader.iteration` there.
+        Accelerate's loaders call it themselves with their own count of epochs, which starts at 0 in a resumed run: set
+        `loader.iteration` there.
 
         Args:
             epoch: Number of the epoch, >= 0.
@@ -89,92 +166,111 @@ class PosePairDataset(Dataset[dict[str, Any]]):
         """Read a pair.
 
         Args:
-            index: Of the pair; negative ones count from the end.
+            index: Its number; negative ones count from the end.
 
         Returns:
             A dict of `source_image` (3, *source_size), `source_pixel_values` and `target_pixel_values`
             (3, *image_size), each float32 in [-1, 1]; `source_pose_map` and `target_pose_map` (21, *pose_size),
             float32, [0, 1]; `index`, the number of the pair that was read in the end; `skipped`, a list of
-            (path, reason) for the pictures that could not be.
+            (path, reason) of the images that could not be read.
 
         Raises:
             IndexError: There is no such pair.
-            UnreadableDataError: Up to the next pair that can be read 32 pictures cannot, or no pair can.
+            UnreadableDataError: 32 images in a row cannot be read, or none can.
         """
         epoch = int(self._epoch)
-        return _read_first(index, len(self), lambda number: self.transform(self.pairs[number], number, epoch))
+        return first_readable(
+            _from(index, len(self)), lambda number: self.transform(self.pairs[number], number, epoch)
+        )
 
 
-class PictureDataset(Dataset[dict[str, Any]]):
-    """Single pictures as the VAE takes them, for computing latents ahead of training.
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Single images as the VAE takes them, for computing latents ahead of training.
 
     Args:
         images: Paths, at least one; see [`unique_images`].
-        image_size: (height, width) of what the VAE encodes, or one number for a square; pixels.
+        image_size: (height, width) of the VAE's input, or one number for a square; pixels.
 
     Raises:
-        ValueError: There is no picture, or the size is not positive.
+        ValueError: There are no images.
     """
 
     def __init__(self, images: Sequence[str], image_size: int | Sequence[int] = 512) -> None:
         if not len(images):
-            raise ValueError("`images` is empty: a data set needs at least one picture.")
+            raise ValueError("`images` must have at least one path, got none.")
         self.images = images
-        self.processor = SourceImageProcessor(*check_size(image_size, "image_size"))
+        self.processor = SourceImageProcessor(*as_pair(image_size))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Read a picture.
+        """Read an image.
 
         Args:
-            index: Of the picture; negative ones count from the end.
+            index: Its number; negative ones count from the end.
 
         Returns:
-            A dict of `pixel_values` (3, *image_size), float32, [-1, 1]; `index`, the number of the picture that was
-            read in the end; `skipped`, a list of (path, reason) for those that could not be.
+            A dict of `pixel_values` (3, *image_size), float32, [-1, 1]; `index`, the number of the image that was read
+            in the end; `skipped`, a list of (path, reason) of those that could not be read.
 
         Raises:
-            IndexError: There is no such picture.
-            UnreadableDataError: This picture and the 31 after it, or all, are unreadable.
+            IndexError: There is no such image.
+            UnreadableDataError: 32 images in a row cannot be read, or none can.
         """
-        return _read_first(index, len(self), self._read)
+        return first_readable(_from(index, len(self)), self._read)
 
     def _read(self, index: int) -> dict[str, Any]:
-        return {"pixel_values": read_picture(self.images[index], [self.processor])[0], "index": index}
+        return {"pixel_values": self.processor.preprocess(read_image(self.images[index]))[0], "index": index}
+
+
+def first_readable(candidates: Iterable[Item], read: Callable[[Item], dict[str, Any]]) -> dict[str, Any]:
+    """Read the first candidate whose images can be read.
+
+    Args:
+        candidates: What to try, in this order.
+        read: Makes an item of a candidate, or raises `UnreadableImageError`.
+
+    Returns:
+        The item, with `skipped`, a list of (path, reason) of the images that could not be read.
+
+    Raises:
+        UnreadableDataError: 32 images in a row cannot be read, or none can.
+    """
+    skipped: list[tuple[str, str]] = []
+    # Distinct images count, since one may be in many pairs in a row; the limit ends an endless stream of a few.
+    for candidate in islice(candidates, 1000):
+        try:
+            return {**read(candidate), "skipped": skipped}
+        except UnreadableImageError as error:
+            skipped.append((error.path, error.reason))
+            if len({path for path, _ in skipped}) == MAX_IN_A_ROW:
+                break
+    raise UnreadableDataError.after(skipped)
 
 
 def unique_images(pairs: Iterable[PosePair]) -> list[str]:
-    """List the distinct pictures of pairs.
+    """List the distinct image files of pairs.
 
     Args:
         pairs: The pairs.
 
     Returns:
-        Paths, sources and targets, in the order in which they first appear.
-
-    Raises:
-        TypeError: A pair holds encoded pictures and no paths.
+        Paths of sources and targets, in the order in which they first appear.
     """
-    found: dict[str, None] = {}
-    for pair in pairs:
-        for image in (pair.source, pair.target):
-            if isinstance(image, bytes):
-                raise TypeError(f"`pairs` must name files, got the encoded picture '{pair.source_name}'.")
-            found[image] = None
-    return list(found)
+    images = (image for pair in pairs for image in (pair.source, pair.target))
+    return list(dict.fromkeys(image for image in images if isinstance(image, str)))
 
 
 def collate_pose_pairs(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make a batch of items.
 
     Args:
-        items: From [`PosePairDataset`], [`PictureDataset`] or [`StreamedPosePairs`], all with the same keys.
+        items: From [`PosePairDataset`] or [`ImageDataset`], all with the same keys.
 
     Returns:
-        The tensors stacked along a new first axis, `index` as (B,), int64, and `skipped`, the items' lists joined:
-        enter it in a [`SkipReport`].
+        The tensors stacked along a new first axis; `index` as (B,), int64; and `skipped`, the items' lists joined,
+        for a [`SkipReport`].
     """
     batch: dict[str, Any] = {}
     for key, value in items[0].items():
@@ -182,16 +278,14 @@ def collate_pose_pairs(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if isinstance(value, torch.Tensor):
             batch[key] = torch.stack(values)
         elif key == "skipped":
-            batch[key] = [entry for entries in values for entry in entries]
+            batch[key] = list(chain.from_iterable(values))
         else:
             batch[key] = torch.tensor(values, dtype=torch.int64)
     return batch
 
 
 def init_worker(worker_id: int) -> None:
-    """Prepare a worker process; pass it to the loader as `worker_init_fn`.
-
-    OpenCV otherwise starts as many threads in each worker as the machine has cores.
+    """Keep OpenCV to one thread in a worker process; pass it to the loader as `worker_init_fn`.
 
     Args:
         worker_id: Number of the worker; not used.
@@ -201,22 +295,7 @@ def init_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _read_first(index: int, length: int, read: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """Read the first readable item from `index` on and note in it which ones were not."""
-    if not -length <= index < length:
-        raise IndexError(f"There are {length} items, got index {index}.")
-    skipped: list[tuple[str, str]] = []
-    files: set[str] = set()
-    for offset in range(length):
-        try:
-            item = read((int(index) + offset) % length)
-        except UnreadableImageError as error:
-            skipped.append((error.path, error.reason))
-            # Files are counted, not items: all pairs of one source may follow one another.
-            files.add(error.path)
-            if len(files) >= MAX_TRIES:
-                break
-        else:
-            item["skipped"] = skipped
-            return item
-    raise UnreadableDataError.after(skipped)
+def _from(index: int, length: int) -> Iterable[int]:
+    """Yield the index and all after it, and then those before it; raise `IndexError` if there is none."""
+    first = range(length)[index]
+    return chain(range(first, length), range(first))

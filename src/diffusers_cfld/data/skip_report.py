@@ -1,25 +1,38 @@
-"""What was left out of a data set and why: one broken file among a hundred thousand must not end a run."""
+"""What was left out of a data set and why: one broken file in a hundred thousand must not end a run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["MAX_TRIES", "SkipReport", "UnreadableDataError"]
-
-MAX_TRIES = 32
+MAX_IN_A_ROW = 32
 """How many unreadable files in a row end a run."""
+
+_MAX_LOGGED, _MAX_IN_SUMMARY = 20, 5
 
 logger = logging.getLogger(__name__)
 
 
-class UnreadableDataError(ValueError):
-    """So much of the data cannot be read that going on makes no sense.
+class UnreadableImageError(ValueError):
+    """An image is missing or damaged.
 
     Args:
-        message: One sentence. A `DataLoader` builds the error of a worker again, with the worker's traceback as the
-            message: of that the sentence is kept.
+        path: Its path, or its name if it was passed as bytes.
+        reason: What is wrong with it, as the end of a sentence that begins with the path.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"'{path}' {reason}.")
+        self.path, self.reason = path, reason
+
+
+class UnreadableDataError(ValueError):
+    """So much of the data cannot be read that there is no point in continuing.
+
+    Args:
+        message: One sentence. A `DataLoader` recreates the error of a worker process with the worker's traceback in
+            front of it; only the sentence is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -27,76 +40,70 @@ class UnreadableDataError(ValueError):
 
     @classmethod
     def after(cls, skipped: Sequence[tuple[str, str]]) -> UnreadableDataError:
-        """Build the error for pictures that could not be read one after the other.
+        """Build the error from the images that could not be read.
 
         Args:
-            skipped: Pairs (path, reason), at least one.
+            skipped: (path, reason) of each, at least one.
 
         Returns:
             The error.
         """
         path, reason = skipped[0]
         return cls(
-            f"Expected readable pictures, but {len(skipped)} in a row cannot be read ('{path}' {reason}): check that "
-            "the data is complete and where it should be."
+            f"Expected readable images, but {len(skipped)} in a row cannot be read, the first because '{path}' "
+            f"{reason}: check that the data set is complete and that its path is right."
         )
 
 
 class SkipReport:
-    """Count and name what was skipped.
+    """Counts and names the files that were skipped.
 
-    Each file is logged once, as a warning, up to a limit; all of them are kept with their reasons. Data sets run in
-    worker processes, so what they skip travels in the batch (`batch["skipped"]`) and is entered here by the process
-    that trains.
+    The first 20 files are logged as warnings; all are kept with the reason. Data sets run in worker processes, so what
+    they skip travels in the batch, as `batch["skipped"]`, and the training process enters it here.
 
-    Args:
-        max_logged: How many files are logged by name, >= 0; the rest is only counted.
+    Attributes:
+        files: For each path a dict of `reason`, the end of a sentence that begins with the path, and `times`, how
+            often the file was skipped.
 
     Examples:
         >>> from diffusers_cfld.data import SkipReport
-        >>> report = SkipReport(max_logged=0)
+        >>> report = SkipReport()
         >>> report.update([("a.jpg", "does not exist"), ("a.jpg", "does not exist")])
         >>> report.summary()
         "1 file was skipped, 2 times in all: 'a.jpg' (does not exist)."
     """
 
-    def __init__(self, max_logged: int = 20) -> None:
-        self.max_logged = max_logged
-        self._reasons: dict[str, str] = {}
-        self._times: dict[str, int] = {}
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, Any]] = {}
 
-    def add(self, path: str, reason: str, times: int = 1) -> bool:
+    def add(self, path: str, reason: str, times: int = 1) -> None:
         """Enter a file.
 
         Args:
-            path: The file, or the name that the data set has for it.
-            reason: What is wrong with it, as the end of a sentence that begins with the file.
-            times: How often it was met, >= 1.
-
-        Returns:
-            Whether it was not known before.
+            path: The file, or its name in the data set.
+            reason: What is wrong with it; the first reason given for a file is kept.
+            times: How often it was skipped.
         """
-        self._times[path] = self._times.get(path, 0) + times
-        if path in self._reasons:
-            return False
-        self._reasons[path] = reason
-        if len(self) <= self.max_logged:
+        if path in self.files:
+            self.files[path]["times"] += times
+            return
+        self.files[path] = {"reason": reason, "times": times}
+        if len(self) <= _MAX_LOGGED:
             logger.warning("Skipping '%s': %s.", path, reason)
-        elif len(self) == self.max_logged + 1 and self.max_logged:
-            logger.warning("More than %d files are skipped; the others are not named here.", self.max_logged)
-        return True
+        elif len(self) == _MAX_LOGGED + 1:
+            logger.warning("More than %d files are skipped; no more are logged.", _MAX_LOGGED)
 
-    def update(self, skipped: Iterable[Sequence[str]]) -> None:
-        """Enter what a batch carries.
+    def update(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Enter the files of a batch.
 
         Args:
-            skipped: Pairs (path, reason), `batch["skipped"]`.
+            skipped: (path, reason) of each, as in `batch["skipped"]`.
         """
         for path, reason in skipped:
             self.add(path, reason)
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Enter the report of another process or of an earlier part of the run.
+        """Enter the report of another process.
 
         Args:
             state: Its `state_dict()`.
@@ -104,71 +111,38 @@ class SkipReport:
         for path, entry in state["files"].items():
             self.add(path, entry["reason"], entry["times"])
 
-    @property
-    def num_times(self) -> int:
-        """How often a file was skipped, repetitions included."""
-        return sum(self._times.values())
-
-    def reason(self, path: str) -> str:
-        """Tell why a file was skipped.
-
-        Args:
-            path: The file.
+    def summary(self) -> str:
+        """Describe what was skipped.
 
         Returns:
-            The reason it was first entered with.
-
-        Raises:
-            KeyError: It was not skipped.
+            One sentence, which names up to five files.
         """
-        return self._reasons[path]
-
-    def summary(self, max_named: int = 5) -> str:
-        """Say in one paragraph what was skipped.
-
-        Args:
-            max_named: How many files are named, the first ones.
-
-        Returns:
-            A sentence.
-        """
-        if not self._reasons:
+        if not self.files:
             return "No file was skipped."
-        count = f"{len(self)} files were" if len(self) > 1 else "1 file was"
-        times = f", {self.num_times} times in all" if self.num_times > len(self) else ""
-        named = [f"'{path}' ({reason})" for path, reason in list(self._reasons.items())[:max_named]]
-        rest = len(self) - len(named)
-        listing = ", ".join(named) + (f" and {rest} more" if rest and named else "")
-        return f"{count} skipped{times}" + (f": {listing}." if listing else ".")
+        times = sum(entry["times"] for entry in self.files.values())
+        named = [f"'{path}' ({entry['reason']})" for path, entry in list(self.files.items())[:_MAX_IN_SUMMARY]]
+        rest = f" and {len(self) - len(named)} more" if len(self) > len(named) else ""
+        return (
+            ("1 file was skipped" if len(self) == 1 else f"{len(self)} files were skipped")
+            + (f", {times} times in all" if times > len(self) else "")
+            + f": {', '.join(named)}{rest}."
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as plain dicts, fit for JSON and for `accelerator.register_for_checkpointing`.
+        """Return the report as plain dicts, for JSON and `accelerator.register_for_checkpointing`.
 
         Returns:
             `{"files": {path: {"reason": ..., "times": ...}}}`.
         """
-        return {
-            "files": {path: {"reason": reason, "times": self._times[path]} for path, reason in self._reasons.items()}
-        }
+        return {"files": {path: dict(entry) for path, entry in self.files.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the place of a saved report; what was entered before is forgotten and nothing is logged.
+        """Replace the report by a saved one.
 
         Args:
             state: From `state_dict()`.
         """
-        files = state["files"]
-        self._reasons = {path: entry["reason"] for path, entry in files.items()}
-        self._times = {path: entry["times"] for path, entry in files.items()}
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._reasons
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._reasons)
+        self.files = {path: dict(entry) for path, entry in state["files"].items()}
 
     def __len__(self) -> int:
-        return len(self._reasons)
-
-    def __repr__(self) -> str:
-        return f"SkipReport({self.summary()})"
+        return len(self.files)

@@ -1,0 +1,168 @@
+"""A data set that streams the shards of `write_shards.py`, from a folder or a URL, by means of webdataset."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import chain, cycle, islice
+from random import Random
+from typing import Any
+
+import torch
+import webdataset as wds
+from torch.utils.data import IterableDataset
+from webdataset.utils import pytorch_worker_info
+
+from diffusers_cfld import Keypoints
+from diffusers_cfld.data import PairTransform, PosePair, UnreadableImageError, first_readable
+
+SHARD_INDEX = "shards.json"
+SHUFFLE_BUFFER = 256  # encoded pairs; one of DeepFashion has half a megabyte
+
+
+class StreamedPosePairs(IterableDataset):
+    """The items of `PosePairDataset`, read from shards.
+
+    In every epoch the shards are laid end to end in a new order, and every worker of every process takes a stretch of
+    the same length, which it shuffles in a buffer. The order follows from the seed, the epoch and the numbers of
+    processes and workers. An unreadable image or shard is replaced by the next readable pair, and the first pairs of a
+    stretch are repeated where pairs are missing at its end: the number of items never changes. To resume, set the same
+    epoch and skip the batches done, which are read again.
+
+    Do not pass the loader to `accelerator.prepare`, which would divide the items among the processes a second time.
+
+    Args:
+        root: Folder or URL of the shards. webdataset opens URLs; `https://` needs `curl`.
+        source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
+        image_size: (height, width) of the VAE's input, or one number for a square; pixels.
+        pose_size: (height, width) of the pose maps, or one number for a square; pixels.
+        flip_source_prob: Probability in [0, 1] that `source_image` alone is flipped, as in the published training.
+        load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`.
+        seed: Seed of the order and the flips, >= 0.
+        rank: Number of this process; by default that of `torch.distributed`.
+        world_size: Number of processes that share the shards; by default that of `torch.distributed`.
+
+    Raises:
+        OSError: There is no `shards.json` in `root`.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        source_size: int | Sequence[int] = 256,
+        image_size: int | Sequence[int] = 512,
+        pose_size: int | Sequence[int] = 256,
+        *,
+        flip_source_prob: float = 0.0,
+        load_pixel_values: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.transform = PairTransform(
+            source_size,
+            image_size,
+            pose_size,
+            flip_source_prob=flip_source_prob,
+            load_pixel_values=load_pixel_values,
+            seed=seed,
+        )
+        self.seed = seed
+        default_rank, default_world_size, _, _ = pytorch_worker_info()
+        self.rank = default_rank if rank is None else rank
+        self.world_size = default_world_size if world_size is None else world_size
+        self.root = os.fspath(root).rstrip("/")
+        with wds.gopen(f"{self.root}/{SHARD_INDEX}") as stream:
+            content = stream.read()
+        self.shards = [(shard["name"], shard["num_pairs"]) for shard in json.loads(content)["shards"]]
+        self.num_pairs = sum(count for _, count in self.shards)
+        # In shared memory, for workers that outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; call it before iterating over one.
+
+        Args:
+            epoch: Number of the epoch, >= 0.
+        """
+        self._epoch.fill_(epoch)
+
+    def num_batches(self, batch_size: int, num_workers: int = 0) -> int:
+        """Count the batches of an epoch on this process, the same on all.
+
+        Args:
+            batch_size: Of the loader, which drops incomplete batches; each worker makes batches of its own.
+            num_workers: Of the loader.
+
+        Returns:
+            The number of batches.
+        """
+        num_workers = max(1, num_workers)
+        return num_workers * (self._stretch_length(num_workers) // batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read this worker's stretch of the epoch.
+
+        Yields:
+            Items as those of `PosePairDataset`; `index` is the pair's number in the list that was written.
+
+        Raises:
+            UnreadableDataError: 32 images or shards in a row cannot be read.
+        """
+        _, _, worker, num_workers = pytorch_worker_info()
+        epoch, length = int(self._epoch), self._stretch_length(num_workers)
+        start = (self.rank * num_workers + worker) * length % self.num_pairs
+        random = Random(f"{self.seed} {epoch}")  # the same order of the shards in all processes
+        shards = random.sample(self.shards, len(self.shards))
+        stretch = self._read_from(start, shards)
+        buffer = wds.filters.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=random)
+        # What follows the stretch stands in for unreadable pairs at its end.
+        samples = chain(buffer(islice(stretch, length)), self._read_from(start, shards))
+        for _ in range(length):
+            yield first_readable(samples, lambda sample: self._to_item(sample, epoch))
+
+    def _stretch_length(self, num_workers: int) -> int:
+        return -(-self.num_pairs // (self.world_size * num_workers))
+
+    def _read_from(self, start: int, shards: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+        """Yield the pairs of all shards from pair `start` on, endlessly."""
+        first = 0
+        while start >= shards[first][1]:
+            start -= shards[first][1]
+            first += 1
+        for name, num_pairs in cycle(shards[first:] + shards[:first]):
+            for number, sample in enumerate(_read_shard(f"{self.root}/{name}", num_pairs)):
+                if number >= start or "error" in sample:
+                    yield sample
+            start = 0
+
+    def _to_item(self, sample: dict[str, Any], epoch: int) -> dict[str, Any]:
+        if "error" in sample:
+            raise sample["error"]
+        try:
+            fields = {name.partition(".")[0]: value for name, value in sample.items()}  # whatever the images' suffixes
+            entry = json.loads(fields["json"])
+            poses = [Keypoints.from_any(entry[f"{role}_keypoints"]) for role in ("source", "target")]
+            pair = PosePair(fields["source"], fields["target"], *poses, entry["source"], entry["target"])
+            index = entry["index"]
+        except (ValueError, TypeError, KeyError) as error:
+            name = f"{sample['__url__']}:{sample['__key__']}"
+            raise UnreadableImageError(name, f"is no pair ({error!r})") from error
+        return self.transform(pair, index, epoch)
+
+
+def _read_shard(url: str, num_pairs: int) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a shard and, where it is broken, the error."""
+    num_read = 0
+    try:
+        with wds.gopen(url) as stream:
+            files = wds.tariterators.tar_file_expander([{"url": url, "stream": stream}])
+            for sample in wds.tariterators.group_by_keys(files):
+                yield sample
+                num_read += 1
+        if num_read < num_pairs:
+            raise EOFError(f"it ends after {num_read} of {num_pairs} pairs")
+    except Exception as error:  # openers and tarfile raise nearly anything
+        reason = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
+        yield {"error": UnreadableImageError(url, f"cannot be read ({reason})")}
