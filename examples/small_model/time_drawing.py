@@ -1,6 +1,6 @@
-"""Time drawing figures, and what a whole item of the data set costs.
+"""Time drawing a figure, and a pair of figures.
 
-One process, one thread. CPU time is given beside the clock's, because it depends less on what else the machine does.
+One process, one thread. CPU time stands beside elapsed time because it depends less on what else runs.
 
     python examples/small_model/time_drawing.py --height 128 --width 88 --count 200
 """
@@ -15,7 +15,7 @@ from drawn_figures import DrawnFigures
 
 
 def main() -> None:
-    """Draw `count` pictures of as many people and print milliseconds and pictures per second."""
+    """Draw `count` people once each and print milliseconds and figures per second."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=88)
@@ -33,7 +33,7 @@ def main() -> None:
     print(f"{arguments.count} figures of {size[0]} x {size[1]} (height x width), one thread")
     tasks = {
         "identity and pose alone": make_up,
-        "one picture": lambda index: figures.draw(index, 0),
+        "one image": lambda index: figures.draw(index, 0),
         "one pair (an item)": lambda index: figures[2 * index],
     }
     for name, task in tasks.items():

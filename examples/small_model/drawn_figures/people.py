@@ -326,27 +326,6 @@ class DrawnPose:
             return "back"
         return "profile" if 65 <= angle <= 115 else "three-quarter"
 
-    def mirror(self) -> DrawnPose:
-        """Exchange right and left.
-
-        Returns:
-            The pose whose image has the mirrored keypoints.
-        """
-        turn, nod, tilt = self.head
-        return replace(
-            self,
-            azimuth=-self.azimuth,
-            lean=-self.lean,
-            twist=-self.twist,
-            shrug=-self.shrug,
-            head=(-turn, nod, -tilt),
-            right_arm=self.left_arm,
-            left_arm=self.right_arm,
-            right_leg=self.left_leg,
-            left_leg=self.right_leg,
-            place=(-self.place[0], self.place[1]),
-        )
-
 
 def _generator(seed: Seed, stream: int) -> np.random.Generator:
     return seed if isinstance(seed, np.random.Generator) else np.random.default_rng([stream, seed])

@@ -226,17 +226,6 @@ def test_right_and_left_are_the_persons_own():
         assert np.sign(keypoints.xy[wrist, 0] - keypoints.xy[1, 0]) == side
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6))
-def test_the_mirrored_pose_has_the_mirrored_keypoints(seed):
-    identity, pose = DrawnIdentity.from_seed(3), DrawnPose.from_seed(seed)
-    keypoints = figure_keypoints(identity, pose, (256, 176))
-    mirrored = figure_keypoints(identity, pose.mirror(), (256, 176))
-    assert (mirrored.visible == keypoints.mirror().visible).all()
-    assert np.allclose(mirrored.xy, keypoints.mirror().xy, atol=0.03)
-    assert pose.mirror().mirror() == pose
-
-
 def test_an_upright_pose_is_its_own_mirror_image_but_for_the_light():
     plain = Fabric((90, 120, 60), (90, 120, 60))
     image, keypoints = draw_figure(dressed(2, print_shape="none", lower=plain), standing(), (256, 176))

@@ -18,13 +18,13 @@ PEOPLE = DrawnFigures(12, 2)
 def test_parts_have_the_figures_colours():
     for number in range(12):
         person, pose = PEOPLE.identity(number), PEOPLE.pose(number, 0)
-        parts, picture = draw_parts(person, pose, (128, 88)), draw_figure(person, pose, (128, 88))[0]
+        parts, image = draw_parts(person, pose, (128, 88)), draw_figure(person, pose, (128, 88))[0]
         assert parts.shape == (128, 88)
         assert set(np.unique(parts)) <= set(range(len(PARTS)))
-        wall = picture[parts == PARTS.index("wall")].astype(float)
+        wall = image[parts == PARTS.index("wall")].astype(float)
         assert np.abs(wall.mean(0) - np.mean(person.background, axis=0)).max() < 25
         if person.clothes.upper.pattern == "plain" and person.clothes.print_shape == "none":
-            colors = picture[parts == PARTS.index("upper")].astype(float)
+            colors = image[parts == PARTS.index("upper")].astype(float)
             assert np.abs(np.median(colors, axis=0) - person.clothes.upper.color).max() < 60
 
 
