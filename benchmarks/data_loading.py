@@ -2,10 +2,10 @@
 
 For every item the published way parses the keypoints from their text and evaluates 18 full-frame Gaussians for each of
 the two poses; it draws no skeleton here, which is in its favour. Ours has parsed the keypoints before and stamps
-Gaussians. Both decode two pictures and give the sizes of the published training: source 256x256, pictures 512x512,
+Gaussians. Both decode two images and give the sizes of the published training: source 256x256, images 512x512,
 poses 256x256. With cached latents only the source is decoded.
 
-Pictures are JPEGs of 1101x750 pixels, as in the data set's high-resolution archive, filled with smooth noise.
+Images are JPEGs of 1101x750 pixels, as in the data set's high-resolution archive, filled with smooth noise.
 
     python benchmarks/data_loading.py [--items N] [--workers N] [--rounds N]
 """
@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffusers_cfld import Keypoints
 from diffusers_cfld.data import PosePair, PosePairDataset, collate_pose_pairs, init_worker
 
-NUM_PICTURES = 32
+NUM_IMAGES = 32
 BATCH = 4
 
 
@@ -47,12 +47,12 @@ class PublishedWay(Dataset[dict[str, Any]]):
         pair = self.pairs[index]
         item: dict[str, Any] = {"index": index, "skipped": []}
         source, target = (PIL.Image.open(path).convert("RGB") for path in (pair.source, pair.target))
-        for name, picture, side in (
+        for name, image, side in (
             ("source_pixel_values", source, 512),
             ("target_pixel_values", target, 512),
             ("source_image", source, 256),
         ):
-            resized = picture.resize((side, side), PIL.Image.Resampling.BICUBIC)
+            resized = image.resize((side, side), PIL.Image.Resampling.BICUBIC)
             item[name] = torch.from_numpy(np.asarray(resized) / np.float32(127.5) - 1).permute(2, 0, 1)
         for name in ("source_pose_map", "target_pose_map"):
             y, x = (json.loads(column) for column in self.columns)
@@ -61,11 +61,11 @@ class PublishedWay(Dataset[dict[str, Any]]):
         return item
 
 
-def write_pictures(folder: Path) -> list[str]:
-    """Smooth noise of the size of the archive's photos."""
+def write_images(folder: Path) -> list[str]:
+    """Smooth noise of the size of the archive's images."""
     random = np.random.default_rng(0)
     paths = []
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         noise = random.integers(0, 256, (22, 15, 3), dtype=np.uint8)
         path = folder / f"{number}.jpg"
         PIL.Image.fromarray(noise).resize((750, 1101), PIL.Image.Resampling.BICUBIC).save(path, quality=90)
@@ -99,9 +99,9 @@ def main() -> None:
         parser.error(f"--items must be more than the {args.items - count} with which the workers begin.")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_pictures(Path(folder))
+        paths = write_images(Path(folder))
         pairs = [
-            PosePair(paths[i % NUM_PICTURES], paths[(i + 1) % NUM_PICTURES], STANDING, STANDING, "source", "target")
+            PosePair(paths[i % NUM_IMAGES], paths[(i + 1) % NUM_IMAGES], STANDING, STANDING, "source", "target")
             for i in range(args.items)
         ]
         columns = (json.dumps(STANDING.xy[:, 1].tolist()), json.dumps(STANDING.xy[:, 0].tolist()))

@@ -41,7 +41,7 @@ def break_images(paths):
         if number % 4 == 3:
             path.unlink()
         else:
-            path.write_bytes([content[:-30], b"", b"no picture"][number % 4])
+            path.write_bytes([content[:-30], b"", b"no image"][number % 4])
 
 
 def assert_equal(item, other):

@@ -119,8 +119,11 @@ def test_no_annotation_at_all_is_one_sentence(deepfashion):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (shutil.rmtree, "must have 'pairs.jsonl', 'fasion-resize-pairs-train.csv' or 'market-pairs-train.csv' in it"),
-        (lambda root: [file.unlink() for file in root.glob("*pairs*")], "must have 'pairs.jsonl'"),
+        (
+            shutil.rmtree,
+            "must have one of 'pairs.jsonl', 'fasion-resize-pairs-train.csv' and 'market-pairs-train.csv'",
+        ),
+        (lambda root: [file.unlink() for file in root.glob("*pairs*")], "must have one of 'pairs.jsonl'"),
         (lambda root: (root / "fasion-resize-annotation-train.csv").unlink(), "'fasion-resize-annotation-train.csv'"),
         (lambda root: (root / "fasion-resize-pairs-train.csv").write_text("a;b\n"), "columns `from` and `to`"),
         (lambda root: (root / "fasion-resize-pairs-train.csv").write_text("from,to\n"), "got none in 0"),
@@ -181,9 +184,9 @@ def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
 def test_images_must_have_the_shape_of_keypoints_without_a_size(tmp_path):
     save_picture(tmp_path / "a.png", 0, (64, 64))
     save_picture(tmp_path / "b.png", 0, (128, 88))
-    with pytest.raises(ValueError, match=r"'.*a.png' must have the shape of 256x176, .* got 64x64: add `size`"):
+    with pytest.raises(ValueError, match=r"'.*a.png' must have the shape of 256x176 pixels, .* got 64x64"):
         load_pairs(write_pairs(tmp_path, line()))
-    (pair,) = load_pairs(write_pairs(tmp_path, line(size=[256, 176])))  # squeezed
+    (pair,) = load_pairs(write_pairs(tmp_path, line(size=[256, 176])))  # resized to another shape
     assert pair.source_keypoints.size == (256, 176)
     # An image that cannot be read is reported when its turn comes.
     (tmp_path / "a.png").write_bytes(b"")

@@ -16,6 +16,7 @@ from ..processors.source_image import SourceImageProcessor
 from .pairs import PosePair, read_image
 from .skip_report import MAX_IN_A_ROW, UnreadableDataError, UnreadableImageError
 
+_MAX_TRIES = 1000
 _FLIP_STREAM = 1  # separates these random numbers from others of the same seed
 
 Item = TypeVar("Item")
@@ -238,8 +239,9 @@ def first_readable(candidates: Iterable[Item], read: Callable[[Item], dict[str, 
         UnreadableDataError: 32 images in a row cannot be read, or none can.
     """
     skipped: list[tuple[str, str]] = []
-    # Distinct images count, since one may be in many pairs in a row; the limit ends an endless stream of a few.
-    for candidate in islice(candidates, 1000):
+    # Distinct files are counted, since one may be in many pairs in a row. A few broken ones may come from an endless
+    # stream: hence the other limit.
+    for candidate in islice(candidates, _MAX_TRIES):
         try:
             return {**read(candidate), "skipped": skipped}
         except UnreadableImageError as error:

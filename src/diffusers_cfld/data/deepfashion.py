@@ -91,5 +91,5 @@ def read_poses(path: str | os.PathLike[str], size: tuple[int, int]) -> tuple[dic
             try:
                 poses[name] = Keypoints.from_csv_row(line, size)
             except (ValueError, TypeError) as error:
-                problems[name] = f"has unusable keypoints in '{os.path.basename(path)}' ({error})"
+                problems[name] = f"has unusable keypoints in '{os.path.basename(path)}' ({str(error).rstrip('.')})"
     return poses, problems

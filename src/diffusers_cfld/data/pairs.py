@@ -194,7 +194,7 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
             try:
                 pairs.append(_parse_pair(line, file.parent, poses, unsized))
             except (ValueError, TypeError) as error:
-                report.add(f"{file}:{number}", f"is not a usable pair ({error})")
+                report.add(f"{file}:{number}", f"is not a usable pair ({str(error).rstrip('.')})")
     if unsized:
         _check_shape(*next(iter(unsized.items())))
     _report_left_out(pairs, num_listed, file, report)
@@ -208,8 +208,8 @@ def _detect_format(folder: Path, split: str | None) -> str:
         if any(next(folder.glob(f"{prefix}-pairs-*.csv"), None) for prefix in prefixes):
             return name
     raise FileNotFoundError(
-        f"'{folder}' must have '{_PAIRS_FILE}', 'fasion-resize-pairs-train.csv' or 'market-pairs-train.csv' in it, "
-        "which are missing: see docs/data.md for the formats."
+        f"'{folder}' must have one of '{_PAIRS_FILE}', 'fasion-resize-pairs-train.csv' and 'market-pairs-train.csv', "
+        "got none: see docs/data.md for the formats."
     )
 
 
@@ -272,8 +272,8 @@ def _check_shape(path: str, pose: Keypoints) -> None:
         return
     if not has_shape((height, width), pose.size):
         raise ValueError(
-            f"'{path}' must have the shape of {pose.size[0]}x{pose.size[1]}, which keypoints without a `size` are "
-            f"taken to be measured on, got {height}x{width}: add `size`, their [height, width], to every line."
+            f"'{path}' must have the shape of {pose.size[0]}x{pose.size[1]} pixels, the default `size` of keypoints, "
+            f"got {height}x{width}: add the right `size`, [height, width], to every line."
         )
 
 
