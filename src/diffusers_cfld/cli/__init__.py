@@ -13,9 +13,6 @@ from .demo import add_demo_parser
 from .generate import add_generate_parser
 from .interpolate import add_interpolate_parser
 
-EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands.
@@ -28,11 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    add_demo_parser(subparsers)
-    add_generate_parser(subparsers)
-    add_animate_parser(subparsers)
-    add_interpolate_parser(subparsers)
-    add_convert_parser(subparsers)
+    for add in (add_demo_parser, add_generate_parser, add_animate_parser, add_interpolate_parser, add_convert_parser):
+        add(subparsers)
     return parser
 
 
@@ -43,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; default those of the process.
 
     Returns:
-        0 on success, 1 when an input cannot be used (one sentence on standard error says why), 130 when interrupted;
-        argparse itself exits with 2 on wrong usage.
+        0 on success, 1 on failure (one sentence on standard error says why; with the environment variable
+        `DIFFUSERS_CFLD_TRACEBACK` set, the error is raised instead), 130 when interrupted. On wrong usage, argparse
+        itself exits with 2.
     """
     args = build_parser().parse_args(argv)
     handler = logging.StreamHandler()
@@ -54,23 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     try:
         return int(args.run(args))
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        sys.stderr.write(f"diffusers-cfld: error: {_one_line(error)}\n")
-        return EXIT_ERROR
-    except Exception as error:  # a defect of ours or of a library: still one line, unless the traceback is asked for
-        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
-            raise
-        sys.stderr.write(
-            f"diffusers-cfld: error: unexpected {type(error).__name__}: {_one_line(error)} "
-            "(set DIFFUSERS_CFLD_TRACEBACK=1 to see where)\n"
-        )
-        return EXIT_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("diffusers-cfld: interrupted\n")
-        return EXIT_INTERRUPTED
+        return 130
+    except Exception as error:
+        if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
+            raise
+        sentence = " ".join(str(error).split())
+        if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):  # a defect of ours or of a library
+            sentence = f"unexpected {type(error).__name__}: {sentence} (set DIFFUSERS_CFLD_TRACEBACK=1 to see where)"
+        sys.stderr.write(f"diffusers-cfld: error: {sentence}\n")
+        return 1
     finally:
         logger.removeHandler(handler)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

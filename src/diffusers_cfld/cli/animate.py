@@ -6,25 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from .inputs import (
-    SourcePhotos,
-    add_pose_options,
-    bring_into_frame,
-    check_source_options,
-    crop_source,
-    fit_sources,
-    load_estimator,
-    naming_options,
-)
-from .options import (
-    add_model_options,
-    add_sampling_options,
-    check_at_least,
-    check_seed,
-    load_pipeline,
-    output_size,
-    sampling_arguments,
-)
+from .inputs import Inputs, add_common_options, add_pose_options
+from .options import load_pipeline, naming, positive_float, positive_int, sampling_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -37,46 +20,56 @@ def add_animate_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
     """
     parser = subparsers.add_parser(
         "animate",
-        help="move the person of a photo through a sequence of poses",
-        description="Move the person of a photo through a sequence of poses. Every frame is written as soon as it is "
-        "made; an interrupted run goes on where it stopped.",
+        help="move the person of an image through a sequence of poses",
+        description="Move the person of an image through a sequence of poses. Every frame is written as soon as it is "
+        "made, and an interrupted run goes on where it stopped.",
     )
-    parser.add_argument("--image", required=True, metavar="F", help="source photo")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--image", required=True, metavar="F", help="source image")
+    add(
         "--poses",
         required=True,
         metavar="F",
         help="the sequence: .jsonl with a pose per line, a folder of OpenPose JSON files, or .npy of (T, 18, 2 or 3)",
     )
-    parser.add_argument(
-        "--pose-frame",
-        nargs=2,
-        type=int,
-        metavar=("HEIGHT", "WIDTH"),
-        help="size in pixels of the pictures that the keypoints were measured on, if the files do not say; poses on "
-        "another shape than the model's photos are brought into it together, around the person",
-    )
-    parser.add_argument("--pose-person", type=int, metavar="N", help="which person of OpenPose files, from 0")
-    parser.add_argument(
+    add_pose_options(parser)
+    add(
         "--output",
+        type=animation_path,
         default="animation.gif",
         metavar="F",
         help=".gif, .mp4, or a folder for frames alone (default %(default)s)",
     )
-    parser.add_argument("--frames", metavar="DIR", help="folder of the frames (default: OUTPUT's name with -frames)")
-    parser.add_argument("--fps", type=float, default=12.0, metavar="X", help="frames per second (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default %(default)s)")
-    parser.add_argument(
+    add("--frames", metavar="DIR", help="folder of the frames (default: --output if it is one, else OUTPUT-frames)")
+    add("--fps", type=positive_float, default=12.0, metavar="X", help="frames per second (default %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default %(default)s)")
+    add(
         "--shared-noise",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="the same noise in all frames, which flickers less (default: yes)",
     )
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="frames at once (default %(default)s)")
-    add_pose_options(parser)
-    add_sampling_options(parser)
-    add_model_options(parser)
+    add("--batch-size", type=positive_int, default=4, metavar="N", help="frames at once (default %(default)s)")
+    add_common_options(parser)
     parser.set_defaults(run=run)
+
+
+def animation_path(text: str) -> Path:
+    """Check where an animation or its frames go.
+
+    Args:
+        text: Value of `--output`.
+
+    Returns:
+        The path.
+
+    Raises:
+        argparse.ArgumentTypeError: It ends like something else.
+    """
+    path = Path(text)
+    if path.suffix.lower() not in ("", ".gif", ".mp4"):
+        raise argparse.ArgumentTypeError(f"must end in .gif or .mp4, or be a folder for frames, got {text!r}")
+    return path
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,53 +82,35 @@ def run(args: argparse.Namespace) -> int:
         0; failures raise.
 
     Raises:
-        ImportError: `--scheduler` or `--pose-estimator` needs a package that is not installed.
+        ImportError: An option needs a package that is not installed.
         OSError: A file cannot be read or written, or the model is not found.
-        ValueError: An argument is out of range or a file does not hold what it should.
+        ValueError: A file does not hold what it should, or options contradict each other.
     """
     from tqdm import tqdm
 
-    from ..pose.alignment import align_pose
     from ..sequences import load_pose_sequence, render_sequence, write_animation
 
-    sampling = sampling_arguments(args)
-    check_seed(args.seed)
-    output = Path(args.output)
-    is_animation = output.suffix.lower() in (".gif", ".mp4")
-    if output.suffix and not is_animation:
-        raise ValueError(f"--output must end in .gif or .mp4, or be a folder for frames, got {args.output!r}.")
-    check_at_least(args, batch_size=1)
-    frames_dir = Path(args.frames) if args.frames else output.with_name(f"{output.stem}-frames")
-    if not is_animation:
-        if args.frames:
-            raise ValueError(f"--frames is for an --output in .gif or .mp4; {args.output!r} is a folder of frames.")
-        frames_dir = output
-
-    photos = SourcePhotos([args.image])
-    photo = photos[0]
-    frame = tuple(args.pose_frame) if args.pose_frame else None
-    with naming_options():
-        poses = load_pose_sequence(args.poses, frame, args.pose_person)
-    estimator = load_estimator(args)
-    check_source_options(args, 1, estimator)
+    output = args.output
+    frames = Path(args.frames or (output.with_name(f"{output.stem}-frames") if output.suffix else output))
+    inputs = Inputs(args)
+    with naming("--poses", "--pose-frame, --pose-person"):
+        size = tuple(args.pose_frame) if args.pose_frame else None
+        poses = load_pose_sequence(args.poses, size, args.pose_person)
     pipe = load_pipeline(args)
-    ((photo_frame, source_pose),) = fit_sources(args, photos, estimator, pipe)
-    body = source_pose if args.align else None
-    poses = bring_into_frame(poses, pipe) if body is None else align_pose(poses, body)
-    sampling["output_size"] = output_size(pipe, args)
+    ((window, body),) = inputs.fit_sources(pipe)
     pipe.set_progress_bar_config(disable=True)
-    frames = render_sequence(
+    made = render_sequence(
         pipe,
-        poses,
-        frames_dir,
-        image=crop_source(args, photo, photo_frame),
+        inputs.fit_poses(pipe, poses, body),
+        frames,
+        image=inputs.crop(0, window),
         seed=args.seed,
         shared_noise=args.shared_noise,
         micro_batch_size=args.batch_size,
-        **sampling,
+        **sampling_arguments(args, pipe),
     )
-    paths = list(tqdm(frames, total=len(poses), unit="frame"))
-    if is_animation:
+    paths = list(tqdm(made, total=len(poses), unit="frame"))
+    if output.suffix:
         write_animation(paths, output, args.fps)
-    logger.info("%s: %d frames, each in %s.", output, len(paths), frames_dir)
+    logger.info("%s: %d frames, each in %s.", output, len(paths), frames)
     return 0

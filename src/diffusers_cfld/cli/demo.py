@@ -1,26 +1,12 @@
-"""`diffusers-cfld demo`: the model that comes with the package, on the pictures that come with it."""
+"""`diffusers-cfld demo`: the model that comes with the package, on the images that come with it."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..small_model import SAMPLING_OPTIONS
-from .options import (
-    best_device,
-    check_at_least,
-    check_picture_name,
-    check_seed,
-    place,
-    save_image,
-    seeded_generators,
-)
-
-if TYPE_CHECKING:
-    import PIL.Image
+from .options import add_device_option, choose_device, image_path, positive_int
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +23,13 @@ def add_demo_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         description="Put drawn people into other poses with the small model that comes with the package. Needs no "
         "network and less than a minute on two cores of a CPU.",
     )
-    parser.add_argument(
-        "--output", default="demo.png", metavar="F", help="where the grid of pictures goes (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default %(default)s)")
+    add = parser.add_argument
+    output = "where the grid of images goes (default %(default)s)"
+    add("--output", type=image_path, default="demo.png", metavar="F", help=output)
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default %(default)s)")
     steps = SAMPLING_OPTIONS["num_inference_steps"]
-    parser.add_argument("--steps", type=int, default=steps, metavar="N", help="denoising steps (default %(default)s)")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    add("--steps", type=positive_int, default=steps, metavar="N", help="denoising steps (default %(default)s)")
+    add_device_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -57,45 +43,36 @@ def run(args: argparse.Namespace) -> int:
         0; failures raise.
 
     Raises:
-        OSError: The picture cannot be written.
-        ValueError: An argument is out of range.
+        OSError: The image cannot be written.
+        ValueError: There is no such device.
     """
+    import PIL.Image
+    import torch
+
+    from ..inspection import contact_sheet
+    from ..io_utils import replacing
     from ..small_model import example_poses, example_sources, load_small_model
 
-    check_at_least(args, steps=1)
-    check_seed(args.seed)
-    check_picture_name(args.output)
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    pipe: Any = place(load_small_model(), args.device or best_device())
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    pipe = load_small_model().to(choose_device(args.device))
     sources, poses = example_sources(), example_poses()
-    results = pipe(
+    count, columns = len(sources) * len(poses), len(poses)
+    (images,) = pipe(
         image=[source for source in sources for _ in poses],
         pose=poses * len(sources),
         **{**SAMPLING_OPTIONS, "num_inference_steps": args.steps},
-        generator=seeded_generators(args.seed, 0, len(sources) * len(poses)),
-        output_size=sources[0].size[::-1],
-    ).images
-    rows = [results[first : first + len(poses)] for first in range(0, len(results), len(poses))]
-    save_image(_grid(sources, [pose.draw() for pose in poses], rows), output)
-    logger.info("%s: each row has a photo (left) in the poses above.", output)
+        generator=[torch.Generator().manual_seed(args.seed + number) for number in range(count)],
+        output_size=(sources[0].height, sources[0].width),
+        return_dict=False,
+    )
+    # The poses are the first row, the sources the first column, and the results between.
+    rows = [[PIL.Image.new("RGB", sources[0].size, "white"), *(pose.draw() for pose in poses)]]
+    labels = [["", *(f"target pose {column + 1}" for column in range(columns))]]
+    for row, source in enumerate(sources):
+        rows.append([source, *images[row * columns : (row + 1) * columns]])
+        name = f"source {row + 1}"
+        labels.append([name, *(f"{name} in pose {column + 1}" for column in range(columns))])
+    with replacing(args.output, keep_suffix=True) as unfinished:
+        contact_sheet(rows, labels).save(unfinished)
+    logger.info("%s: each row has a source image (left) in the poses above.", args.output)
     return 0
-
-
-def _grid(
-    sources: Sequence[PIL.Image.Image],
-    poses: Sequence[PIL.Image.Image],
-    results: Sequence[Sequence[PIL.Image.Image]],
-) -> PIL.Image.Image:
-    """Lay out the poses in the first row, the sources in the first column and the results between."""
-    import PIL.Image
-
-    from ..inspection.heat_maps import contact_sheet
-
-    corner = PIL.Image.new("RGB", sources[0].size, "white")
-    rows = [[corner, *poses], *([source, *made] for source, made in zip(sources, results, strict=True))]
-    columns = range(1, len(poses) + 1)
-    labels = [["", *(f"target pose {column}" for column in columns)]]
-    for row in range(1, len(sources) + 1):
-        labels.append([f"source {row}", *(f"source {row} in pose {column}" for column in columns)])
-    return contact_sheet(rows, labels)

@@ -4,32 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
-from .inputs import (
-    SourcePhotos,
-    add_pose_options,
-    add_target_options,
-    bring_into_frame,
-    check_source_options,
-    check_target_options,
-    crop_source,
-    fit_sources,
-    load_estimator,
-    read_target,
-)
-from .options import (
-    add_model_options,
-    add_sampling_options,
-    check_at_least,
-    check_picture_name,
-    check_seed,
-    load_pipeline,
-    output_size,
-    sampling_arguments,
-    save_image,
-)
+from .inputs import Inputs, add_common_options, add_pose_options
+from .options import image_path, load_pipeline, positive_int, sampling_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -43,28 +21,25 @@ def add_interpolate_parser(subparsers: argparse._SubParsersAction[argparse.Argum
     parser = subparsers.add_parser(
         "interpolate",
         help="go from one person's appearance to another's in one pose",
-        description="Make the strip of pictures that goes from one person's appearance to another's in one pose, with "
-        "one noise for all of them.",
+        description="Make a strip of images that goes from one person's appearance to another's in one pose, all with "
+        "the same noise.",
     )
-    parser.add_argument("--image", required=True, nargs=2, metavar=("F", "G"), help="the two source photos")
-    parser.add_argument("--pose", required=True, metavar="F", help="target pose, as of generate")
-    add_target_options(parser)
-    parser.add_argument("--frames", type=int, default=7, metavar="N", help="pictures between (default %(default)s)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--image", required=True, nargs=2, metavar=("F", "G"), help="the two source images")
+    add("--pose", required=True, metavar="F", help="target pose, as for generate")
+    add_pose_options(parser)
+    add("--pose-row", metavar="NAME", help="which row of a CSV file with several")
+    add("--num-images", type=positive_int, default=7, metavar="N", help="images in the strip (default %(default)s)")
+    add(
         "--only",
         choices=("prompt", "biases"),
-        help="interpolate the coarse prompt or the fine query biases alone, the other stays the first person's",
+        help="interpolate the coarse prompt or the fine query biases alone; the other stays the first person's",
     )
-    parser.add_argument(
-        "--output", default="interpolation.png", metavar="F", help="where the strip goes (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=int, default=4, metavar="N", help="pictures at once (default %(default)s)"
-    )
-    add_pose_options(parser)
-    add_sampling_options(parser)
-    add_model_options(parser)
+    output = "where the strip goes (default %(default)s)"
+    add("--output", type=image_path, default="interpolation.png", metavar="F", help=output)
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default %(default)s)")
+    add("--batch-size", type=positive_int, default=4, metavar="N", help="images at once (default %(default)s)")
+    add_common_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -78,61 +53,47 @@ def run(args: argparse.Namespace) -> int:
         0; failures raise.
 
     Raises:
-        ImportError: `--scheduler` or `--pose-estimator` needs a package that is not installed.
+        ImportError: An option needs a package that is not installed.
         OSError: A file cannot be read or written, or the model is not found.
-        ValueError: An argument is out of range or a file does not hold what it should.
+        ValueError: A file does not hold what it should, or options contradict each other.
     """
     import torch
 
-    from ..inspection.heat_maps import contact_sheet
+    from ..inspection import contact_sheet
+    from ..io_utils import replacing
     from ..pipelines.pipeline_output import Appearance
-    from ..pose.alignment import align_pose
 
-    sampling = sampling_arguments(args)
-    check_seed(args.seed)
-    check_picture_name(args.output)
-    check_at_least(args, frames=2, batch_size=1)
-    photos = SourcePhotos(args.image)
-    first, second = photos
-    estimator = load_estimator(args)
-    check_source_options(args, len(args.image), estimator)
-    check_target_options(args, [args.pose])
-    pose = read_target(args, args.pose, estimator)
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-
+    inputs = Inputs(args)
+    target = inputs.read_pose(args.pose)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     pipe = load_pipeline(args)
-    (first_frame, first_pose), (second_frame, _) = fit_sources(args, photos, estimator, pipe)
-    if args.align and first_pose is not None:
-        pose = align_pose(pose, first_pose)
-    else:
-        (pose,) = bring_into_frame([pose], pipe, args.pose)
-    first, second = crop_source(args, first, first_frame), crop_source(args, second, second_frame)
-    ends = pipe.encode_appearance(first), pipe.encode_appearance(second)
-    weights = [number / (args.frames - 1) for number in range(args.frames)]
-    between = Appearance.cat(
-        [
-            ends[0].lerp(
-                ends[1],
-                weight,
-                prompt_weight=0.0 if args.only == "biases" else weight,
-                bias_weight=0.0 if args.only == "prompt" else weight,
-            )
-            for weight in weights
-        ]
-    )
-    sampling["output_size"] = output_size(pipe, args)
-    pictures: Any = pipe(
-        appearance=between,
+    (first_window, body), (second_window, _) = inputs.fit_sources(pipe)
+    (pose,) = inputs.fit_poses(pipe, [target], body, args.pose)
+    first, second = inputs.crop(0, first_window), inputs.crop(1, second_window)
+    start, end = pipe.encode_appearance(first), pipe.encode_appearance(second)
+    weights = [number / max(args.num_images - 1, 1) for number in range(args.num_images)]
+    appearances = [
+        start.lerp(
+            end,
+            weight,
+            prompt_weight=0.0 if args.only == "biases" else weight,
+            bias_weight=0.0 if args.only == "prompt" else weight,
+        )
+        for weight in weights
+    ]
+    images: Any
+    (images,) = pipe(
+        appearance=Appearance.cat(appearances),
         pose=pipe.encode_pose(pose),
         generator=[torch.Generator().manual_seed(args.seed) for _ in weights],
         micro_batch_size=args.batch_size,
-        **sampling,
         return_dict=False,
-    )[0]
+        **sampling_arguments(args, pipe),
+    )
+    size = images[0].size
     labels = ["first", *(f"{weight:.2f}" for weight in weights), "second"]
-    size = pictures[0].size
-    strip = contact_sheet([[first.resize(size), *pictures, second.resize(size)]], [labels])
-    save_image(strip, output)
-    logger.info("%s: %d pictures between %s and %s.", output, args.frames, *args.image)
+    strip = contact_sheet([[first.resize(size), *images, second.resize(size)]], [labels])
+    with replacing(args.output, keep_suffix=True) as unfinished:
+        strip.save(unfinished)
+    logger.info("%s: %d images from %s to %s.", args.output, args.num_images, *args.image)
     return 0
