@@ -83,12 +83,12 @@ def draw_grid(rows: list[list[np.ndarray]]) -> PIL.Image.Image:
 
 def main(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args)
-    size = pipe.target_size
     people = DrawnFigures(args.num_pairs, 2, (256, 176), first_identity=args.first_identity)
     pairs = [people[2 * number] for number in range(args.num_pairs)]
     sources, poses = [pair["source_image"] for pair in pairs], [pair["target_keypoints"] for pair in pairs]
-    truths = [resize(pair["target_image"], size) for pair in pairs]
     results = generate(pipe, sources, poses, args)
+    size = results[0].shape[:2]
+    truths = [resize(pair["target_image"], size) for pair in pairs]
     rows = {
         "source copied": [resize(source, size) for source in sources],
         "autoencoder": reconstruct(pipe, truths),

@@ -94,7 +94,6 @@ def judge(image: np.ndarray, truth: np.ndarray, parts: np.ndarray, arms: np.ndar
 
 def main(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args)
-    size = pipe.target_size
     people = DrawnFigures(args.num_pairs, 2, (256, 176), first_identity=args.first_identity)
     pairs = list(people)
     sources, poses = [pair["source_image"] for pair in pairs], [pair["target_keypoints"] for pair in pairs]
@@ -102,6 +101,7 @@ def main(args: argparse.Namespace) -> None:
     for index, image in enumerate(generate(pipe, sources, poses, args)):
         number, _, target = people.locate(index)
         figure = people.identity(number), people.pose(number, target)
+        size = image.shape[:2]
         truth = resize(pairs[index]["target_image"], size)
         verdicts.append(judge(image, truth, draw_parts(*figure, size), draw_arms(*figure, size)))
     print("| | images that show it | right |\n|---|---|---|")
