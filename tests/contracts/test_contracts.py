@@ -127,6 +127,7 @@ def test_the_wheel_holds_the_typed_package_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     small_model = "diffusers_cfld/small_model/pipeline/unet/diffusion_pytorch_model.fp16.safetensors"
-    assert {"diffusers_cfld/py.typed", "diffusers_cfld/small_model/examples/poses.json", small_model} <= {*names}
+    card = "diffusers_cfld/pipelines/model_card_template.md"
+    assert {"diffusers_cfld/py.typed", "diffusers_cfld/small_model/examples/poses.json", small_model, card} <= {*names}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"diffusers_cfld"}
     assert list(tmp_path.glob("*.tar.gz"))

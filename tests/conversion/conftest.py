@@ -29,7 +29,7 @@ def tiny_pipeline(tiny_checkpoint: Path, tiny_base: Path, tmp_path_factory: pyte
     from diffusers_cfld.conversion.convert import convert_checkpoint
 
     output = tmp_path_factory.mktemp("tiny") / "pipeline"
-    return convert_checkpoint(tiny_checkpoint, tiny_base, output, progress=False)
+    return convert_checkpoint(tiny_checkpoint, tiny_base, output)
 
 
 @pytest.fixture

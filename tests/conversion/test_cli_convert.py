@@ -52,9 +52,7 @@ def test_swin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "exactly one of --checkpoint, --to-original, --swin, got none"),
-        (["--checkpoint", "a", "--swin", "b"], "got --checkpoint and --swin"),
-        (["--checkpoint", "a"], "needs --base and --output"),
+        (["--checkpoint", "a"], "needs --base, --output as well"),
         (["--checkpoint", "a", "--base", "b"], "needs --output"),
         (["--to-original", "--output", "o"], "needs --model"),
         (["--swin", "a"], "needs --output"),
@@ -67,3 +65,16 @@ def test_swin(tmp_path: Path) -> None:
 def test_flags_that_do_not_go_together(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         convert(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of the arguments --checkpoint --to-original --swin is required"),
+        (["--checkpoint", "a", "--swin", "b"], "--swin: not allowed with argument --checkpoint"),
+    ],
+)
+def test_one_conversion_at_a_time(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        convert(*arguments)
+    assert message in capsys.readouterr().err

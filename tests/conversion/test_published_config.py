@@ -1,37 +1,48 @@
-from __future__ import annotations
+"""The sizes of a published checkpoint come from its tensors, the rest from the trainer's config.yaml."""
 
-import copy
-from pathlib import Path
+import inspect
 
 import pytest
-import yaml
 from testing_utils_reference import REFERENCE, read_manifest
 
-from diffusers_cfld.conversion.published_config import geometry_to_config, read_config, read_geometry
+from diffusers_cfld.conversion.published_config import (
+    check_config,
+    make_config,
+    read_arguments,
+    read_config,
+    read_sample_size,
+)
 from diffusers_cfld.models.appearance_encoder import AppearanceEncoder
 from diffusers_cfld.models.pose_adapter import PoseAdapter
 from diffusers_cfld.models.prompt_decoder import PerceptionRefinedDecoder
 
 
 @pytest.fixture
-def tiny() -> tuple[dict, dict]:
+def tiny():
     return read_manifest("tiny")["model"], read_config(REFERENCE / "tiny_config.yaml")
 
 
-def test_published_sizes_are_the_constructors_defaults() -> None:
-    import inspect
+def with_setting(config, name, value):
+    *sections, last = name.split(".")
+    target = config
+    for section in sections:
+        target = target.setdefault(section, {})
+    target[last] = value
+    return config
 
-    with_config = read_geometry(read_manifest("full")["model"], read_config(REFERENCE / "full_config.yaml"))
-    geometry = read_geometry(read_manifest("full")["model"])
-    assert geometry == with_config
-    for model, read in (
-        (PerceptionRefinedDecoder, geometry.prompt_decoder),
-        (AppearanceEncoder, geometry.appearance_encoder),
-        (PoseAdapter, geometry.pose_adapter),
+
+def test_published_sizes_are_the_constructors_defaults():
+    shapes = read_manifest("full")["model"]
+    arguments = read_arguments(shapes, {})
+    assert arguments == read_arguments(shapes, read_config(REFERENCE / "full_config.yaml"))
+    for model, name in (
+        (PerceptionRefinedDecoder, "prompt_decoder"),
+        (AppearanceEncoder, "appearance_encoder"),
+        (PoseAdapter, "pose_adapter"),
     ):
-        defaults = {name: value.default for name, value in inspect.signature(model.__init__).parameters.items()}
-        assert read == {name: defaults[name] for name in read}
-    assert geometry.source_encoder == {
+        defaults = {key: value.default for key, value in inspect.signature(model.__init__).parameters.items()}
+        assert arguments[name] == {key: defaults[key] for key in arguments[name]}
+    assert arguments["source_encoder"] == {
         "image_size": 256,
         "window_size": 16,
         "embed_dim": 128,
@@ -43,91 +54,77 @@ def test_published_sizes_are_the_constructors_defaults() -> None:
 
 
 @pytest.mark.parametrize("size", ["tiny", "full"])
-def test_config_round_trip(size: str) -> None:
+def test_the_written_config_is_the_trainers(size):
     shapes, config = read_manifest(size)["model"], read_config(REFERENCE / f"{size}_config.yaml")
-    geometry = read_geometry(shapes, config)
-    side = config["INPUT"]["GT"]["IMG_SIZE"][0] // 8
-    written = geometry_to_config(geometry, (side, side), 8)
-    assert read_geometry(shapes, written) == geometry
+    arguments = read_arguments(shapes, config)
+    written = make_config(arguments, read_sample_size(config, 8), 8)
+    check_config(config, written)
+    assert read_arguments(shapes, written) == arguments
     for section, values in written["MODEL"].items():
         assert values.items() <= config["MODEL"][section].items()
     for section in ("COND", "GT", "POSE"):
         assert written["INPUT"][section]["IMG_SIZE"] == config["INPUT"][section]["IMG_SIZE"]
 
 
-def test_other_widths_need_the_config(tiny: tuple[dict, dict]) -> None:
-    with pytest.raises(ValueError, match=r"decoder's head count .* width 48 .*config.yaml.*DECODER_CONFIG.HEADS"):
-        read_geometry(tiny[0])
+def test_head_counts_of_other_widths_need_the_config(tiny):
+    with pytest.raises(
+        ValueError, match=r"head count for the width 48.*config\.yaml with `MODEL.DECODER_CONFIG.HEADS`"
+    ):
+        read_arguments(tiny[0], {})
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "message"),
+    ("name", "value"),
     [
-        ("MODEL.DECODER_CONFIG.CTX_DIM", 768, "take the config.yaml that was written beside this checkpoint"),
-        ("MODEL.DECODER_CONFIG.HEADS", 5, "must divide the decoder's width 48, got 5"),
-        ("MODEL.DECODER_CONFIG.HEADS", "three", "positive whole numbers"),
-        ("MODEL.COND_STAGE_CONFIG.DEPTHS", [2, 2, 18, 2], "DEPTHS"),
-        ("MODEL.COND_STAGE_CONFIG.DROP_PATH_RATE", 2, "DROP_PATH_RATE"),
-        ("MODEL.COND_STAGE_CONFIG.WINDOW_SIZE", 8, "WINDOW_SIZE"),
-        ("MODEL.APPEARANCE_GUIDANCE_CONFIG.HEADS", [1, 2, 4] * 3, "one number per encoder"),
-        ("MODEL.APPEARANCE_GUIDANCE_CONFIG.ATTN_RESIDUAL_BLOCK_IDX", [3, 4, 5], "ATTN_RESIDUAL_BLOCK_IDX"),
-        ("INPUT.COND.IMG_SIZE", [256, 256], "256 patches of 4x4"),
+        ("MODEL.DECODER_CONFIG.CTX_DIM", 768),
+        ("MODEL.COND_STAGE_CONFIG.DEPTHS", [2, 2, 18, 2]),
+        ("MODEL.COND_STAGE_CONFIG.WINDOW_SIZE", 8),
+        ("MODEL.APPEARANCE_GUIDANCE_CONFIG.HEADS", [1, 2, 4] * 3),
+        ("MODEL.APPEARANCE_GUIDANCE_CONFIG.ATTN_RESIDUAL_BLOCK_IDX", [3, 4, 5]),
+        ("MODEL.POSE_GUIDANCE_CONFIG.POSE_CHANNELS", 20),
+        ("INPUT.GT.IMG_SIZE", [100, 128]),
+        ("INPUT.POSE.IMG_SIZE", [256, 256]),
+        ("MODEL.APPEARANCE_GUIDANCE_CONFIG.TO_SELF_ATTN", True),
+        ("MODEL.COND_STAGE_CONFIG.LAST_NORM", True),
     ],
 )
-def test_contradictions_are_named(tiny: tuple[dict, dict], setting: str, value: object, message: str) -> None:
-    shapes, config = tiny[0], copy.copy(yaml.safe_load(yaml.safe_dump(tiny[1])))
-    *sections, name = setting.split(".")
-    target = config
-    for section in sections:
-        target = target[section]
-    target[name] = value
-    with pytest.raises(ValueError, match=message):
-        read_geometry(shapes, config)
+def test_settings_of_another_checkpoint_and_ablations_are_refused(tiny, name, value):
+    shapes, config = tiny[0], with_setting(tiny[1], name, value)
+    expected = make_config(read_arguments(shapes, config), read_sample_size(config, 8), 8)
+    with pytest.raises(ValueError, match=rf"`{name}` in config\.yaml must be .* got .*Ablations"):
+        check_config(config, expected)
 
 
-def test_pose_maps_of_other_channels_need_the_config(tiny: tuple[dict, dict]) -> None:
-    shapes, config = tiny[0] | {"pose_encoder.conv_in.weight": [32, 20 * 16, 1, 1]}, tiny[1]
-    section = config["MODEL"]["POSE_GUIDANCE_CONFIG"]
-    del section["POSE_CHANNELS"], section["DOWNSCALE_FACTOR"]
-    with pytest.raises(ValueError, match="not 21 times a square"):
-        read_geometry(shapes, config)
-    section["POSE_CHANNELS"] = 20
-    adapter = read_geometry(shapes, config).pose_adapter
-    assert (adapter["pose_channels"], adapter["unshuffle_factor"]) == (20, 4)
-
-
-def test_settings_that_are_absent_fall_back(tiny: tuple[dict, dict]) -> None:
+def test_absent_settings_fall_back(tiny):
     shapes, config = tiny
-    sparse = {
-        "MODEL": {
-            "DECODER_CONFIG": {"HEADS": config["MODEL"]["DECODER_CONFIG"]["HEADS"]},
-            "APPEARANCE_GUIDANCE_CONFIG": {"HEADS": config["MODEL"]["APPEARANCE_GUIDANCE_CONFIG"]["HEADS"]},
-        }
-    }
-    assert read_geometry(shapes, sparse) == read_geometry(shapes, config)
+    heads = with_setting({}, "MODEL.DECODER_CONFIG.HEADS", config["MODEL"]["DECODER_CONFIG"]["HEADS"])
+    name = "MODEL.APPEARANCE_GUIDANCE_CONFIG.HEADS"
+    heads = with_setting(heads, name, config["MODEL"]["APPEARANCE_GUIDANCE_CONFIG"]["HEADS"])
+    arguments = read_arguments(shapes, heads)
+    assert arguments == read_arguments(shapes, config)
+    assert read_sample_size(heads, 8) is None
+    check_config(heads, make_config(arguments, 16, 8))
 
 
-def test_image_of_other_proportions_needs_the_config(tiny: tuple[dict, dict]) -> None:
-    shapes = {key: shape for key, shape in tiny[0].items() if not key.endswith("attn_mask")}
-    shapes["decoder.kv_pos_embed"] = [1, 2, 128]
-    del tiny[1]["INPUT"]
-    with pytest.raises(ValueError, match="no square"):
-        read_geometry(shapes, tiny[1])
-    tiny[1]["INPUT"] = {"COND": {"IMG_SIZE": [64, 32]}}
-    geometry = read_geometry(shapes, tiny[1])
-    assert geometry.source_encoder["image_size"] == (64, 32)
-    assert geometry.prompt_decoder["feature_size"] == (2, 1)
+def test_source_images_of_other_proportions_need_the_config(tiny):
+    shapes, config = {**tiny[0], "decoder.kv_pos_embed": [1, 2, 128]}, tiny[1]
+    del config["INPUT"]
+    with pytest.raises(ValueError, match=r"config\.yaml with `INPUT.COND.IMG_SIZE`.*got 44x44"):
+        read_arguments(shapes, config)
+    arguments = read_arguments(shapes, with_setting(config, "INPUT.COND.IMG_SIZE", [64, 32]))
+    assert arguments["source_encoder"]["image_size"] == (64, 32)
+    assert arguments["prompt_decoder"]["feature_size"] == (2, 1)
 
 
 @pytest.mark.parametrize("shapes", [{}, {"model.conv_in.weight": [320, 4, 3, 3]}])
-def test_another_state_dict_is_refused(shapes: dict) -> None:
-    with pytest.raises(ValueError, match=r"pytorch_model.bin must be the published trainer's state dict"):
-        read_geometry(shapes)
+def test_another_state_dict_is_refused(shapes):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin must be the published trainer's state dict.*no such"):
+        read_arguments(shapes, {})
 
 
 @pytest.mark.parametrize("content", ["- 1\n- 2\n", "a: [", "\x00"])
-def test_config_that_is_no_settings(tmp_path: Path, content: str) -> None:
+def test_a_config_without_settings_is_refused(tmp_path, content):
     path = tmp_path / "config.yaml"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"config.yaml.*published trainer's"):
+    with pytest.raises(ValueError, match=r"config\.yaml' must hold the published trainer's settings"):
         read_config(path)

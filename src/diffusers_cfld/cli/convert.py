@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from .options import DTYPES
-
-if TYPE_CHECKING:
-    import torch
 
 _SWIN_MODEL = "swin_base_patch4_window12_384"
 _SWIN_IMAGE_SIZE = 256
 _SWIN_WINDOW_SIZE = 16
 
-# What each of the three conversions needs and what else it takes.
+# The options that each of the three conversions needs, and those that it also takes.
 _MODES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "checkpoint": (("base", "output"), ("dtype", "variant", "overwrite", "token", "revision")),
     "to_original": (("model", "output"), ("variant", "overwrite")),
@@ -41,26 +39,30 @@ def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
             "(--swin)."
         ),
     )
-    parser.add_argument(
+    modes = parser.add_mutually_exclusive_group(required=True)
+    modes.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="folder with pytorch_model.bin, pytorch_model_1.bin and, for other sizes than the published, config.yaml",
+        help="folder with pytorch_model.bin, pytorch_model_1.bin and, for sizes other than the published, config.yaml",
     )
-    parser.add_argument("--base", metavar="DIR_OR_HUB_ID", help="Stable Diffusion 1.5 for --checkpoint")
-    parser.add_argument("--to-original", action="store_true", help="write the published layout from --model")
-    parser.add_argument("--model", metavar="DIR", help="local pipeline folder for --to-original")
-    parser.add_argument("--swin", metavar="FILE", help="Swin weights (.safetensors, .pth, .bin) in either layout")
+    parser.add_argument("--base", metavar="DIR_OR_HUB_ID", help="Stable Diffusion 1.5, needed by --checkpoint")
+    modes.add_argument("--to-original", action="store_true", help="write the published layout from --model")
+    parser.add_argument("--model", metavar="DIR", help="local pipeline folder, needed by --to-original")
+    modes.add_argument("--swin", metavar="FILE", help="Swin weights (.safetensors, .pth, .bin) in either layout")
     parser.add_argument("--swin-model", metavar="NAME", help=f"timm name of the architecture (default: {_SWIN_MODEL})")
     parser.add_argument(
-        "--image-size", type=int, metavar="N", help=f"pixels of the source image's side (default: {_SWIN_IMAGE_SIZE})"
+        "--image-size", type=int, metavar="N", help=f"side of the source image in pixels (default: {_SWIN_IMAGE_SIZE})"
     )
     parser.add_argument(
-        "--window-size", type=int, metavar="N", help=f"tokens of the window's side (default: {_SWIN_WINDOW_SIZE})"
+        "--window-size",
+        type=int,
+        metavar="N",
+        help=f"side of the attention window in tokens (default: {_SWIN_WINDOW_SIZE})",
     )
     parser.add_argument("--output", metavar="DIR", help="folder to make")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
-    parser.add_argument("--variant", metavar="NAME", help="put into the weights' file names, e.g. fp16")
-    parser.add_argument("--overwrite", action="store_true", help="replace a former result in the output folder")
+    parser.add_argument("--dtype", choices=DTYPES, help="number format of the written weights (default: unchanged)")
+    parser.add_argument("--variant", metavar="NAME", help="variant in the names of the weights' files, e.g. fp16")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output folder if it is a former result")
     parser.add_argument("--token", help="Hub token for --base")
     parser.add_argument("--revision", help="Hub revision of --base")
     parser.set_defaults(run=run)
@@ -78,71 +80,51 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         OSError: A file cannot be read or written.
-        ValueError: The flags do not go together, or the conversion failed; the message says what to do.
-        ImportError: A library that is needed is not installed.
+        ValueError: The options do not go together, or the conversion failed; the message says what to do.
     """
-    mode = _check_flags(args)
-    if mode == "checkpoint":
-        from ..conversion.convert import convert_checkpoint
+    mode = _check_options(args)
 
-        convert_checkpoint(
-            args.checkpoint,
-            args.base,
-            args.output,
-            dtype=_parse_dtype(args.dtype),
-            variant=args.variant,
-            overwrite=args.overwrite,
-            token=args.token,
-            revision=args.revision,
+    import torch
+
+    from ..conversion import convert
+
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    output_options = {"variant": args.variant, "overwrite": args.overwrite}
+    if mode == "checkpoint":
+        hub_options = {"token": args.token, "revision": args.revision}
+        convert.convert_checkpoint(
+            args.checkpoint, args.base, args.output, dtype=dtype, **output_options, **hub_options
         )
     elif mode == "to_original":
-        from ..conversion.convert import convert_to_original
-
-        convert_to_original(args.model, args.output, variant=args.variant, overwrite=args.overwrite)
+        convert.convert_to_original(args.model, args.output, **output_options)
     else:
-        from ..conversion.convert import convert_swin
-
-        convert_swin(
+        convert.convert_swin(
             args.swin,
             args.output,
             model_name=args.swin_model or _SWIN_MODEL,
             image_size=_SWIN_IMAGE_SIZE if args.image_size is None else args.image_size,
             window_size=_SWIN_WINDOW_SIZE if args.window_size is None else args.window_size,
-            dtype=_parse_dtype(args.dtype),
-            variant=args.variant,
-            overwrite=args.overwrite,
+            dtype=dtype,
+            **output_options,
         )
     sys.stdout.write(f"Wrote {args.output}\n")
     return 0
 
 
-def _check_flags(args: argparse.Namespace) -> str:
+def _check_options(args: argparse.Namespace) -> str:
+    """Tell which conversion is asked for, with exactly the options that it takes."""
+    known = {name for needed, optional in _MODES.values() for name in (*needed, *optional)}
     given = {name for name, value in vars(args).items() if value is not None and value is not False}
-    modes = [mode for mode in _MODES if mode in given]
-    names = ", ".join(map(_flag, _MODES))
-    if len(modes) != 1:
-        got = " and ".join(map(_flag, modes)) or "none"
-        raise ValueError(f"`convert` needs exactly one of {names}, got {got}.")
-    mode = modes[0]
-    required, optional = _MODES[mode]
-    missing = [_flag(name) for name in required if name not in given]
+    mode = next(mode for mode in _MODES if mode in given)
+    needed, optional = _MODES[mode]
+    missing = [name for name in needed if name not in given]
     if missing:
-        raise ValueError(f"`convert {_flag(mode)}` needs {' and '.join(missing)} as well.")
-    known = {name for required, optional in _MODES.values() for name in (*required, *optional)}
-    foreign = sorted(_flag(name) for name in (given & known) - {*required, *optional})
+        raise ValueError(f"{_flags([mode])} needs {_flags(missing)} as well.")
+    foreign = sorted((given & known) - {*needed, *optional})
     if foreign:
-        raise ValueError(f"`convert {_flag(mode)}` does not take {', '.join(foreign)}: leave it out.")
+        raise ValueError(f"{_flags([mode])} does not take {_flags(foreign)}.")
     return mode
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _parse_dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    import torch
-
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
