@@ -1,6 +1,6 @@
-"""What `import diffusers_cfld` costs beside `import torch, diffusers`, in fresh processes side by side.
+"""What importing the package and asking the command line for help cost beside importing diffusers.
 
-`python benchmarks/import_time.py [--repeats N]`
+`python benchmarks/import_time.py [--repeats N]` measures in fresh processes, by turns.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ import argparse
 import statistics
 import subprocess
 import sys
+import time
 
-_STATEMENTS = {
-    "torch, diffusers": "import torch, diffusers",
-    "torch, diffusers, diffusers_cfld": "import torch, diffusers, diffusers_cfld",
-    "diffusers.StableDiffusionPipeline": "from diffusers import StableDiffusionPipeline",
-    "diffusers_cfld.CFLDPipeline": "from diffusers_cfld import CFLDPipeline",
+_PROGRAMS = {
+    "python": ["-c", ""],
+    "import diffusers": ["-c", "import diffusers"],
+    "import diffusers_cfld": ["-c", "import diffusers_cfld"],
+    "diffusers-cfld --help": ["-m", "diffusers_cfld", "--help"],
+    "from diffusers import StableDiffusionPipeline": ["-c", "from diffusers import StableDiffusionPipeline"],
+    "from diffusers_cfld import CFLDPipeline": ["-c", "from diffusers_cfld import CFLDPipeline"],
 }
-_TIMER = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 
 
-def measure(statement: str) -> float:
-    """Seconds that a statement takes in a fresh interpreter."""
-    command = [sys.executable, "-c", _TIMER.format(statement)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def measure(program: list[str]) -> float:
+    """Seconds from start to end of a fresh interpreter."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *program], check=True, capture_output=True)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -30,24 +33,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    seconds: dict[str, list[float]] = {name: [] for name in _STATEMENTS}
-    for statement in _STATEMENTS.values():  # fill the disk cache
-        measure(statement)
+    for program in _PROGRAMS.values():  # fill the disk cache
+        measure(program)
+    seconds: dict[str, list[float]] = {name: [] for name in _PROGRAMS}
     for _ in range(args.repeats):
-        for name, statement in _STATEMENTS.items():
-            seconds[name].append(measure(statement))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, median in medians.items():
-        print(f"{name:36} {median:6.2f} s")
-    for name, ours, theirs in (
-        ("package over torch and diffusers", "torch, diffusers, diffusers_cfld", "torch, diffusers"),
-        (
-            "CFLDPipeline over StableDiffusionPipeline",
-            "diffusers_cfld.CFLDPipeline",
-            "diffusers.StableDiffusionPipeline",
-        ),
-    ):
-        print(f"{name}: {medians[ours] / medians[theirs]:.2f}x")
+        for name, program in _PROGRAMS.items():
+            seconds[name].append(measure(program))
+    for name, values in seconds.items():
+        print(f"{name:46} {statistics.median(values):6.2f} s")
 
 
 if __name__ == "__main__":

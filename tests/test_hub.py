@@ -126,12 +126,11 @@ def generic_loading_needs_the_import(s: Scenario) -> None:
 def loads_generically_after_the_import(s: Scenario) -> None:
     from diffusers import DiffusionPipeline
 
-    import diffusers_cfld
+    from diffusers_cfld import CFLDPipeline
 
-    cls = diffusers_cfld.CFLDPipeline
     pipe = DiffusionPipeline.from_pretrained(REPO, cache_dir=s.new_folder())
 
-    assert type(pipe) is cls
+    assert type(pipe) is CFLDPipeline
     assert sorted(s.hub.downloads) == sorted(NEEDED), s.hub.downloads
     np.testing.assert_array_equal(pixels(pipe), local_pixels(s.folder))
 

@@ -71,10 +71,10 @@ def test_signatures_and_docstrings_name_the_same_arguments(name):
             assert re.search(rf"^\s+\*{{0,2}}{parameter}:", docstring, re.M), f"{item} does not document {parameter}"
 
 
-def test_importing_the_package_imports_little_more_than_diffusers():
-    modules = "('timm', 'cv2', 'torchvision', 'diffusers.pipelines.pipeline_utils')"
-    program = f"import sys, diffusers_cfld; print([name for name in {modules} if name in sys.modules])"
-    command = [sys.executable, "-c", program]
+def test_importing_the_package_imports_no_library():
+    program = "import sys, diffusers_cfld; print([name for name in sys.argv[1:] if name in sys.modules])"
+    libraries = ["torch", "diffusers", "transformers", "timm", "numpy", "PIL", "cv2", "torchvision"]
+    command = [sys.executable, "-c", program, *libraries]
     environment = {"PYTHONPATH": str(ROOT / "src")}
     assert subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout == "[]\n"
 
@@ -104,21 +104,6 @@ def test_pickles_are_only_read_with_weights_only():
                 ), f"{path}:{node.lineno}"
 
 
-def test_modules_stay_readable_in_one_sitting():
-    lengths = {path.name: len(path.read_text().splitlines()) for path in SOURCES}
-    assert all(length <= 800 for length in lengths.values()), max(lengths.items(), key=lambda item: item[1])
-
-
-def test_modules_import_only_downwards():
-    """Pipelines over models, processors and guidance; none of these knows pipelines, conversion or the commands."""
-    lower = [path for path in SOURCES if path.parent.name in ("models", "processors")]
-    lower += [path for path in SOURCES if path.name in ("guidance.py", "keypoints.py")]
-    for path in lower:
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                assert not re.search(r"\b(pipelines|cli|conversion)\b", node.module), f"{path}:{node.lineno}"
-
-
 @pytest.mark.slow
 def test_the_wheel_holds_the_typed_package_and_nothing_else(tmp_path):
     build = pytest.importorskip("build")
@@ -128,6 +113,7 @@ def test_the_wheel_holds_the_typed_package_and_nothing_else(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     small_model = "diffusers_cfld/small_model/pipeline/unet/diffusion_pytorch_model.fp16.safetensors"
     card = "diffusers_cfld/pipelines/model_card_template.md"
-    assert {"diffusers_cfld/py.typed", "diffusers_cfld/small_model/examples/poses.json", small_model, card} <= {*names}
+    marker, stub = "diffusers_cfld/py.typed", "diffusers_cfld/__init__.pyi"
+    assert {marker, stub, "diffusers_cfld/small_model/examples/poses.json", small_model, card} <= {*names}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"diffusers_cfld"}
     assert list(tmp_path.glob("*.tar.gz"))

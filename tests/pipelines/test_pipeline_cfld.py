@@ -505,9 +505,12 @@ class TestSaving:
 
     @pytest.mark.parametrize(
         "imports",
-        ["import diffusers_cfld; import diffusers", "from diffusers import DiffusionPipeline; import diffusers_cfld"],
+        [
+            "from diffusers_cfld import CFLDPipeline",
+            "import diffusers; from diffusers_cfld import CFLDInpaintPipeline",
+        ],
     )
-    def test_importing_the_package_in_any_order_is_enough_for_that(self, pipe, tmp_path, imports):
+    def test_importing_a_pipeline_is_enough_for_that(self, pipe, tmp_path, imports):
         pipe.save_pretrained(tmp_path)
         load = "import diffusers; print(type(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])))"
         command = [sys.executable, "-c", f"import sys; {imports}; {load}", str(tmp_path)]

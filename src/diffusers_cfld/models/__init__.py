@@ -1,6 +1,9 @@
-"""The models of CFLD: what is trained, and the attention processor that carries it into the stock U-Net."""
+"""The models of CFLD: the four that are trained, and the attention processor that joins them to the stock U-Net."""
 
-from .._registration import add_models_to_diffusers
+from diffusers.pipelines import pipeline_loading_utils
 
-# Here too, so that other pipelines than ours record the models by their short name.
-add_models_to_diffusers()
+# With this entry diffusers loads our components from the Hub too (huggingface/diffusers#6563), and `model_index.json`
+# records them as ["diffusers_cfld", "PoseAdapter"], without module paths, so that modules may move.
+pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
+    "diffusers_cfld", {"ModelMixin": ["save_pretrained", "from_pretrained"]}
+)

@@ -1,1 +1,11 @@
-"""Pipelines of CFLD."""
+"""The pipelines of CFLD: pose transfer, and pose transfer inside a mask."""
+
+import diffusers
+
+from .pipeline_cfld import CFLDPipeline
+from .pipeline_cfld_inpaint import CFLDInpaintPipeline
+
+# `DiffusionPipeline.from_pretrained` looks up the class that a folder names as an attribute of diffusers.
+for _pipeline in (CFLDPipeline, CFLDInpaintPipeline):
+    if not hasattr(diffusers, _pipeline.__name__):
+        setattr(diffusers, _pipeline.__name__, _pipeline)

@@ -34,7 +34,6 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .._registration import add_models_to_diffusers
 from ..image_utils import as_pair
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import fit_pose_residuals, fit_query_biases, hybrid_granularity_attention
@@ -774,6 +773,3 @@ class CFLDPipeline(HubCardMixin, ComponentSharingMixin, StableDiffusionMixin, UN
             negative, positive = embed.chunk(2) if guided else (torch.zeros_like(embed), embed)
             pairs.append((repeat_to(negative, batch_size), repeat_to(positive, batch_size)))
         return pairs
-
-
-add_models_to_diffusers()
