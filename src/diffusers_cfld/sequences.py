@@ -174,9 +174,7 @@ def write_animation(
         write(paths, partial, frames_per_second)
 
 
-def claim_images(
-    note: Path, images: Iterable[Path], model: str | None, options: Mapping[str, Any], digest: str
-) -> None:
+def claim_images(note: Path, images: Iterable[Path], model: object, options: Mapping[str, Any], digest: str) -> None:
     """Note what images are made from, or refuse those that were made from something else.
 
     Args:
@@ -190,14 +188,15 @@ def claim_images(
         ValueError: There are images, and no note or another one.
     """
     plain = {name: value for name, value in options.items() if _is_plain(value)}
-    content = json.dumps({"model": model, "options": plain, "sha256": digest}, indent=2, sort_keys=True).encode()
-    if not any(image.exists() for image in images):
+    content = json.dumps({"model": str(model), "options": plain, "sha256": digest}, indent=2, sort_keys=True).encode()
+    found = next((image for image in images if image.exists()), None)
+    if found is None:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_file(note, content)
     elif not note.is_file() or note.read_bytes() != content:
         raise ValueError(
-            f"{str(note.parent)!r} holds images that were made with another model, image, pose or option, as far as "
-            f"{note.name!r} tells: write to another place, or remove them."
+            f"{str(found)!r} exists, but {note.name!r} does not say that it was made with this model, image, pose "
+            "and options: write to another place, or remove what is there."
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..small_model import SMALL_MODEL
 from .inputs import Inputs, add_common_options, add_pose_options
-from .options import image_path, load_pipeline, positive_int, sampling_arguments
+from .options import image_path, load_pipeline, naming, positive_int, sampling_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +91,10 @@ def run(args: argparse.Namespace) -> int:
     outputs = _output_paths(args.output, num_pairs * args.num_images)
     note = args.output.with_name(f".{args.output.name}.json")
     options = {name: value for name, value in vars(args).items() if name not in _NOT_NOTED}
-    claim = partial(claim_images, note, outputs, args.model or SMALL_MODEL.name, options, inputs.digest(targets))
+    claim = partial(claim_images, note, outputs, args.model or SMALL_MODEL, options, inputs.digest(targets))
     if args.resume:
-        claim()
+        with naming("--resume"):
+            claim()
         if all(path.exists() for path in outputs):
             logger.info("Nothing to do: all images are there.")
             return 0
