@@ -110,7 +110,7 @@ def render_sequence(
     """
     if (image is None) == (appearance is None):
         raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
-    source = pipe.encode_appearance(image) if appearance is None else appearance
+    source = pipe.encode_appearance(image) if appearance is None else appearance  # type: ignore[arg-type]  # one is given
     if len(source) != 1:
         raise ValueError(f"A sequence shows one person, got {len(source)} sources: combine them by `Appearance.mean`.")
     poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.image_shape)

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from functools import cache
 
 import diffusers
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
@@ -31,8 +29,7 @@ from testing_utils import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from diffusers_cfld import Appearance, CFLDInpaintPipeline, CFLDPipeline
-from diffusers_cfld.inversion import invert
+from diffusers_cfld import Appearance, CFLDPipeline
 
 COMPONENTS = ("source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter", "unet", "vae")
 # Schedulers that are tried in every run; the others are slow tests.
@@ -507,42 +504,6 @@ def test_second_thread_is_refused_during_an_evaluation_of_the_unet(pipe):
         first.join(timeout=60)
         handle.remove()
     assert torch.equal(outcomes[0], run(fresh_pipeline()))
-
-
-@pytest.mark.parametrize("shared", ["pipeline", "scheduler", "inversion"])
-def test_a_call_within_a_call_is_refused_and_leaves_it_alone(pipe, plain, shared):
-    """From another thread or from a callback: it would change the scales and the timesteps of the running one."""
-    arguments = {"num_inference_steps": 7, "guidance_scale": 1.0}
-    region = {"mask_image": np.ones((64, 64), np.float32), "source_image": tiny_image(3)}
-    person = PIL.Image.new("RGB", (64, 64), "white")
-    calls = {
-        "pipeline": lambda: run(pipe, **arguments),
-        "scheduler": lambda: run(CFLDInpaintPipeline.from_pipe(pipe), **region, **arguments),
-        "inversion": lambda: invert(pipe, person, tiny_pose(), **arguments),
-    }
-    messages = []
-
-    def target():
-        try:
-            calls[shared]()
-        except RuntimeError as error:
-            messages.append(str(error))
-
-    def callback(_pipe, step, _timestep, tensors):
-        if step == 0:
-            thread = threading.Thread(target=target)
-            thread.start()
-            thread.join(timeout=60)
-            target()
-        return tensors
-
-    assert torch.equal(run(pipe, callback_on_step_end=callback), plain)
-    assert len(messages) == 2
-    assert all("is in the middle of a call" in message for message in messages)
-    # It is free again, also after a call that failed.
-    with pytest.raises(ValueError, match="num_inference_steps"):
-        run(pipe, num_inference_steps=0)
-    assert torch.equal(run(pipe), plain)
 
 
 # Two pipelines with one U-Net

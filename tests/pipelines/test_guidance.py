@@ -37,21 +37,3 @@ def test_only_branches_with_weight_are_evaluated_and_the_result_is_eq_7(pose_sca
 def test_a_single_branch_is_returned_untouched():
     prediction = torch.randn(1, 4, 2, 2)
     assert combine_guidance([prediction], [1.0]) is prediction
-
-
-@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["pose_guidance_scale", "appearance_guidance_scale"])
-def test_scales_must_be_finite_and_not_negative(scale, name):
-    scales = {"pose_guidance_scale": 1.0, "appearance_guidance_scale": 1.0, name: scale}
-    with pytest.raises(ValueError, match=f"`{name}` must be a finite number >= 0"):
-        guidance_weights(**scales)
-
-
-def test_predictions_and_weights_must_fit():
-    prediction = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(ValueError, match="as many and of one shape"):
-        combine_guidance([prediction], [0.5, 0.5])
-    with pytest.raises(ValueError, match="as many and of one shape"):
-        combine_guidance([prediction, prediction[:, :1]], [0.5, 0.5])
-    with pytest.raises(ValueError, match="must sum to 1"):
-        combine_guidance([prediction, prediction], [1.0, 1.0])

@@ -20,12 +20,10 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
 from testing_utils import (
     APPEARANCE_ENCODER_CONFIG,
-    UNET_CONFIG,
     fill,
     tiny_components,
     tiny_image,
@@ -309,25 +307,11 @@ class TestBatches:
     def test_micro_batches_encode_a_single_source_once(self, pipe, monkeypatch):
         calls = []
         encode = pipe.encode_appearance
-        monkeypatch.setattr(pipe, "encode_appearance", lambda image: calls.append(1) or encode(image))
+        monkeypatch.setattr(pipe, "encode_appearance", lambda image, size: calls.append(1) or encode(image, size))
         for output_type in ("pil", "np", "pt"):
             images = run(pipe, pose=[KEYPOINTS] * 3, micro_batch_size=1, output_type=output_type)
             assert len(images) == 3
         assert len(calls) == 3
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"micro_batch_size": 0}, "`micro_batch_size` must be a whole number of at least 1, got 0"),
-            ({"micro_batch_size": 1, "generator": generators(0)}, "`generator` must be of length 2"),
-            ({"micro_batch_size": 1, "latents": torch.zeros(1, 4, 16, 16)}, "`latents` must be of length 2"),
-            ({"micro_batch_size": 1, "image": None}, "either `image` or `appearance`"),
-            ({"micro_batch_size": 1, "ip_adapter_image_embeds": []}, "cannot be combined with `ip_adapter_image"),
-        ],
-    )
-    def test_micro_batches_that_make_no_sense(self, pipe, options, message):
-        with pytest.raises(ValueError, match=message):
-            run(pipe, pose=tiny_pose(0, 2), **options)
 
     def test_encoded_conditions_give_the_same_result(self, pipe):
         appearance = pipe.encode_appearance(tiny_image())
@@ -403,44 +387,17 @@ class TestCallbacks:
         assert not torch.equal(run(pipe, **options), base)
         assert torch.equal(run(pipe), base)
 
-    def test_a_prompt_of_another_batch_is_refused(self, pipe):
-        def cut(pipe, step, timestep, tensors):
-            return {"prompt_embeds": tensors["prompt_embeds"][-1:]}
-
-        options = {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-        with pytest.raises(ValueError, match="must keep its batch of 2"):
-            run(pipe, image=tiny_image(0, 2), **options)
-
     @pytest.mark.parametrize("wrapped", [False, True])
     def test_the_host_callback_that_means_something_else_is_refused(self, pipe, wrapped):
         callback = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
         with pytest.raises(ValueError, match=r"_guidance_scale = 1\.0"):
             run(pipe, callback_on_step_end=MultiPipelineCallbacks([callback]) if wrapped else callback)
 
-    def test_interrupt_stops_before_the_next_micro_batch(self, pipe):
-        steps = []
-
-        def stop(pipe, step, timestep, tensors):
-            steps.append(step)
-            pipe._interrupt = len(steps) == 3
-            return {}
-
-        options = {"num_inference_steps": 2, "callback_on_step_end": stop, "micro_batch_size": 1}
-        images = run(pipe, pose=[KEYPOINTS] * 3, generator=generators(0, 1, 2), **options)
-        assert steps == [0, 1, 0]
-        assert len(images) == 2
-
     def test_numbers_of_numpy_are_numbers(self, pipe):
         options = {"height": np.int64(64), "width": np.int32(96), "num_inference_steps": np.int64(2)}
         made = run(pipe, **options, guidance_scale=np.float32(1.5), num_images_per_prompt=np.int64(1))
         expected = run(pipe, height=64, width=96, num_inference_steps=2, guidance_scale=1.5)
         assert_same(made, expected)
-
-    def test_encoded_poses_of_another_model_are_named(self, pipe):
-        features = pipe.encode_pose(KEYPOINTS)
-        other = PoseFeatures({name: residual[:, :-1] for name, residual in features.residuals.items()})
-        with pytest.raises(ValueError, match="The encoded poses are of another model: they have"):
-            run(pipe, pose=other)
 
     def test_interrupt_stops_early(self, pipe):
         steps = []
@@ -594,7 +551,7 @@ class TestErrors:
         ("options", "error", "message"),
         [
             ({"image": None}, ValueError, "either `image` or `appearance`"),
-            ({"appearance": "x"}, ValueError, "and not both"),
+            ({"appearance": "x"}, ValueError, "not both"),
             ({"image": None, "appearance": "x"}, TypeError, "must come from `encode_appearance`, got str"),
             ({"pose": None}, ValueError, "`pose` is missing"),
             ({"image": []}, ValueError, "`image` is an empty list"),
@@ -608,16 +565,9 @@ class TestErrors:
             ({"pose": torch.zeros(1, 21, 60, 64)}, ValueError, "multiples of 16"),
             ({"height": 100}, ValueError, "multiples of 8, got 100 and 128"),
             ({"width": -8}, ValueError, "multiples of 8"),
-            ({"num_images_per_prompt": 0}, ValueError, "at least 1, got 0"),
-            ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be at least 1, got 0"),
-            ({"height": 64.0}, TypeError, "`height` must be a whole number, got 64.0"),
-            ({"latents": np.zeros((1, 4, 16, 16))}, TypeError, "`latents` must be a tensor, got ndarray"),
-            ({"guidance_scale": "2"}, TypeError, "`guidance_scale` must be a number"),
-            ({"output_size": 256, "output_type": "pt"}, ValueError, "in whole pixels, got 256"),
-            ({"ip_adapter_image_embeds": [torch.zeros(1, 4)]}, ValueError, "`load_ip_adapter` first"),
-            ({"ip_adapter_image_embeds": torch.zeros(1, 4)}, TypeError, "a list with one tensor per IP-Adapter"),
+            ({"ip_adapter_image_embeds": [torch.zeros(1, 4)]}, ValueError, "call `load_ip_adapter`"),
             ({"output_type": "jpg"}, ValueError, "'pil', 'np', 'pt' or 'latent', got 'jpg'"),
-            ({"output_size": (256, 176), "output_type": "latent"}, ValueError, "cannot be combined"),
+            ({"output_size": (256, 176), "output_type": "latent"}, ValueError, "None for `output_type=.latent.`"),
             ({"output_size": (0, 176), "output_type": "pt"}, ValueError, "must be .height, width."),
             ({"guidance_scale": -1.0}, ValueError, "`guidance_scale` must be a finite number >= 0, got -1"),
             ({"appearance_guidance_scale": -2.0}, ValueError, "`appearance_guidance_scale` must be"),
@@ -629,7 +579,7 @@ class TestErrors:
                 ValueError,
                 "2 images and 3 poses",
             ),
-            ({"ip_adapter_image": torch.zeros(1, 3, 8, 8)}, ValueError, "`load_ip_adapter` first"),
+            ({"ip_adapter_image": torch.zeros(1, 3, 8, 8)}, ValueError, "call `load_ip_adapter`"),
         ],
     )
     def test_bad_input_gets_one_sentence(self, pipe, options, error, message):
@@ -648,12 +598,6 @@ class TestErrors:
         ("name", "other", "message"),
         [
             ("vae", lambda: AutoencoderKL(latent_channels=16, block_out_channels=(32,)), "vae's latent_channels"),
-            ("unet", lambda: UNet2DConditionModel(**{**UNET_CONFIG, "sample_size": None}), "sample_size must be set"),
-            (
-                "appearance_encoder",
-                lambda: AppearanceEncoder(**{**APPEARANCE_ENCODER_CONFIG, "attentions_per_block": 4}),
-                "is not a layer of the unet",
-            ),
             (
                 "appearance_encoder",
                 lambda: AppearanceEncoder(**{**APPEARANCE_ENCODER_CONFIG, "feature_channels": (16, 32, 32)}),
@@ -662,7 +606,7 @@ class TestErrors:
             (
                 "appearance_encoder",
                 lambda: AppearanceEncoder(**APPEARANCE_ENCODER_CONFIG, feature_stages=(2, 3, 9)),
-                "stages that it reads, 2, 3, 9, got",
+                "channels of the source_encoder's stages, got",
             ),
             ("pose_adapter", lambda: PoseAdapter(block_out_channels=(64, 64, 128)), "pose_adapter's block_out"),
         ],
@@ -682,12 +626,3 @@ class TestErrors:
     def test_a_folder_that_is_no_pipeline_is_named(self, tmp_path):
         with pytest.raises(OSError, match=r"model_index\.json"):
             CFLDPipeline.from_pretrained(tmp_path)
-
-
-def test_a_missing_variant_is_named(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "fp16", variant="fp16")
-    with pytest.raises(OSError, match=r"has its weights in a variant only: pass `variant='fp16'`"):
-        CFLDPipeline.from_pretrained(tmp_path / "fp16")
-    (tmp_path / "fp16" / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
-    with pytest.raises(OSError, match="unet"):
-        CFLDPipeline.from_pretrained(tmp_path / "fp16", variant="fp16")

@@ -19,7 +19,6 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from ..models.attention_processor import HybridGranularityAttnProcessor, halve_size
-from ..pipelines.checks import require_components
 from ..pipelines.guidance import GuidanceBranch, guidance_weights
 from ..pipelines.pipeline_output import Appearance
 
@@ -66,7 +65,6 @@ def prompt_attention_maps(pipe: CFLDPipeline, image: PipelineImageInput) -> torc
     """
     if isinstance(image, Appearance):
         raise TypeError("`image` must be the photo itself: an `Appearance` no longer has the source's cells.")
-    require_components(pipe, "prompt_decoder")
     maps: list[torch.Tensor] = []
 
     def watch(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -204,7 +202,6 @@ def record_attention(pipe: CFLDPipeline, layer_names: list[str] | None = None) -
         ...     image = pipe(image=photo, pose=pose).images[0]
         >>> maps = recorder.mean_maps()  # doctest: +SKIP
     """
-    require_components(pipe, "unet", "appearance_encoder")
     names = list(pipe.appearance_encoder.layer_names) if layer_names is None else list(layer_names)
     unet = unwrap_module(pipe.unet)
     modules = dict(unet.named_modules())

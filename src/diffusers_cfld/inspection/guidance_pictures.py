@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 import torch
 
-from ..pipelines.calling import plain_call
-from ..pipelines.checks import require_components
 from ..pipelines.guidance import GuidanceBranch, combine_guidance, guidance_weights
 from .attention_maps import running_uncompiled
 
@@ -103,7 +101,6 @@ def guidance_pictures(
             f"The scheduler must have `alphas_cumprod`, which {type(pipe.scheduler).__name__} has not: use another, "
             "e.g. `DDIMScheduler`."
         )
-    require_components(pipe, "vae")
     pictures: list[GuidancePictures] = []
     num_evaluations = 0
 
@@ -135,8 +132,7 @@ def guidance_pictures(
     with running_uncompiled(pipe.unet) as unet:
         hook = unet.register_forward_hook(watch, with_kwargs=True)
         try:
-            plain_call(
-                pipe,
+            pipe(
                 num_inference_steps=num_inference_steps,
                 pose_guidance_scale=pose_scale,
                 appearance_guidance_scale=appearance_scale,

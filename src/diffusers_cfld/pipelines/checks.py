@@ -1,179 +1,165 @@
-"""Do the components of a pipeline fit each other? Said when they are put together, not deep inside a forward."""
+"""Do a pipeline's components fit together, and does a call make sense? Asked once, at the door."""
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
-from diffusers.utils.torch_utils import unwrap_module
+import torch
+from diffusers.callbacks import SDCFGCutoffCallback
 
 from ..processors.pose_map import POSE_MAP_CHANNELS
-from .pipeline_output import Appearance, PoseFeatures
+from .pipeline_output import Appearance
+
+if TYPE_CHECKING:
+    from .pipeline_utils import CFLDPipelineBase
 
 
 def check_components(
     vae: Any, unet: Any, source_encoder: Any, prompt_decoder: Any, appearance_encoder: Any, pose_adapter: Any
 ) -> None:
-    """Check that the components of a pipeline fit each other; absent ones are not checked.
+    """Check that the components of a pipeline fit together; any of them may be absent.
 
     Args:
-        vae: Autoencoder.
-        unet: U-Net.
-        source_encoder: S.
-        prompt_decoder: D.
-        appearance_encoder: A.
-        pose_adapter: P.
+        vae: Autoencoder, or None.
+        unet: U-Net, or None.
+        source_encoder: S, or None.
+        prompt_decoder: D, or None.
+        appearance_encoder: A, or None.
+        pose_adapter: P, or None.
 
     Raises:
-        ValueError: Two of them do not fit; the message names both and what must be equal.
+        ValueError: Two components do not fit; the message names both and what must be equal.
     """
-    checks: list[tuple[str, Any, str, Any]] = []
-    if unet is not None and unet.config.sample_size is None:
-        raise ValueError("The unet's sample_size must be set (Stable Diffusion 1.5: 64), got None.")
+    facts: list[tuple[str, Any, str, Any]] = []
     if unet is not None and vae is not None:
-        checks.append(
-            ("vae's latent_channels", vae.config.latent_channels, "in_channels", unet.config.in_channels),
+        facts.append(
+            ("vae's latent_channels", vae.config.latent_channels, "unet's in_channels", unet.config.in_channels)
         )
     if unet is not None and prompt_decoder is not None:
-        checks.append(
-            ("prompt_decoder's dim", prompt_decoder.config.dim, "cross_attention_dim", unet.config.cross_attention_dim)
-        )
+        width = unet.config.cross_attention_dim
+        facts.append(("prompt_decoder's dim", prompt_decoder.config.dim, "unet's cross_attention_dim", width))
     if unet is not None and pose_adapter is not None:
         widths = tuple(pose_adapter.config.block_out_channels)
         expected = tuple(unet.config.block_out_channels[: len(widths)])
-        checks.append(("pose_adapter's block_out_channels", widths, "block_out_channels", expected))
-        kinds = unet.config.down_block_types
-        # Those add what comes from outside after they have halved the sides.
-        late = [kind for kind in kinds[: len(widths)][: len(kinds) - 1] if "CrossAttn" not in kind]
-        if late:
-            raise ValueError(
-                f"The unet's down blocks that the pose_adapter serves must have cross-attention or be its last, got "
-                f"{late[0]}."
-            )
+        facts.append(("pose_adapter's block_out_channels", widths, "unet's block_out_channels", expected))
     if unet is not None and appearance_encoder is not None:
         config = appearance_encoder.config
-        widths = tuple(config.query_channels)
-        reversed_widths = tuple(reversed(unet.config.block_out_channels))
-        expected = tuple(
-            reversed_widths[index] if index < len(reversed_widths) else None for index in config.up_block_indices
+        up_widths = dict(enumerate(reversed(unet.config.block_out_channels)))
+        expected = tuple(up_widths.get(index) for index in config.up_block_indices)
+        facts.append(
+            (
+                "appearance_encoder's query_channels",
+                tuple(config.query_channels),
+                "unet's up blocks' channels",
+                expected,
+            )
         )
-        checks.append(("appearance_encoder's query_channels", widths, "up blocks' channels", expected))
-    for name, value, counterpart, expected in checks:
-        if value != expected:
-            raise ValueError(f"The {name} must equal the unet's {counterpart}, got {value} and {expected}.")
-    if unet is not None and appearance_encoder is not None:
-        layers = {name for name, _ in unwrap_module(unet).named_modules()}
-        missing = [name for name in appearance_encoder.layer_names if name not in layers]
-        if missing:
-            raise ValueError(f"The appearance_encoder serves {missing[0]!r}, which is not a layer of the unet.")
     if source_encoder is not None and appearance_encoder is not None:
-        read, stages = tuple(appearance_encoder.config.feature_channels), appearance_encoder.stages
-        given = source_encoder.feature_channels
-        expected = tuple(given[stage - 1] if stage <= len(given) else None for stage in stages)
-        if read != expected:
-            raise ValueError(
-                "The appearance_encoder's feature_channels must equal those of the source_encoder's stages that it "
-                f"reads, {', '.join(map(str, stages))}, got {read} and {expected}."
-            )
-    if source_encoder is not None and prompt_decoder is not None:
-        features = source_encoder.feature_channels[-1]
-        if prompt_decoder.config.feature_channels != features:
-            raise ValueError(
-                "The prompt_decoder's feature_channels must equal the channels of the source_encoder's last stage, "
-                f"got {prompt_decoder.config.feature_channels} and {features}."
-            )
-        stride = source_encoder.feature_strides[-1]
-        cells = tuple(-(-side // stride) for side in source_encoder.image_size)
-        if prompt_decoder.feature_size != cells:
-            raise ValueError(
-                "The prompt_decoder's feature_size must be that of the source_encoder's coarsest map, got "
-                f"{prompt_decoder.feature_size} and {cells}: they are of different models."
-            )
-    if pose_adapter is not None and pose_adapter.config.pose_channels != POSE_MAP_CHANNELS:
-        raise ValueError(
-            f"The pose_adapter's pose_channels must be those of pose maps, {POSE_MAP_CHANNELS}, got "
-            f"{pose_adapter.config.pose_channels}."
+        channels = dict(enumerate(source_encoder.feature_channels, start=1))
+        expected = tuple(channels.get(stage) for stage in appearance_encoder.stages)
+        read = tuple(appearance_encoder.config.feature_channels)
+        facts.append(
+            ("appearance_encoder's feature_channels", read, "channels of the source_encoder's stages", expected)
         )
+    if source_encoder is not None and prompt_decoder is not None:
+        channels_read = prompt_decoder.config.feature_channels
+        last = source_encoder.feature_channels[-1]
+        facts.append(
+            ("prompt_decoder's feature_channels", channels_read, "source_encoder's last stage's channels", last)
+        )
+        cells = tuple(-(-side // source_encoder.feature_strides[-1]) for side in source_encoder.image_size)
+        size = prompt_decoder.feature_size
+        facts.append(("prompt_decoder's feature_size", size, "size of the source_encoder's coarsest map", cells))
+    if pose_adapter is not None:
+        channels_read = pose_adapter.config.pose_channels
+        facts.append(("pose_adapter's pose_channels", channels_read, "channels of a pose map", POSE_MAP_CHANNELS))
+    for name, value, counterpart, expected_value in facts:
+        if value != expected_value:
+            raise ValueError(f"The {name} must equal the {counterpart}, got {value} and {expected_value}.")
 
 
-def require_components(pipe: Any, *names: str) -> None:
-    """Check that a pipeline has what is needed of it.
+def check_call(
+    pipe: CFLDPipelineBase,
+    *,
+    appearance: Appearance | None,
+    height: int,
+    width: int,
+    output_type: str,
+    callback_on_step_end: Any,
+    callback_on_step_end_tensor_inputs: list[str],
+    ip_adapter_image: Any,
+    ip_adapter_image_embeds: Any,
+) -> None:
+    """Check the arguments that the calls of all pipelines share.
 
     Args:
         pipe: The pipeline.
-        *names: Of the components.
-
-    Raises:
-        ValueError: One is missing; the message names the first.
-    """
-    for name in names:
-        if getattr(pipe, name) is None:
-            raise ValueError(f"The pipeline has no {name}; load one.")
-
-
-def check_frame(height: Any, width: Any) -> None:
-    """Check the shape of the photos.
-
-    Args:
-        height: Pixels, or None.
+        appearance: As in the call.
+        height: As in the call, with the default filled in.
         width: Likewise.
+        output_type: As in the call.
+        callback_on_step_end: As in the call.
+        callback_on_step_end_tensor_inputs: As in the call.
+        ip_adapter_image: As in the call.
+        ip_adapter_image_embeds: As in the call.
 
     Raises:
-        ValueError: They are not two positive whole numbers, and not both None.
+        TypeError: `appearance` is not an [`Appearance`].
+        ValueError: A component is missing, or an argument is out of range or contradicts another.
     """
-    sides = [side for side in (height, width) if isinstance(side, Integral) and not isinstance(side, bool)]
-    is_frame = len(sides) == 2 and min(map(int, sides)) > 0
-    if not is_frame and not (height is None and width is None):
+    optional = {*pipe._optional_components, *(["vae"] if output_type == "latent" else [])}
+    for name, component in pipe.components.items():
+        if component is None and name not in optional:
+            raise ValueError(f"The pipeline has no {name}: load one.")
+    if not hasattr(pipe.scheduler, "init_noise_sigma") or not hasattr(pipe.scheduler, "scale_model_input"):
         raise ValueError(
-            f"`frame_height` and `frame_width` must be two whole numbers of at least 1, or both None, got {height!r} "
-            f"and {width!r}."
+            "`scheduler` must predict noise or velocity, as `DDIMScheduler` does, got "
+            f"{type(pipe.scheduler).__name__}."
         )
-
-
-def check_appearance(appearance: Appearance, unet: Any, appearance_encoder: Any) -> None:
-    """Check that an encoded appearance is of a pipeline with this U-Net's widths and biases for the same layers.
-
-    Args:
-        appearance: The encoded appearance.
-        unet: U-Net.
-        appearance_encoder: A; without one the biases are not checked.
-
-    Raises:
-        ValueError: It is not.
-    """
-    width, expected = appearance.prompt_embeds.shape[-1], unet.config.cross_attention_dim
-    if width != expected:
+    if appearance is not None:
+        if not isinstance(appearance, Appearance):
+            raise TypeError(
+                f"`appearance` must come from `encode_appearance`, got {type(appearance).__name__}: pass an image as "
+                "`image`."
+            )
+        widths = {name: bias.shape[1] for name, bias in appearance.query_biases.items()}
+        if widths != pipe.appearance_encoder.layer_widths:
+            # Missing biases would give another image without an error.
+            raise ValueError("`appearance` was encoded by another model: encode it with this pipeline.")
+    factor = pipe.vae_scale_factor
+    if height <= 0 or width <= 0 or height % factor or width % factor:
         raise ValueError(
-            f"The encoded appearance is of another model: its prompts are {width} wide, the unet's "
-            f"cross_attention_dim is {expected}. Encode it with this pipeline."
+            f"`height` and `width` must be positive multiples of {factor}, got {height} and {width}: use "
+            "`output_size` for results of any other size."
         )
-    if appearance_encoder is None:
-        return
-    widths = unwrap_module(appearance_encoder).layer_widths
-    found = {name: bias.shape[1] for name, bias in appearance.query_biases.items()}
-    if found != widths:
+    for name in ("guidance_scale", "pose_guidance_scale", "appearance_guidance_scale"):
+        scale = getattr(pipe, name)
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"`{name}` must be a finite number >= 0, got {scale}.")
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+    unknown = [name for name in callback_on_step_end_tensor_inputs if name not in pipe._callback_tensor_inputs]
+    if unknown:
         raise ValueError(
-            f"The encoded appearance is of another model: its query biases (layer: channels) are {found}, this "
-            f"pipeline's appearance_encoder makes {widths}. Encode it with this pipeline."
+            f"`callback_on_step_end_tensor_inputs` must be among {pipe._callback_tensor_inputs}, got {unknown}."
         )
-
-
-def check_pose_features(features: PoseFeatures, unet: Any) -> None:
-    """Check that encoded poses are of a pipeline with this U-Net's widths.
-
-    Args:
-        features: The encoded poses.
-        unet: U-Net; without one nothing is checked.
-
-    Raises:
-        ValueError: They are not.
-    """
-    if unet is None:
-        return
-    channels = tuple(residual.shape[1] for residual in features.residuals.values())
-    expected = tuple(unet.config.block_out_channels[: len(channels)])
-    if channels != expected:
+    callbacks = getattr(callback_on_step_end, "callbacks", [callback_on_step_end])
+    if any(isinstance(callback, SDCFGCutoffCallback) for callback in callbacks):
         raise ValueError(
-            f"The encoded poses are of another model: they have {channels} channels, the unet's blocks {expected}. "
-            "Encode them with this pipeline."
+            "`SDCFGCutoffCallback` sets the guidance scale to 0, which here means no condition at all: set "
+            "`pipe._guidance_scale = 1.0` in a callback of your own to turn guidance off, and "
+            "`_pose_guidance_scale` and `_appearance_guidance_scale` to None if they were given."
         )
+    if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
+        raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, not both.")
+    has_adapter = getattr(pipe.unet, "encoder_hid_proj", None) is not None
+    has_input = ip_adapter_image is not None or ip_adapter_image_embeds is not None
+    if has_adapter != has_input or (ip_adapter_image is not None and pipe.image_encoder is None):
+        raise ValueError(
+            "An IP-Adapter and its input go together: call `load_ip_adapter` (with its image encoder for "
+            "`ip_adapter_image`) and pass `ip_adapter_image` or `ip_adapter_image_embeds`, or call "
+            "`unload_ip_adapter` and pass neither."
+        )
+    if isinstance(ip_adapter_image_embeds, torch.Tensor):
+        raise TypeError("`ip_adapter_image_embeds` must be a list with one tensor per IP-Adapter, got a tensor.")

@@ -1,20 +1,19 @@
-"""Guidance of CFLD as pure functions: which U-Net evaluations the two scales need, and how they combine.
+"""Guidance of CFLD: which evaluations of the U-Net Eq. 7 needs, what the U-Net sees in each, and how they combine.
 
 Paper: arXiv:2402.18078, Eq. 7. Official code: the `uc_down_full` branch of `pose_transfer_test.py` @ f2ea2a7.
 """
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
 
 
 class GuidanceBranch(Enum):
-    """One prediction of the U-Net in Eq. 7, by what conditions it."""
+    """One prediction of the U-Net in Eq. 7, named after what it is conditioned on."""
 
     NULL = "null"  # null prompt, no pose, no biases
     POSE = "pose"  # null prompt, pose, no biases
@@ -31,30 +30,14 @@ class GuidanceBranch(Enum):
         return self is GuidanceBranch.FULL
 
 
-def check_guidance_scale(name: str, scale: float) -> None:
-    """Check one guidance scale.
-
-    Args:
-        name: The argument's name, for the message.
-        scale: Its value, unitless.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is negative or not finite.
-    """
-    if not isinstance(scale, numbers.Real):
-        raise TypeError(f"`{name}` must be a number >= 0, got {scale!r}.")
-    if not math.isfinite(scale) or scale < 0:
-        raise ValueError(f"`{name}` must be a finite number >= 0, got {scale}.")
-
-
 def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: float) -> dict[GuidanceBranch, float]:
-    """Weights of the predictions in Eq. 7, those of weight zero left out.
+    """Weights of the predictions in Eq. 7, without those of weight zero.
 
     Equation:
-        e = e_null + w_pose (e_pose - e_null) + w_app (e_full - e_pose)
-          = (1 - w_pose) e_null + (w_pose - w_app) e_pose + w_app e_full
-        so that equal scales need two evaluations, a pose scale of 1 two, and both 1 one.
+        As printed: e = e_null + w_pose (e_pose - e_null) + w_app (e_full - e_pose).
+
+        Sorted by prediction: e = (1 - w_pose) e_null + (w_pose - w_app) e_pose + w_app e_full. Equal scales therefore
+        need two evaluations instead of three, a pose scale of 1 needs two, and two scales of 1 need one.
 
     Args:
         pose_guidance_scale: w_pose, unitless, >= 0.
@@ -62,17 +45,12 @@ def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: floa
 
     Returns:
         Weight by branch, in the order null, pose, full; one to three entries that sum to 1.
-
-    Raises:
-        ValueError: A scale is negative or not finite.
     """
-    check_guidance_scale("pose_guidance_scale", pose_guidance_scale)
-    check_guidance_scale("appearance_guidance_scale", appearance_guidance_scale)
-    pose_weight, appearance_weight = float(pose_guidance_scale), float(appearance_guidance_scale)
+    w_pose, w_app = float(pose_guidance_scale), float(appearance_guidance_scale)
     weights = {
-        GuidanceBranch.NULL: 1.0 - pose_weight,
-        GuidanceBranch.POSE: pose_weight - appearance_weight,
-        GuidanceBranch.FULL: appearance_weight,
+        GuidanceBranch.NULL: 1.0 - w_pose,
+        GuidanceBranch.POSE: w_pose - w_app,
+        GuidanceBranch.FULL: w_app,
     }
     return {branch: weight for branch, weight in weights.items() if weight != 0}
 
@@ -81,29 +59,106 @@ def combine_guidance(noise_preds: Sequence[torch.Tensor], weights: Sequence[floa
     """Combine the branches' predictions.
 
     Equation:
-        e = e_1 + sum_{i > 1} w_i (e_i - e_1), which is sum_i w_i e_i because the weights sum to 1, and loses less to
-        rounding in half precision.
+        e = e_1 + sum_{i > 1} w_i (e_i - e_1), which equals sum_i w_i e_i because the weights sum to 1, and loses less
+        to rounding in half precision.
 
     Args:
         noise_preds: The branches' predictions, each (B, C, h, w).
         weights: One per prediction, from [`guidance_weights`].
 
     Returns:
-        (B, C, h, w), the dtype of the inputs; the single prediction itself if there is only one.
-
-    Raises:
-        ValueError: The numbers of predictions and weights differ or are zero, shapes differ, or the weights do not
-            sum to 1.
+        (B, C, h, w), the dtype of the inputs; with one prediction, that prediction itself.
     """
-    if len(noise_preds) != len(weights) or not weights or len({pred.shape for pred in noise_preds}) != 1:
-        raise ValueError(
-            f"`noise_preds` and `weights` must be as many and of one shape, got {len(weights)} weights for shapes "
-            f"{[tuple(pred.shape) for pred in noise_preds]}."
-        )
-    if not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
-        raise ValueError(f"`weights` must sum to 1, got {list(weights)}. Make them with `guidance_weights`.")
     base = noise_preds[0]
     combined = base
     for noise_pred, weight in zip(noise_preds[1:], weights[1:], strict=True):
         combined = combined + weight * (noise_pred - base)
     return combined
+
+
+@dataclass
+class BranchConditions:
+    """What conditions the U-Net for a batch of B samples, before it is laid out for the guidance branches.
+
+    Each tensor has n samples, of which each stands for B / n neighbouring samples of the batch.
+
+    Args:
+        batch_size: B.
+        prompt_embeds: (n, Q, D), the sources' prompts.
+        null_prompt_embeds: (1, Q, D), the learned prompt of an absent source.
+        pose_residuals: One per down block, (n, C, h, w).
+        query_biases: By layer name, (n, L, C).
+        image_embeds: One pair (negative, positive) per IP-Adapter, (n, ...) each.
+    """
+
+    batch_size: int
+    prompt_embeds: torch.Tensor
+    null_prompt_embeds: torch.Tensor
+    pose_residuals: Sequence[torch.Tensor]
+    query_biases: Mapping[str, torch.Tensor]
+    image_embeds: Sequence[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def batch(self, branches: Sequence[GuidanceBranch], rows: slice) -> UNetConditions:
+        """Lay the conditions of some samples out branch by branch, as one batch for the U-Net.
+
+        Args:
+            branches: The branches that are evaluated.
+            rows: Which of the B samples.
+
+        Returns:
+            Conditions for `len(branches)` times as many samples.
+        """
+
+        def lay_out(tensor: torch.Tensor, absent: torch.Tensor | None, seen: list[bool]) -> torch.Tensor:
+            present = select_rows(tensor, rows, self.batch_size)
+            absent = torch.zeros_like(present) if absent is None else absent.expand_as(present)
+            return torch.cat([present if is_seen else absent for is_seen in seen])
+
+        has_pose = [branch.has_pose for branch in branches]
+        has_appearance = [branch.has_appearance for branch in branches]
+        return UNetConditions(
+            encoder_hidden_states=lay_out(self.prompt_embeds, self.null_prompt_embeds, has_appearance),
+            pose_residuals=[lay_out(residual, None, has_pose) for residual in self.pose_residuals],
+            query_biases={
+                name: lay_out(bias, None, has_appearance) if any(has_appearance) else None
+                for name, bias in self.query_biases.items()
+            },
+            image_embeds=[
+                lay_out(positive, select_rows(negative, rows, self.batch_size), has_appearance)
+                for negative, positive in self.image_embeds
+            ],
+        )
+
+
+@dataclass
+class UNetConditions:
+    """The conditions of one evaluation of the U-Net.
+
+    Args:
+        encoder_hidden_states: (B, Q, D), prompts.
+        pose_residuals: One per down block, (B, C, h, w).
+        query_biases: By layer name, (B, L, C), or `None` where no sample has one.
+        image_embeds: One per IP-Adapter, (B, ...).
+    """
+
+    encoder_hidden_states: torch.Tensor
+    pose_residuals: list[torch.Tensor]
+    query_biases: dict[str, torch.Tensor | None]
+    image_embeds: list[torch.Tensor]
+
+
+def select_rows(tensor: torch.Tensor, rows: slice, batch_size: int) -> torch.Tensor:
+    """Take some samples of a batch in which each of a tensor's samples stands for several neighbours.
+
+    Args:
+        tensor: (n, ...), n a divisor of `batch_size`.
+        rows: Which samples of the batch.
+        batch_size: Samples of the batch.
+
+    Returns:
+        (number of rows, ...).
+    """
+    copies = batch_size // tensor.shape[0]
+    if copies == 1:
+        return tensor[rows]
+    return tensor[torch.arange(batch_size, device=tensor.device)[rows] // copies]

@@ -1,4 +1,4 @@
-"""Appearance editing: a region of a reference picture takes another source's appearance, the rest stays as it is.
+"""Appearance editing: regions of a reference image take other sources' appearance, the rest stays as it is.
 
 Paper: arXiv:2402.18078, Sec. 4.6 and Fig. 6a, "style transfer", which needs no training.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import cv2
 import numpy as np
@@ -18,36 +17,33 @@ import torch
 import torch.nn.functional as F
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from ..image_utils import to_rgb
 from ..processors.cropping import CropWindow
-from ..processors.source_image import split_images
-from .calling import one_call_at_a_time, plain_call
-from .input_checks import check_generator, check_numbers
-from .pipeline_cfld import CFLDPipeline
-from .pipeline_output import Appearance, CFLDPipelineOutput
+from ..processors.pose_map import PoseInput
+from ..processors.source_image import ImageInput, split_images
+from .checks import check_call
+from .guidance import select_rows
+from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
+from .pipeline_utils import CFLDPipelineBase, Generators, SamplingOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Mask: TypeAlias = "PIL.Image.Image | npt.NDArray[Any] | torch.Tensor"
+MaskInput: TypeAlias = "Mask | list[Mask] | list[list[Mask]]"
 
 # An 8-bit mask that is black but for rounding selects nothing.
 _SMALLEST_MASK = 1 / 255
 
 
-@dataclass
-class _Edit:
-    """What the denoising of a call holds on to."""
+class CFLDInpaintPipeline(CFLDPipelineBase):
+    """Give regions of a reference image the appearance of other people's images, in the reference's own pose.
 
-    reference_latents: torch.Tensor  # (1, C, h, w)
-    masks: torch.Tensor  # (R, 1, h, w), of the regions; their sum is at most 1
-    strength: float
-    first_step: int = 0
-    noise: torch.Tensor | None = None  # (N, C, h, w), of unit variance
-
-
-class CFLDInpaintPipeline(CFLDPipeline):
-    """Give regions of a reference picture the appearance of other people's photos, in the reference's own pose.
-
-    At every step the region follows its source's appearance and the reference's pose; outside of the regions the
-    reference's own noised latents are put back. At last the result is laid over the reference with the masks, so that
-    every pixel outside of them is the reference's. Components and saved folders are those of [`CFLDPipeline`]:
+    At every step the region follows its source's appearance and the reference's pose; outside the regions the
+    reference's own noised latents are put back. At the end the result is laid over the reference with the masks, so
+    that every pixel outside them is the reference's. Components and saved folders are those of [`CFLDPipeline`]:
     `CFLDInpaintPipeline.from_pipe(pipe)` shares them.
 
     Args:
@@ -67,16 +63,83 @@ class CFLDInpaintPipeline(CFLDPipeline):
         ValueError: Components do not fit together.
     """
 
-    _edit: _Edit | None = None
-
-    @one_call_at_a_time
-    @torch.no_grad()
-    def __call__(  # type: ignore[override]
+    def check_inputs(
         self,
-        image: PIL.Image.Image | np.ndarray | torch.Tensor | None = None,
-        mask_image: Any = None,
-        source_image: PipelineImageInput | Appearance | None = None,
-        pose: Any = None,
+        image: ImageInput | None,
+        mask_image: MaskInput | None,
+        source_image: Any,
+        appearance: Appearance | None,
+        pose: PoseInput | PoseFeatures | None,
+        strength: float,
+        feather: float,
+    ) -> None:
+        """Check the arguments that only this pipeline has.
+
+        Args:
+            image: As in `__call__`.
+            mask_image: As in `__call__`.
+            source_image: As in `__call__`.
+            appearance: As in `__call__`.
+            pose: As in `__call__`.
+            strength: As in `__call__`.
+            feather: As in `__call__`.
+
+        Raises:
+            ValueError: An argument is missing, out of range or contradicts another.
+        """
+        if image is None or mask_image is None or (isinstance(mask_image, list) and not mask_image):
+            raise ValueError("Pass the reference as `image` and the region to change as `mask_image`.")
+        if (source_image is None) == (appearance is None):
+            raise ValueError("Pass either `source_image` or `appearance` (from `encode_appearance`), not both.")
+        if pose is None and self.pose_estimator is None:
+            raise ValueError("`pose` is missing: pass the reference's own pose, or set `pipe.pose_estimator`.")
+        if not 0 < strength <= 1:
+            raise ValueError(f"`strength` must be above 0 and at most 1, got {strength}.")
+        if not feather >= 0:
+            raise ValueError(f"`feather` must be a number of pixels >= 0, got {feather}.")
+        if self.vae is None:
+            raise ValueError("The pipeline has no vae, which encodes the reference: load one.")
+        if not hasattr(self.scheduler, "add_noise"):
+            raise ValueError(
+                f"`scheduler` must have `add_noise`, which adds noise to the reference, but "
+                f"{type(self.scheduler).__name__} does not."
+            )
+
+    @overload
+    def __call__(
+        self,
+        image: ImageInput | None = None,
+        mask_image: MaskInput | None = None,
+        source_image: ImageInput | Appearance | None = None,
+        pose: PoseInput | PoseFeatures | None = None,
+        strength: float = 1.0,
+        feather: float = 4.0,
+        *,
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[SamplingOptions],
+    ) -> CFLDPipelineOutput: ...
+
+    @overload
+    def __call__(
+        self,
+        image: ImageInput | None = None,
+        mask_image: MaskInput | None = None,
+        source_image: ImageInput | Appearance | None = None,
+        pose: PoseInput | PoseFeatures | None = None,
+        strength: float = 1.0,
+        feather: float = 4.0,
+        *,
+        return_dict: Literal[False],
+        **kwargs: Unpack[SamplingOptions],
+    ) -> tuple[Images]: ...
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput | None = None,
+        mask_image: MaskInput | None = None,
+        source_image: ImageInput | Appearance | None = None,
+        pose: PoseInput | PoseFeatures | None = None,
         strength: float = 1.0,
         feather: float = 4.0,
         height: int | None = None,
@@ -89,7 +152,7 @@ class CFLDInpaintPipeline(CFLDPipeline):
         appearance_guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: torch.Tensor | None = None,
         appearance: Appearance | None = None,
         ip_adapter_image: PipelineImageInput | None = None,
@@ -103,22 +166,25 @@ class CFLDInpaintPipeline(CFLDPipeline):
         | MultiPipelineCallbacks
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature; only read
-    ) -> CFLDPipelineOutput | tuple[list[PIL.Image.Image] | np.ndarray | torch.Tensor]:
-        """Edit one reference picture.
+        micro_batch_size: int | None = None,
+    ) -> CFLDPipelineOutput | tuple[Images]:
+        """Edit reference images.
 
         Args:
-            image: The reference: a PIL image of any size, an array (H, W, 3) or a tensor (3, H, W) in [0, 1].
-            mask_image: Where it is to change: white, or 1, in a picture of the reference's shape, greys in between are
-                soft; a PIL image, an array (H, W) or a tensor (H, W), floats in [0, 1], booleans, or 8 bits (of 0 to
-                255, or labels of 0 and 1). For several regions a list of masks.
-            source_image: As `image` of [`CFLDPipeline`]: the photo whose appearance the region takes, for several
-                regions a list with one each; or an [`Appearance`].
-            pose: The reference's own pose, measured on it, in any form of [`CFLDPipeline`]; with
-                `pipe.pose_estimator` it may be left out, and is then found in the reference.
-            strength: In (0, 1]: how much of the denoising is done. 1 makes the region anew, less begins from the
-                reference's own pixels there with as much noise.
+            image: The reference or references: PIL images of any size, arrays (H, W, 3) or tensors (3, H, W) in
+                [0, 1], or a list of these.
+            mask_image: Where a reference is to change: white, or 1, in an image of the reference's shape; greys in
+                between are soft. A PIL image, an array (H, W) or a tensor (H, W), floats in [0, 1], booleans or 8 bits
+                (0 to 255, or labels 0 and 1). For several regions of one reference a list of masks, for several
+                references a list with a mask or a list of masks for each.
+            source_image: As `image` of [`CFLDPipeline`]: the image whose appearance the region takes, one for each
+                mask, in lists like those of `mask_image`; or an [`Appearance`].
+            pose: Each reference's own pose, measured on it, in any form of [`CFLDPipeline`]; may be left out with
+                `pipe.pose_estimator`, which then finds it in the reference.
+            strength: In (0, 1]: how much of the denoising is done. 1 makes the region anew; less starts from the
+                reference's own pixels there with that much noise.
             feather: Pixels of the reference over which a region's edge blends, inwards from the mask's edge.
-            height: Height of the generated picture in pixels, a multiple of 8; default the U-Net's sample size. The
+            height: Height of the generated image in pixels, a multiple of 8; the U-Net's sample size by default. The
                 result has the reference's size in any case.
             width: Width of it, likewise.
             num_inference_steps: Denoising steps for strength 1.
@@ -127,28 +193,29 @@ class CFLDInpaintPipeline(CFLDPipeline):
             guidance_scale: As in [`CFLDPipeline`].
             pose_guidance_scale: As in [`CFLDPipeline`].
             appearance_guidance_scale: As in [`CFLDPipeline`].
-            num_images_per_prompt: Results.
+            num_images_per_prompt: Results for each reference.
             eta: DDIM's eta in [0, 1], ignored by other schedulers.
             generator: Source of randomness, one for all or a list with one per result.
-            latents: (num_images_per_prompt, 4, height / 8, width / 8) standard-normal noise to start from.
-            appearance: From [`~CFLDPipeline.encode_appearance`], in place of `source_image`; one source per region.
+            latents: (B, 4, height / 8, width / 8) standard-normal noise to start from, one sample per result.
+            appearance: From [`~CFLDPipeline.encode_appearance`], in place of `source_image`; one source per mask.
             ip_adapter_image: As in [`CFLDPipeline`].
             ip_adapter_image_embeds: As in [`CFLDPipeline`].
             output_type: `"pil"`, `"np"`, `"pt"`, each of the reference's size, or `"latent"`.
             return_dict: Return a [`CFLDPipelineOutput`] instead of a tuple.
             cross_attention_kwargs: Arguments for the attention processors.
             guidance_rescale: As in [`CFLDPipeline`].
-            callback_on_step_end: As in [`CFLDPipeline`]; batches hold the regions one after another.
+            callback_on_step_end: As in [`CFLDPipeline`]; batches have a sample for each region and result.
             callback_on_step_end_tensor_inputs: As in [`CFLDPipeline`].
+            micro_batch_size: As in [`CFLDPipeline`].
 
         Returns:
-            The results. Where all masks are 0 their pixels are the reference's.
+            The results, those of one reference next to each other. Where all masks are 0, their pixels are the
+            reference's.
 
         Raises:
-            TypeError: An input is of none of the accepted types.
-            ValueError: A mask is empty or of another shape than the reference, there are not as many sources as masks,
-                or an argument is missing or out of range.
-            RuntimeError: Another call uses the pipeline, its scheduler or its U-Net at the same moment.
+            TypeError: An input has none of the accepted types.
+            ValueError: A mask is empty or of another shape than its reference, the numbers of references, masks,
+                sources and poses do not fit together, or an argument is missing or out of range.
 
         Examples:
             ```py
@@ -158,276 +225,280 @@ class CFLDInpaintPipeline(CFLDPipeline):
             >>> image = pipe(image=reference, mask_image=shirt, source_image=other_person, pose=pose).images[0]
             ```
         """
-        if image is None or mask_image is None:
-            raise ValueError("Pass the reference as `image` and the region to change as `mask_image`.")
+        # 0. Defaults
         if isinstance(source_image, Appearance) and appearance is None:
             source_image, appearance = None, source_image
-        if (source_image is None) == (appearance is None):
-            raise ValueError("Pass either `source_image` or `appearance` (from `encode_appearance`), and not both.")
-        if not isinstance(strength, Real) or not 0 < strength <= 1:
-            raise ValueError(f"`strength` must be a number above 0 and at most 1, got {strength!r}.")
-        if not isinstance(feather, Real) or not 0 <= feather < float("inf"):
-            raise ValueError(f"`feather` must be a number of pixels >= 0, got {feather!r}.")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        if self.vae is None:
-            raise ValueError("The pipeline has no vae, which the reference has to pass; load one.")
-        if not hasattr(self.scheduler, "add_noise"):
-            raise ValueError(
-                f"`scheduler` must have `add_noise`, which {type(self.scheduler).__name__} has not: the reference has "
-                "to be noised."
-            )
-        size = self._choose_size(height, width)
-        check_numbers(self.vae_scale_factor, *size, num_inference_steps, num_images_per_prompt)
-        generator = check_generator(generator)
-        reference = self.source_image_processor.to_rgb(_single_picture(image))
-        masks = _read_masks(mask_image, (reference.height, reference.width))
-        if pose is None and self.pose_estimator is None:
-            raise ValueError("`pose` is missing: pass the reference's own pose, or set `pipe.pose_estimator`.")
-        pose = self._read_reference_pose(reference if pose is None else pose, (reference.height, reference.width))
-        sources = appearance if appearance is not None else self.encode_appearance(split_images(source_image))
-        if len(sources) != len(masks):
-            raise ValueError(
-                f"There must be as many sources as masks, one for each region, got {len(sources)} and {len(masks)}."
-            )
-        frame = self.pose_processor.choose_crop((reference.height, reference.width))
-        self._edit = _Edit(
-            reference_latents=self._encode_reference(reference, frame, size),
-            masks=_shrink_masks(masks, frame, (size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor)),
-            strength=strength,
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        height = self.target_size[0] if height is None else height
+        width = self.target_size[1] if width is None else width
+        self._guidance_scale = guidance_scale
+        self._pose_guidance_scale = pose_guidance_scale
+        self._appearance_guidance_scale = appearance_guidance_scale
+        self._guidance_rescale = guidance_rescale
+        self._cross_attention_kwargs = cross_attention_kwargs
+        self._interrupt = False
+
+        # 1. Check inputs
+        self.check_inputs(image, mask_image, source_image, appearance, pose, strength, feather)
+        check_call(
+            self,
+            appearance=appearance,
+            height=height,
+            width=width,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
         )
-        try:
-            output = plain_call(
-                self,
-                is_inner=True,
-                pose=pose,
-                height=size[0],
-                width=size[1],
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=guidance_scale,
-                pose_guidance_scale=pose_guidance_scale,
-                appearance_guidance_scale=appearance_guidance_scale,
-                num_images_per_prompt=num_images_per_prompt,
-                eta=eta,
-                generator=_share_noise(generator, len(masks), num_images_per_prompt),
-                latents=latents,
-                appearance=sources,
-                ip_adapter_image=ip_adapter_image,
-                ip_adapter_image_embeds=ip_adapter_image_embeds,
-                output_type="latent",
-                return_dict=False,
-                cross_attention_kwargs=cross_attention_kwargs,
-                guidance_rescale=guidance_rescale,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        device, dtype = self._execution_device, self.unet.dtype
+
+        # 2. Read references, masks and poses
+        references = [self.source_image_processor.to_rgb(_to_pil(item)) for item in split_images(image)]  # type: ignore[arg-type]  # given
+        sizes = [(reference.height, reference.width) for reference in references]
+        masks = [
+            _read_masks(item, size) for item, size in zip(_for_each(mask_image, len(sizes)), sizes, strict=True)
+        ]  # (R, H, W) each, R regions
+        crops = [self.pose_processor.choose_crop(size) for size in sizes]
+        poses: Any = pose
+        if not isinstance(pose, PoseFeatures):
+            found = references if pose is None else _for_each(pose, len(sizes))
+            poses = [self.read_reference_pose(item, size) for item, size in zip(found, sizes, strict=True)]
+            poses = poses[0] if len(poses) == 1 else poses
+
+        # 3. Encode sources and poses; every region and result is a sample
+        if appearance is None:
+            items: list[Any] = list(source_image) if isinstance(source_image, (list, tuple)) else [source_image]
+            flat: list[Any] = [one for item in items for one in (item if isinstance(item, (list, tuple)) else [item])]
+            appearance = self.encode_appearance(split_images(flat), micro_batch_size)
+        num_regions = [len(reference_masks) for reference_masks in masks]
+        if len(appearance) != sum(num_regions):
+            raise ValueError(
+                f"There must be one source for each mask, got {len(appearance)} sources and {sum(num_regions)} masks."
             )
-        finally:
-            self._edit = None
-        images: Any = output[0][:num_images_per_prompt]  # all regions' copies are equal by now
+        layout = _Layout.of(num_regions, num_images_per_prompt, device)
+        pose_features = self.encode_pose(poses, micro_batch_size)
+        if len(pose_features) > 1:
+            pose_features = PoseFeatures(
+                {name: value[layout.reference_of_region] for name, value in pose_features.residuals.items()}
+            )
+        conditions = self.prepare_conditions(
+            appearance, pose_features, height, width, num_images_per_prompt, ip_adapter_image, ip_adapter_image_embeds
+        )
+        batch_size = conditions.batch_size
+        prompt_embeds = select_rows(conditions.prompt_embeds, slice(None), batch_size).clone()
+        null_prompt_embeds = conditions.null_prompt_embeds.clone()
+
+        # 4. Prepare timesteps; less strength leaves the first ones out
+        timesteps, num_inference_steps = retrieve_timesteps(
+            self.scheduler, num_inference_steps, device, timesteps, sigmas
+        )
+        timesteps, num_inference_steps = self.get_timesteps(timesteps, num_inference_steps, strength)
+        self._num_timesteps = len(timesteps)
+
+        # 5. Prepare latents: of the references, and noise that is the same for all regions of a result
+        latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        reference_latents = torch.cat(
+            [
+                self.encode_reference_image(reference, crop, height, width)
+                for reference, crop in zip(references, crops, strict=True)
+            ]
+        )[layout.reference_of_result]
+        region_masks = torch.cat(
+            [_shrink_masks(item, crop, latent_size) for item, crop in zip(masks, crops, strict=True)]
+        ).to(device, dtype)[layout.region_of_sample]
+        generator = _share_noise(generator, layout)
+        if latents is None:
+            latents = self.prepare_latents(batch_size, height, width, dtype, device, generator)
+        else:
+            latents = self.prepare_latents(len(reference_latents), height, width, dtype, device, None, latents)
+            latents = latents[layout.result_of_sample]
+        noise = latents[layout.sample_of_result] / self.scheduler.init_noise_sigma
+        if strength < 1:
+            first = timesteps[:1].repeat(batch_size)  # type: ignore[union-attr]  # a tensor by now
+            latents = self.scheduler.add_noise(
+                reference_latents[layout.result_of_sample], noise[layout.result_of_sample], first
+            )
+        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+
+        # 6. Denoise
+        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+
+                conditions.prompt_embeds, conditions.null_prompt_embeds = prompt_embeds, null_prompt_embeds
+                latent_model_input = self.scheduler.scale_model_input(latents, t)
+                noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)
+                latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
+
+                # Sec. 4.6: each region's own latents in its mask, the reference's with this step's noise elsewhere.
+                # Between the evaluations of one step the noise level is the scheduler's own.
+                is_last = i == len(timesteps) - 1
+                if is_last or (i + 1) % self.scheduler.order == 0:
+                    outside = reference_latents
+                    if not is_last:
+                        following = timesteps[i + 1 : i + 2].repeat(len(noise))  # type: ignore[union-attr]
+                        outside = self.scheduler.add_noise(reference_latents, noise, following)
+                    latents = layout.blend(latents, region_masks, outside)
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        callback_kwargs[name] = locals()[name]
+                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
+                    latents = callback_outputs.get("latents", latents)
+                    prompt_embeds = callback_outputs.get("prompt_embeds", prompt_embeds)
+                    null_prompt_embeds = callback_outputs.get("null_prompt_embeds", null_prompt_embeds)
+
+                if is_last or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
+                    progress_bar.update()
+
+        # 7. Decode, and lay the results over their references
+        images: Any = latents[layout.sample_of_result]
         if output_type != "latent":
-            images = self._paste(
-                images,
-                reference,
-                frame,
-                _feather(masks.sum(axis=0).clip(max=1), feather),
-                output_type,
-                generator,
-            )
+            decoded = self.decode_latents(images, None, generator, micro_batch_size)
+            made = self.image_processor.postprocess(decoded, output_type="pil", do_denormalize=[False] * len(decoded))
+            feathered = [_feather(item.sum(axis=0).clip(max=1), feather) for item in masks]
+            alphas = [PIL.Image.fromarray(np.rint(255 * mask).astype(np.uint8)) for mask in feathered]
+            owners = layout.reference_of_result.tolist()
+            images = [crops[n].paste(result, references[n], alphas[n]) for result, n in zip(made, owners, strict=True)]
+            if output_type != "pil":
+                images = np.stack([np.asarray(result, dtype=np.float32) / 255 for result in images])
+            if output_type == "pt":
+                images = torch.from_numpy(images).permute(0, 3, 1, 2)
+
+        # 8. Free the models' hooks
         self.maybe_free_model_hooks()
+
         return CFLDPipelineOutput(images=images) if return_dict else (images,)
 
-    def prepare_latents(
-        self,
-        batch_size: int,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Draw the starting noise, the same for all regions, over the reference where `strength` is below 1.
+    def get_timesteps(self, timesteps: Any, num_inference_steps: int, strength: float) -> tuple[Any, int]:
+        """Leave out the first timesteps, as many as `strength` says.
 
         Args:
-            batch_size: Images of the call, times regions.
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
-            dtype: Of the result.
-            device: Of the result.
-            generator: One for the batch, or a list with one per sample.
-            latents: Standard-normal noise to start from instead of drawing some, (images, C, h, w) for all regions.
+            timesteps: All timesteps of the scheduler, a tensor.
+            num_inference_steps: Steps that they make.
+            strength: In (0, 1].
 
         Returns:
-            (B, C, h, w) with h = height / `vae_scale_factor`.
-
-        Raises:
-            ValueError: As [`CFLDPipeline.prepare_latents`].
+            The remaining timesteps, and how many steps they make.
         """
-        if self._edit is None:
-            return super().prepare_latents(batch_size, height, width, dtype, device, generator, latents)
-        num_images = batch_size // len(self._edit.masks)
-        if latents is None:
-            noise = super().prepare_latents(batch_size, height, width, dtype, device, generator)
-        else:
-            noise = super().prepare_latents(num_images, height, width, dtype, device, None, latents)
-        self._edit.noise = noise[:num_images] / self.scheduler.init_noise_sigma
-        noise = self._edit.noise.repeat(len(self._edit.masks), 1, 1, 1)
-        if self._edit.strength == 1:
-            return noise * self.scheduler.init_noise_sigma
-        first = self.scheduler.timesteps[self._edit.first_step].repeat(batch_size)
-        return self.scheduler.add_noise(self._edit.reference_latents.expand_as(noise), noise, first)
-
-    def _prepare_timesteps(
-        self, num_inference_steps: int, device: torch.device, timesteps: list[int] | None, sigmas: list[float] | None
-    ) -> tuple[torch.Tensor, int]:
-        all_timesteps, num_inference_steps = super()._prepare_timesteps(num_inference_steps, device, timesteps, sigmas)
-        first_step = 0
-        if timesteps is not None or sigmas is not None:
-            # There are as many as evaluations, of which a step of a higher order has several.
-            num_inference_steps = -(-num_inference_steps // self.scheduler.order)
-        if self._edit is not None and self._edit.strength < 1:
-            kept = max(1, min(int(num_inference_steps * self._edit.strength), num_inference_steps))
-            first_step = self._edit.first_step = (num_inference_steps - kept) * self.scheduler.order
-            if hasattr(self.scheduler, "set_begin_index"):
-                self.scheduler.set_begin_index(first_step)
-            num_inference_steps = kept
-        return all_timesteps[first_step:], num_inference_steps
-
-    def _constrain_latents(self, latents: torch.Tensor, timesteps: torch.Tensor, step: int) -> torch.Tensor:
-        """Sec. 4.6: the regions' own latents in their masks, the reference's with this step's noise elsewhere."""
-        edit = self._edit
-        if edit is None or edit.noise is None:
-            return latents
-        is_last = step + 1 == len(timesteps)
-        if not is_last and (step + 1) % self.scheduler.order:
-            return latents  # between the evaluations of one step, at a noise level of the scheduler's own
-        reference = edit.reference_latents.expand_as(edit.noise)
-        if not is_last:
-            next_timestep = timesteps[step + 1 : step + 2].repeat(len(edit.noise))
-            reference = self.scheduler.add_noise(reference, edit.noise, next_timestep)
-        masks = edit.masks.to(latents)[:, None]  # (R, 1, 1, h, w)
-        regions = latents.reshape(len(masks), -1, *latents.shape[1:])  # (R, N, C, h, w)
-        blended = (masks * regions).sum(dim=0) + (1 - masks.sum(dim=0)) * reference
-        return blended.to(latents.dtype).repeat(len(masks), 1, 1, 1)
-
-    def _paste(
-        self,
-        latents: torch.Tensor,
-        reference: PIL.Image.Image,
-        frame: CropWindow,
-        mask: npt.NDArray[np.float32],
-        output_type: str,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> Any:
-        """Lay decoded pictures over the reference."""
-        decoded = self.decode_latents(latents, generator=generator)
-        pictures = self.image_processor.postprocess(decoded, output_type="pil", do_denormalize=[False] * len(decoded))
-        alpha = PIL.Image.fromarray(np.rint(255 * mask).astype(np.uint8))
-        results = [frame.paste(picture, reference, alpha) for picture in pictures]
-        if output_type == "pil":
-            return results
-        array = np.stack([np.asarray(result, dtype=np.float32) / 255 for result in results])
-        return array if output_type == "np" else torch.from_numpy(array).permute(0, 3, 1, 2)
+        order = self.scheduler.order
+        # Of custom timesteps there are as many as evaluations, of which a step of higher order has several.
+        num_inference_steps = min(num_inference_steps, -(-len(timesteps) // order))
+        if strength == 1:
+            return timesteps, num_inference_steps
+        kept = max(1, int(num_inference_steps * strength))
+        first = (num_inference_steps - kept) * order
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(first)
+        return timesteps[first:], kept
 
 
-def _single_picture(image: Any) -> PIL.Image.Image:
-    """The reference, of whatever form, as a picture."""
-    items = split_images(image)
-    if len(items) != 1:
-        raise ValueError(f"`image` must be one reference, got {len(items)}: edit one after another.")
-    (image,) = items
+@dataclass
+class _Layout:
+    """Which sample of the batch shows which region of which result: regions in order, the results of each together."""
+
+    region_of_sample: torch.Tensor
+    reference_of_region: torch.Tensor
+    reference_of_result: torch.Tensor
+    result_of_sample: torch.Tensor
+    sample_of_result: torch.Tensor  # the sample of the result's first region
+
+    @classmethod
+    def of(cls, num_regions: list[int], num_images: int, device: torch.device) -> _Layout:
+        regions = torch.tensor(num_regions, device=device)
+        reference_of_region = torch.arange(len(num_regions), device=device).repeat_interleave(regions)
+        region_of_sample = torch.arange(len(reference_of_region), device=device).repeat_interleave(num_images)
+        number = torch.arange(num_images, device=device)
+        result_of_sample = (reference_of_region[:, None] * num_images + number).flatten()
+        sample_of_result = ((regions.cumsum(0) - regions)[:, None] * num_images + number).flatten()
+        reference_of_result = torch.arange(len(num_regions), device=device).repeat_interleave(num_images)
+        return cls(region_of_sample, reference_of_region, reference_of_result, result_of_sample, sample_of_result)
+
+    def blend(self, latents: torch.Tensor, masks: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+        """Blend the regions' latents (S, C, h, w) by masks (S, 1, h, w), with each result's latents outside them."""
+        inside = torch.zeros_like(outside).index_add(0, self.result_of_sample, (masks * latents).to(outside))
+        covered = torch.zeros_like(outside[:, :1]).index_add(0, self.result_of_sample, masks.to(outside))
+        return (inside + (1 - covered) * outside).to(latents)[self.result_of_sample]
+
+
+def _for_each(items: Any, count: int) -> list[Any]:
+    """One entry for each of `count` references; for a single one everything is its own."""
+    if count == 1:
+        return [items]
+    if not isinstance(items, (list, tuple)) or len(items) != count:
+        got = len(items) if isinstance(items, (list, tuple)) else type(items).__name__
+        raise ValueError(f"With {count} references, masks and poses must be lists of as many entries, got {got}.")
+    return list(items)
+
+
+def _to_pil(image: Any) -> PIL.Image.Image:
+    """A reference of any form as a PIL image."""
     if isinstance(image, torch.Tensor):
         image = image.detach().float().cpu().movedim(0, -1).numpy()
     if isinstance(image, np.ndarray):
-        image = image[..., 0] if image.shape[2:] == (1,) else image
-        if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)) or 0 in image.shape:
-            raise ValueError(
-                "`image` must have shape (H, W, C), or (C, H, W) as a tensor, of 1, 3 or 4 channels, got "
-                f"{image.shape}."
-            )
         if image.dtype.kind == "f":
             if not (image.min() >= -1e-4 and image.max() <= 1 + 1e-4):
                 raise ValueError(f"`image` must hold values in [0, 1], got {image.min():.4g} to {image.max():.4g}.")
             image = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
-        if image.dtype != np.uint8:
-            raise ValueError(f"`image` must hold floats in [0, 1] or uint8, got {image.dtype}.")
-        return PIL.Image.fromarray(image)
+        return PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(f"`image` must be a PIL image, an array or a tensor, got {type(image).__name__}.")
     return image
 
 
 def _read_masks(mask_image: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Masks (R, H, W) in [0, 1] whose sum is at most 1 everywhere."""
-    is_list = isinstance(mask_image, (list, tuple))
+    """Masks (R, H, W) in [0, 1] of one reference, whose sum is at most 1 everywhere."""
     is_array = isinstance(mask_image, (np.ndarray, torch.Tensor))
     is_stack = is_array and mask_image.ndim == 3 and mask_image.shape[2] > 4  # else it has channels
-    items = list(mask_image) if is_list or is_stack else [mask_image]
-    if not items:
-        raise ValueError("`mask_image` is an empty list: pass at least one mask.")
-    masks = np.stack([_read_mask(item, size, index) for index, item in enumerate(items)])
+    items = list(mask_image) if isinstance(mask_image, (list, tuple)) or is_stack else [mask_image]
+    masks = np.stack([_read_mask(item, size) for item in items])
     # Where regions overlap they share.
-    shared: npt.NDArray[np.float32] = (masks / np.maximum(masks.sum(axis=0), 1)).astype(np.float32)
-    return shared
+    return (masks / np.maximum(masks.sum(axis=0), 1)).astype(np.float32)
 
 
-def _read_mask(mask: Any, size: tuple[int, int], index: int) -> npt.NDArray[np.float32]:
-    name = f"Mask {index}"
-    values: Any
+def _read_mask(mask: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    values: Any = mask
     if isinstance(mask, PIL.Image.Image):
-        values = _scale_mask(np.asarray(to_rgb(mask, background=(0, 0, 0)).convert("L")))
-    elif isinstance(mask, (np.ndarray, torch.Tensor)):
-        array: Any = mask
-        if isinstance(mask, torch.Tensor):
-            mask = mask.detach().cpu()
-            array = (mask.float() if mask.is_floating_point() else mask).numpy()
-        while array.ndim > 2 and len(array) == 1:
-            array = array[0]
-        array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-        if array.ndim != 2 or array.dtype.kind not in "fuib":
-            raise ValueError(
-                f"{name} must have shape (H, W) and hold booleans, uint8 or floats in [0, 1], got {array.shape} of "
-                f"{array.dtype}."
-            )
-        values = _scale_mask(array)
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(f"{name} must hold values in [0, 1], got {values.min():.4g} to {values.max():.4g}.")
-    else:
-        raise TypeError(f"{name} must be a PIL image, an array or a tensor, got {type(mask).__name__}.")
+        values = np.asarray(to_rgb(mask, background=(0, 0, 0)).convert("L"))
+    elif isinstance(mask, torch.Tensor):
+        values = mask.detach().cpu().numpy() if not mask.is_floating_point() else mask.detach().float().cpu().numpy()
+    elif not isinstance(mask, np.ndarray):
+        raise TypeError(f"A mask must be a PIL image, an array or a tensor, got {type(mask).__name__}.")
+    values = values.squeeze()
+    # 8 bits of nothing but 0 and 1 are labels.
+    is_8_bit = values.dtype == np.uint8 and values.max(initial=0) > 1
+    values = (values / np.float32(255 if is_8_bit else 1)).astype(np.float32)
     height, width = size
+    has_shape = values.ndim == 2 and 0 not in values.shape
+    if not has_shape or abs(values.shape[0] / values.shape[1] / (height / width) - 1) > 0.02:
+        raise ValueError(f"A mask must have its reference's shape, {height}x{width}, got {values.shape}.")
+    if not (values.min() >= 0 and _SMALLEST_MASK <= values.max() <= 1):
+        raise ValueError(
+            "A mask must hold values in [0, 1] and be white where the reference is to change, got "
+            f"{values.min():.4g} to {values.max():.4g}."
+        )
     if values.shape != size:
-        if 0 in values.shape or abs(values.shape[0] / values.shape[1] / (height / width) - 1) > 0.02:
-            raise ValueError(
-                f"{name} must have the reference's shape, {height}x{width} (height x width) pixels, got "
-                f"{values.shape[0]}x{values.shape[1]}."
-            )
-        values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    if values.max() < _SMALLEST_MASK:
-        raise ValueError(f"{name} selects nothing: it must be white where the reference is to change.")
-    result: npt.NDArray[np.float32] = values
+        values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+    result: npt.NDArray[np.float32] = values.astype(np.float32)
     return result
 
 
-def _scale_mask(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Values in [0, 1], where they are in range; 8 bits of nothing but 0 and 1 are labels."""
-    is_scaled = values.dtype == np.uint8 and values.max(initial=0) > 1
-    scaled: npt.NDArray[np.float32] = (values / np.float32(255 if is_scaled else 1)).astype(np.float32)
-    return scaled
-
-
-def _shrink_masks(masks: npt.NDArray[np.float32], frame: CropWindow, latent_size: tuple[int, int]) -> torch.Tensor:
+def _shrink_masks(masks: npt.NDArray[np.float32], crop: CropWindow, latent_size: tuple[int, int]) -> torch.Tensor:
     """Masks (R, 1, h, w) on the latents: a cell may change as much as the pixel in it that may change most."""
-    height, width = frame.image_size
-    window = np.zeros((len(masks), frame.height, frame.width), dtype=np.float32)
-    window[:, -frame.top : height - frame.top, -frame.left : width - frame.left] = masks
+    height, width = crop.image_size
+    window = np.zeros((len(masks), crop.height, crop.width), dtype=np.float32)
+    window[:, -crop.top : height - crop.top, -crop.left : width - crop.left] = masks
     cells = F.adaptive_max_pool2d(torch.from_numpy(window)[:, None], latent_size)
     return cells / cells.sum(dim=0).clamp(min=1)
 
 
 def _feather(mask: npt.NDArray[np.float32], feather: float) -> npt.NDArray[np.float32]:
-    """The mask with a ramp from its edge inwards; zero stays zero, and the picture's own edge is none."""
+    """The mask with a ramp from its edge inwards; zero stays zero, and the image's own edge is none."""
     if feather == 0 or mask.min() > 0:
         return mask
     inside = cv2.copyMakeBorder((mask > 0).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
@@ -436,27 +507,15 @@ def _feather(mask: npt.NDArray[np.float32], feather: float) -> npt.NDArray[np.fl
     return ramp
 
 
-def _share_noise(
-    generator: torch.Generator | list[torch.Generator] | None, num_regions: int, num_images: int
-) -> torch.Generator | list[torch.Generator] | None:
-    """Generators from which all regions of an image draw the same noise, at every step."""
-    if num_regions == 1:
+def _share_noise(generator: Generators, layout: _Layout) -> Generators:
+    """Generators from which all regions of a result draw the same noise, at every step."""
+    num_results, samples = len(layout.sample_of_result), layout.result_of_sample.tolist()
+    if num_results == len(samples):
         return generator
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != num_images:
-            raise ValueError(
-                f"`generator` must be one generator or a list with one per result, got {len(generator)} for "
-                f"{num_images}."
-            )
-        firsts = list(generator)
-    else:
+    if not isinstance(generator, list):
         device = torch.device("cpu") if generator is None else generator.device
-        seeds = torch.randint(2**62, (num_images,), generator=generator, device=device).tolist()
-        firsts = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    shared = list(firsts)
-    for _ in range(num_regions - 1):
-        for first in firsts:
-            copy = torch.Generator(first.device)
-            copy.set_state(first.get_state())
-            shared.append(copy)
-    return shared
+        seeds = torch.randint(2**62, (num_results,), generator=generator, device=device).tolist()
+        generator = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    elif len(generator) != num_results:
+        raise ValueError(f"`generator` must have one generator per result, got {len(generator)} for {num_results}.")
+    return [torch.Generator(one.device).set_state(one.get_state()) for one in (generator[n] for n in samples)]

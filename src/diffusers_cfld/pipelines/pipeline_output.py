@@ -1,16 +1,17 @@
-"""What the pipelines return and what they take back."""
+"""What the pipelines return, and the encoded conditions that they take back."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
+
+Images: TypeAlias = "list[PIL.Image.Image] | np.ndarray | torch.Tensor"
 
 
 @dataclass
@@ -19,7 +20,7 @@ class CFLDPipelineOutput(BaseOutput):
 
     Args:
         images: A list of PIL images, an array (B, H, W, 3) in [0, 1] (`output_type="np"`), or a tensor: (B, 3, H, W)
-            in [0, 1] (`"pt"`) or the latents (B, 4, h, w) (`"latent"`). Images of one source and pose stand together.
+            in [0, 1] (`"pt"`) or the latents (B, 4, h, w) (`"latent"`). Images of one source and pose are neighbours.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
@@ -27,7 +28,7 @@ class CFLDPipelineOutput(BaseOutput):
 
 @dataclass(frozen=True, eq=False)
 class Appearance:
-    """Everything the pipeline knows of its source images, encoded once for many poses.
+    """Everything the pipeline knows about its source images, encoded once for many poses.
 
     Args:
         prompt_embeds: (B, Q, D), the coarse-grained prompts.
@@ -61,21 +62,16 @@ class Appearance:
         prompt_weight: float | None = None,
         bias_weight: float | None = None,
     ) -> Appearance:
-        """Interpolate to another appearance (Sec. 4.6, Fig. 6b): prompts and query biases, both linearly.
+        """Interpolate linearly to another appearance (Sec. 4.6, Fig. 6b): prompts and query biases.
 
         Args:
-            other: The appearance at weight 1, of as many sources, or one of the two of a single one.
+            other: The appearance at weight 1, of as many sources; one of the two may have a single source.
             weight: 0 (this appearance) to 1 (the other); values beyond exaggerate the difference.
-            prompt_weight: Weight of the prompts, i.e. of what is coarse, instead.
-            bias_weight: Weight of the query biases, i.e. of what is fine, instead.
+            prompt_weight: Separate weight of the prompts, which carry what is coarse.
+            bias_weight: Separate weight of the query biases, which carry what is fine.
 
         Returns:
             A new object.
-
-        Raises:
-            TypeError: `other` is not an [`Appearance`].
-            ValueError: The two come from models of different sizes or their numbers of sources do not fit together,
-                or a weight is not finite.
         """
         prompt_weight = weight if prompt_weight is None else prompt_weight
         bias_weight = weight if bias_weight is None else bias_weight
@@ -83,27 +79,25 @@ class Appearance:
 
     @staticmethod
     def mean(appearances: Sequence[Appearance], weights: Sequence[float] | None = None) -> Appearance:
-        """Average several appearances, e.g. those of several photos of one person.
+        """Average several appearances, for example those of several images of one person.
 
         Args:
-            appearances: At least one. A single one of several sources is averaged over these.
-            weights: One for each, of any positive sum; default all equal.
+            appearances: At least one. A single appearance of several sources is averaged over them.
+            weights: One for each, with any positive sum; equal by default.
 
         Returns:
             A new object.
 
         Raises:
-            TypeError: An item is not an [`Appearance`].
-            ValueError: There is none, they come from models of different sizes, or the weights do not fit.
+            ValueError: There are not as many weights as appearances, or their sum is not positive.
         """
         items = list(appearances)
-        if len(items) == 1 and isinstance(items[0], Appearance):
+        if len(items) == 1:
             items = [items[0][index] for index in range(len(items[0]))]
         shares = [1.0] * len(items) if weights is None else [float(weight) for weight in weights]
-        if not items or len(shares) != len(items) or not sum(shares) > 0:
+        if len(shares) != len(items) or not sum(shares) > 0:
             raise ValueError(
-                f"`weights` must be as many numbers as there are appearances, of positive sum, got {shares} for "
-                f"{len(items)}."
+                f"`weights` must have one number per appearance and a positive sum, got {shares} for {len(items)}."
             )
         shares = [share / sum(shares) for share in shares]
         return _combine(items, shares, shares)
@@ -116,14 +110,9 @@ class Appearance:
             appearances: At least one.
 
         Returns:
-            A new object; the null prompt is the first one's.
-
-        Raises:
-            TypeError: An item is not an [`Appearance`].
-            ValueError: There is none, or they come from models of different sizes.
+            A new object with the null prompt of the first.
         """
         items = list(appearances)
-        _check_compatible(items)
         query_biases = {name: torch.cat([item.query_biases[name] for item in items]) for name in items[0].query_biases}
         prompt_embeds = torch.cat([item.prompt_embeds for item in items])
         return Appearance(prompt_embeds, items[0].null_prompt_embeds, query_biases)
@@ -184,37 +173,12 @@ def _as_slice(index: int | slice, length: int) -> slice:
     if isinstance(index, slice):
         return index
     if not -length <= index < length:
-        raise IndexError(f"There are {length} in this batch, number {index} is not among them.")
+        raise IndexError(f"Index {index} is out of range for a batch of {length}.")
     return slice(index, index + 1 or None)
 
 
-def _check_compatible(items: Sequence[Appearance]) -> None:
-    if not items:
-        raise ValueError("Pass at least one `Appearance`.")
-    for item in items:
-        if not isinstance(item, Appearance):
-            raise TypeError(f"Expected an `Appearance` from `encode_appearance`, got {type(item).__name__}.")
-    shapes = [
-        {"prompt_embeds": item.prompt_embeds.shape[1:], **{k: v.shape[1:] for k, v in item.query_biases.items()}}
-        for item in items
-    ]
-    for other in shapes[1:]:
-        for name in {**shapes[0], **other}:
-            if shapes[0].get(name) != other.get(name):
-                raise ValueError(
-                    f"The appearances come from models of different sizes: {name} is {shapes[0].get(name)} and "
-                    f"{other.get(name)}. Encode all of them with one pipeline."
-                )
-
-
 def _combine(items: list[Appearance], prompt_shares: list[float], bias_shares: list[float]) -> Appearance:
-    """The weighted sum of prompts and biases; the null prompt is the first one's."""
-    _check_compatible(items)
-    if not all(map(math.isfinite, prompt_shares + bias_shares)):
-        raise ValueError(f"Weights must be finite numbers, got {prompt_shares} and {bias_shares}.")
-    sizes = sorted({len(item) for item in items} - {1})
-    if len(sizes) > 1:
-        raise ValueError(f"The appearances must be of as many sources each, or of one, got {sizes}.")
+    """The weighted sum of prompts and biases, with the null prompt of the first."""
 
     def weigh(tensors: list[torch.Tensor], shares: list[float]) -> torch.Tensor:
         result = shares[0] * tensors[0]

@@ -1,0 +1,690 @@
+"""The steps that CFLD's pipelines share: components, encoding, noise prediction, decoding, saving. No `__call__`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderKL,
+    AutoencoderTiny,
+    ConsistencyDecoderVAE,
+    DiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.loaders import IPAdapterMixin, StableDiffusionLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline, rescale_noise_cfg
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import create_repo, file_exists, upload_folder
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from ..image_utils import as_pair
+from ..models.appearance_encoder import AppearanceEncoder
+from ..models.attention_processor import fit_pose_residuals, fit_query_biases, hybrid_granularity_attention
+from ..models.pose_adapter import PoseAdapter
+from ..models.prompt_decoder import PerceptionRefinedDecoder
+from ..models.source_encoder import SwinImageEncoder
+from ..pose.estimation import PoseEstimator
+from ..pose.keypoints import Keypoints
+from ..processors.cropping import DEEPFASHION_SIZE, CropWindow, has_shape
+from ..processors.pose_map import PoseInput, PoseProcessor, is_pose_map, read_poses, split_poses
+from ..processors.source_image import ImageInput, SourceImageProcessor
+from .checks import check_components
+from .guidance import BranchConditions, GuidanceBranch, combine_guidance, guidance_weights
+from .model_card import make_model_card
+from .pipeline_output import Appearance, PoseFeatures
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Arguments that the calls of all pipelines share, for type checkers; the calls say what they mean."""
+
+    height: int | None
+    width: int | None
+    num_inference_steps: int
+    timesteps: list[int] | None
+    sigmas: list[float] | None
+    guidance_scale: float
+    pose_guidance_scale: float | None
+    appearance_guidance_scale: float | None
+    num_images_per_prompt: int
+    eta: float
+    generator: Generators
+    latents: torch.Tensor | None
+    appearance: Appearance | None
+    ip_adapter_image: PipelineImageInput | None
+    ip_adapter_image_embeds: list[torch.Tensor] | None
+    output_type: str
+    cross_attention_kwargs: dict[str, Any] | None
+    guidance_rescale: float
+    callback_on_step_end: Any
+    callback_on_step_end_tensor_inputs: list[str]
+    micro_batch_size: int | None
+
+
+class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionLoraLoaderMixin, IPAdapterMixin):
+    """Components and steps of CFLD's pipelines.
+
+    Args:
+        vae: Autoencoder between images and latents.
+        unet: The denoising U-Net, whose keys and values in the up blocks' cross-attentions CFLD trains.
+        scheduler: Any scheduler of diffusers for epsilon or v prediction; the published one is `DDPMScheduler`.
+        source_encoder: S, features of the source image.
+        prompt_decoder: D, the coarse-grained prompt from the coarsest features; holds the null prompt.
+        appearance_encoder: A, the query biases from the fine features.
+        pose_adapter: P, the residuals of the target pose.
+        feature_extractor: Only for an IP-Adapter: the preprocessing of its image.
+        image_encoder: Only for an IP-Adapter: its CLIP vision model.
+        frame_height: With `frame_width` the shape that the training images had, at any size; images and poses of
+            another shape are padded to it. None: everything is squashed. Saved in `model_index.json`.
+        frame_width: See `frame_height`.
+
+    Attributes:
+        pose_estimator: Finds the poses of images that are passed as `pose`; see [`diffusers_cfld.pose_estimation`].
+            None until you set one.
+        target_size: (height, width) of images made without `height` and `width`: those of the training, pixels.
+        image_shape: (height, width) whose aspect ratio the training images had, or None.
+
+    Raises:
+        ValueError: Components do not fit together, for example a prompt width other than the U-Net's, or only one of
+            `frame_height` and `frame_width` is None.
+    """
+
+    model_cpu_offload_seq = (
+        "source_encoder->prompt_decoder->appearance_encoder->pose_adapter->image_encoder->unet->vae"
+    )
+    _optional_components = ["feature_extractor", "image_encoder"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "null_prompt_embeds"]
+
+    # LoRAs are the U-Net's: CFLD has no text encoder.
+    _lora_loadable_modules = ["unet"]
+    text_encoder = None
+
+    # The IP-Adapter's own preparation, as the Stable Diffusion pipeline does it.
+    encode_image = StableDiffusionPipeline.encode_image
+    prepare_ip_adapter_image_embeds = StableDiffusionPipeline.prepare_ip_adapter_image_embeds
+    prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AsymmetricAutoencoderKL | AutoencoderTiny | ConsistencyDecoderVAE,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        source_encoder: SwinImageEncoder,
+        prompt_decoder: PerceptionRefinedDecoder,
+        appearance_encoder: AppearanceEncoder,
+        pose_adapter: PoseAdapter,
+        feature_extractor: CLIPImageProcessor | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        frame_height: int | None = DEEPFASHION_SIZE[0],
+        frame_width: int | None = DEEPFASHION_SIZE[1],
+    ) -> None:
+        super().__init__()
+        check_components(vae, unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
+        if (frame_height is None) != (frame_width is None):
+            raise ValueError(
+                f"`frame_height` and `frame_width` must both be numbers or both be None, got {frame_height} and "
+                f"{frame_width}."
+            )
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            source_encoder=source_encoder,
+            prompt_decoder=prompt_decoder,
+            appearance_encoder=appearance_encoder,
+            pose_adapter=pose_adapter,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+        # Two numbers, since diffusers takes a list in `model_index.json` for a component.
+        self.register_to_config(frame_height=frame_height, frame_width=frame_width)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        sample_size = as_pair(unet.config.sample_size) if unet is not None else (64, 64)
+        self.target_size = (sample_size[0] * self.vae_scale_factor, sample_size[1] * self.vae_scale_factor)
+        self.image_shape = None if frame_height is None or frame_width is None else (frame_height, frame_width)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        height, width = source_encoder.image_size if source_encoder is not None else (256, 256)
+        self.source_image_processor = SourceImageProcessor(height=height, width=width, image_shape=self.image_shape)
+        height, width = _pose_map_size(pose_adapter, sample_size) if pose_adapter is not None else (256, 256)
+        self.pose_processor = PoseProcessor(height=height, width=width, image_shape=self.image_shape)
+        self.pose_estimator: PoseEstimator | None = None
+
+    # What diffusers does differently. Each override names the promise that it keeps.
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Make a pipeline of this class from another one's components, which both then share.
+
+        Args:
+            pipeline: The other pipeline. Its `pose_estimator` comes along.
+            **kwargs: Components and options of the constructor in place of the other pipeline's; `dtype` casts.
+
+        Returns:
+            The new pipeline.
+        """
+        # README: every component keeps its dtype. diffusers' own casts all of them, shared ones too, to float32.
+        dtype = kwargs.pop("dtype", None)
+        names = inspect.signature(cls.__init__).parameters
+        found = {**pipeline.config, **pipeline.components}
+        made = cls(**{**{name: value for name, value in found.items() if name in names}, **kwargs})
+        made.pose_estimator = getattr(pipeline, "pose_estimator", None)
+        return made if dtype is None else made.to(dtype=dtype)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the pipeline, with a model card unless the folder or the repository has one.
+
+        Args:
+            save_directory: The folder.
+            *args: As of `DiffusionPipeline.save_pretrained`.
+            push_to_hub: Upload the folder, too.
+            repo_id: Repository on the Hub; by default the folder's name, in your namespace.
+            private: Whether a new repository is private.
+            token: Hub token.
+            commit_message: Message of the upload.
+            create_pr: Open a pull request instead of committing.
+            **kwargs: As of `DiffusionPipeline.save_pretrained`, for example `variant` and `max_shard_size`.
+
+        Raises:
+            ValueError: A LoRA is attached, whose layers `from_pretrained` could not load.
+        """
+        # Promises: what is saved can be loaded, and goes to the Hub with a card whose snippet loads it.
+        if getattr(self.unet, "peft_config", None):
+            raise ValueError(
+                "The unet cannot be saved while a LoRA is attached to it: call `fuse_lora()` to keep its effect, then "
+                "`unload_lora_weights()`, and save again."
+            )
+        folder, variant = Path(save_directory), kwargs.get("variant")
+        suffix = f".{variant}" if variant else ""
+        for index in folder.glob(f"*/diffusion_pytorch_model.safetensors.index{suffix}.json"):
+            index.unlink()  # of an earlier save in shards, which loading would look for
+        super().save_pretrained(os.fspath(folder), *args, **kwargs)
+        card = folder / "README.md"
+        if not card.exists():
+            card.write_text(make_model_card(self, repo_id or folder.name, variant=variant), encoding="utf-8")
+        if push_to_hub:
+            repo_id = create_repo(repo_id or folder.name, exist_ok=True, private=private, token=token).repo_id
+            has_card = file_exists(repo_id, "README.md", token=token)
+            upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                ignore_patterns=["README.md"] if has_card else None,
+                token=token,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                create_pr=create_pr,
+            )
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> None:
+        """Upload the pipeline to the Hub, with a model card unless the repository has one.
+
+        Args:
+            repo_id: The repository; made if it does not exist.
+            **kwargs: As of [`~CFLDPipelineBase.save_pretrained`], for example `token`, `private` and `variant`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
+        """Leave out the text encoder's part of a LoRA file.
+
+        Args:
+            *args: Ignored.
+            **kwargs: Ignored.
+        """
+
+    def fuse_lora(self, components: list[str] | None = None, *args: Any, **kwargs: Any) -> None:
+        """Fuse the loaded LoRAs into the U-Net's weights.
+
+        Args:
+            components: `["unet"]`, the only component with LoRAs and the default.
+            *args: As of `StableDiffusionLoraLoaderMixin.fuse_lora`.
+            **kwargs: Likewise.
+        """
+        super().fuse_lora(components or ["unet"], *args, **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, *args: Any, **kwargs: Any) -> None:
+        """Take fused LoRAs out of the U-Net's weights again.
+
+        Args:
+            components: `["unet"]`, the only component with LoRAs and the default.
+            *args: As of `StableDiffusionLoraLoaderMixin.unfuse_lora`.
+            **kwargs: Likewise.
+        """
+        super().unfuse_lora(components or ["unet"], *args, **kwargs)
+
+    # State of the running call.
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale of both guidances where neither is set on its own."""
+        return self._guidance_scale
+
+    @property
+    def pose_guidance_scale(self) -> float:
+        """w_pose of Eq. 7 in the running call."""
+        return self._guidance_scale if self._pose_guidance_scale is None else self._pose_guidance_scale
+
+    @property
+    def appearance_guidance_scale(self) -> float:
+        """w_app of Eq. 7 in the running call."""
+        return self._guidance_scale if self._appearance_guidance_scale is None else self._appearance_guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        """Rescaling of the guided prediction in the running call."""
+        return self._guidance_rescale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the running step needs more than the fully conditioned prediction."""
+        return self.pose_guidance_scale != 1 or self.appearance_guidance_scale != 1
+
+    @property
+    def cross_attention_kwargs(self) -> dict[str, Any] | None:
+        """Arguments of the attention processors in the running call."""
+        return self._cross_attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the running call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to skip the remaining steps."""
+        return self._interrupt
+
+    # The steps of a call, in their order.
+
+    @torch.no_grad()
+    def encode_appearance(self, image: ImageInput | Appearance, micro_batch_size: int | None = None) -> Appearance:
+        """Encode source images once, to be used for many poses.
+
+        Args:
+            image: As in the pipeline's call. An [`Appearance`] is returned as it is.
+            micro_batch_size: Images at once; None for all.
+
+        Returns:
+            The prompts and query biases, on the execution device.
+
+        Raises:
+            TypeError: As [`SourceImageProcessor.preprocess`].
+            ValueError: As [`SourceImageProcessor.preprocess`].
+        """
+        if isinstance(image, Appearance):
+            return image
+        pixels = self.source_image_processor.preprocess(image).to(self._execution_device, self.source_encoder.dtype)
+        dtype = self.appearance_encoder.dtype
+        encoded = []
+        for rows in micro_batches(len(pixels), micro_batch_size):
+            feature_maps = self.source_encoder(pixels[rows]).feature_maps
+            coarsest = list(feature_maps.values())[-1]
+            prompts = self.prompt_decoder(coarsest.to(self.prompt_decoder.dtype))
+            query_biases = self.appearance_encoder({k: v.to(dtype) for k, v in feature_maps.items()}).query_biases
+            encoded.append(Appearance(prompts.prompt_embeds, prompts.null_prompt_embeds, query_biases))
+        return Appearance.cat(encoded)
+
+    @torch.no_grad()
+    def encode_pose(self, pose: PoseInput | PoseFeatures, micro_batch_size: int | None = None) -> PoseFeatures:
+        """Encode target poses once, to be used for many sources.
+
+        Args:
+            pose: As in the pipeline's call. [`PoseFeatures`] are returned as they are.
+            micro_batch_size: Poses at once; None for all.
+
+        Returns:
+            The pose adapter's residuals, on the execution device.
+
+        Raises:
+            TypeError: As [`PoseProcessor.preprocess`].
+            ValueError: As [`PoseProcessor.preprocess`] and [`PoseAdapter.forward`]; or a pose is an image and there
+                is no `pose_estimator`, or nobody in it.
+            OSError: A file cannot be read.
+        """
+        if isinstance(pose, PoseFeatures):
+            return pose
+        poses = read_poses(pose, self.pose_estimator, shape=self.image_shape)
+        pose_map = self.pose_processor.preprocess(poses).to(self._execution_device, self.pose_adapter.dtype)
+        parts = [
+            self.pose_adapter(pose_map[rows]).residuals for rows in micro_batches(len(pose_map), micro_batch_size)
+        ]
+        return PoseFeatures({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def read_reference_pose(self, pose: PoseInput | PoseFeatures, size: tuple[int, int]) -> Any:
+        """Read the pose of the one person in a reference image, where that image is going to be.
+
+        Args:
+            pose: The pose, measured on the image, in any form of the pipeline's call.
+            size: (height, width) of the image, pixels.
+
+        Returns:
+            The pose, for [`~CFLDPipelineBase.encode_pose`].
+
+        Raises:
+            ValueError: It is not one pose, was measured on an image of another shape, or is a pose map although the
+                image is padded.
+        """
+        if isinstance(pose, PoseFeatures):
+            return pose
+        poses: Any = split_poses(read_poses(pose, self.pose_estimator, shape=None))
+        if len(poses) != 1:
+            raise ValueError(f"`pose` must be the one pose of the person in the image, got {len(poses)}.")
+        is_whole = self.pose_processor.choose_crop(size).is_whole_image
+        if is_pose_map(poses[0]):
+            if not is_whole:
+                raise ValueError(
+                    f"`pose` must be keypoints, or `encode_pose(keypoints)`, since the image of {size[0]}x{size[1]} "
+                    "(height x width) is padded, but a pose map is not."
+                )
+            return poses[0]
+        keypoints = Keypoints.from_any(poses[0])
+        if is_whole and self.pose_processor.choose_crop(keypoints.size).is_whole_image:
+            return keypoints
+        if not has_shape(keypoints.size, size):
+            raise ValueError(
+                f"`pose` was measured on an image of {keypoints.size[0]}x{keypoints.size[1]} (height x width), but "
+                f"this image is {size[0]}x{size[1]}: measure it here, and say so for an array with "
+                f"`Keypoints.from_any(pose, size={size})`."
+            )
+        # Both are cropped alike: an image of the encoder's own size is not padded, others of its shape are.
+        return keypoints.rescale(size)
+
+    def encode_reference_image(
+        self, image: PIL.Image.Image, crop: CropWindow, height: int, width: int
+    ) -> torch.Tensor:
+        """Encode a reference image, squashed to the generated size as its pose is.
+
+        Args:
+            image: RGB, upright.
+            crop: The part of it that the model sees.
+            height: Height of the generated image in pixels.
+            width: Width of it.
+
+        Returns:
+            (1, C, h, w), the mode of the latents.
+        """
+        pixels = self.image_processor.preprocess(crop.crop(image), height=height, width=width)
+        encoded = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype))
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return (latents * self.vae.config.scaling_factor).to(self.unet.dtype)
+
+    def prepare_conditions(
+        self,
+        appearance: Appearance,
+        pose_features: PoseFeatures,
+        height: int,
+        width: int,
+        num_images_per_prompt: int = 1,
+        ip_adapter_image: PipelineImageInput | None = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
+    ) -> BranchConditions:
+        """Bring the encoded conditions to the latents' size and the U-Net's dtype, and pair sources with poses.
+
+        Args:
+            appearance: Sources, as many as poses or one.
+            pose_features: Poses, as many as sources or one.
+            height: Height of the generated image in pixels.
+            width: Width of it.
+            num_images_per_prompt: Images for each pair.
+            ip_adapter_image: As in the pipeline's call.
+            ip_adapter_image_embeds: As in the pipeline's call.
+
+        Returns:
+            The conditions of all samples; those of one pair are neighbours.
+
+        Raises:
+            ValueError: The numbers of sources, poses and embeddings do not fit together.
+        """
+        sources, poses = len(appearance), len(pose_features)
+        if sources != poses and 1 not in (sources, poses):
+            raise ValueError(
+                f"The numbers of images and poses must be equal, or one of them 1, got {sources} images and {poses} "
+                "poses."
+            )
+        num_pairs = max(sources, poses)
+        latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        to_unet = partial(torch.Tensor.to, device=self._execution_device, dtype=self.unet.dtype)
+        return BranchConditions(
+            batch_size=num_pairs * num_images_per_prompt,
+            prompt_embeds=to_unet(appearance.prompt_embeds),
+            null_prompt_embeds=to_unet(appearance.null_prompt_embeds),
+            pose_residuals=fit_pose_residuals(
+                {name: to_unet(residual) for name, residual in pose_features.residuals.items()}, latent_size
+            ),
+            query_biases=fit_query_biases(
+                {name: to_unet(bias) for name, bias in appearance.query_biases.items()},
+                latent_size,
+                len(self.unet.config.up_block_types),
+            ),
+            image_embeds=self.prepare_image_embeds(
+                ip_adapter_image, ip_adapter_image_embeds, num_pairs, num_images_per_prompt
+            ),
+        )
+
+    def prepare_image_embeds(
+        self,
+        image: PipelineImageInput | None,
+        image_embeds: list[torch.Tensor] | None,
+        num_pairs: int,
+        num_images_per_prompt: int,
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Prepare the embeddings of IP-Adapters.
+
+        Args:
+            image: As `ip_adapter_image` of the pipeline's call.
+            image_embeds: As `ip_adapter_image_embeds` of the pipeline's call.
+            num_pairs: Pairs of source and pose.
+            num_images_per_prompt: Images for each pair.
+
+        Returns:
+            Per adapter the negative and the positive embeddings, (n, ...) each; empty without adapters.
+
+        Raises:
+            ValueError: The number of embeddings does not fit.
+        """
+        if image is None and image_embeds is None:
+            return []
+        # As in Stable Diffusion, embeddings given without guidance are the positive ones alone.
+        guided = self.do_classifier_free_guidance
+        if image_embeds is None:
+            image_embeds = self.prepare_ip_adapter_image_embeds(image, None, self._execution_device, 1, guided)
+        counts = sorted({1, num_pairs, num_pairs * num_images_per_prompt})
+        pairs = []
+        for embed in image_embeds:
+            count, rest = divmod(embed.shape[0], 2 if guided else 1)
+            if rest or count not in counts:
+                raise ValueError(
+                    f"`ip_adapter_image_embeds` must hold {' or '.join(map(str, counts))} embeddings per adapter, "
+                    f"after as many negative ones if guidance is on, got {embed.shape[0]} in all with guidance "
+                    f"{'on' if guided else 'off'}."
+                )
+            embed = embed.to(self._execution_device, self.unet.dtype)
+            pairs.append(tuple(embed.chunk(2)) if guided else (torch.zeros_like(embed), embed))
+        return pairs
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: Generators,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Draw or check the starting noise, scaled as the scheduler wants it.
+
+        Args:
+            batch_size: B, number of samples.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+            dtype: Of the result.
+            device: Of the result.
+            generator: One for the batch, or a list with one per sample.
+            latents: (B, C, h, w) standard-normal noise to start from instead of drawing some.
+
+        Returns:
+            (B, C, h, w) with h = height / `vae_scale_factor`.
+
+        Raises:
+            ValueError: A list of generators is not as long as the batch, or `latents` has another shape.
+        """
+        factor = self.vae_scale_factor
+        shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` must be one generator or a list with one per image, got {len(generator)} for "
+                f"{batch_size} images."
+            )
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
+        return latents.to(device=device, dtype=dtype) * self.scheduler.init_noise_sigma
+
+    def predict_branches(
+        self,
+        latent_model_input: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: BranchConditions,
+        branches: tuple[GuidanceBranch, ...],
+        rows: slice,
+    ) -> tuple[torch.Tensor, ...]:
+        """Evaluate the U-Net for some guidance branches of some samples, in one batch.
+
+        Args:
+            latent_model_input: (B, C, h, w), scaled by the scheduler.
+            timestep: Timestep of the step.
+            conditions: Of all B samples.
+            branches: Which branches.
+            rows: Which samples.
+
+        Returns:
+            One prediction (number of rows, C, h, w) per branch.
+        """
+        batch = conditions.batch(branches, rows)
+        # Only around the U-Net: a callback meets it, and may use it, as the user left it.
+        with hybrid_granularity_attention(self.unet, batch.query_biases):
+            noise_pred = self.unet(
+                torch.cat([latent_model_input[rows]] * len(branches)),
+                timestep,
+                encoder_hidden_states=batch.encoder_hidden_states,
+                cross_attention_kwargs=self.cross_attention_kwargs,
+                down_intrablock_additional_residuals=batch.pose_residuals,
+                added_cond_kwargs={"image_embeds": batch.image_embeds} if batch.image_embeds else None,
+                return_dict=False,
+            )[0]
+        predictions: tuple[torch.Tensor, ...] = noise_pred.chunk(len(branches))
+        return predictions
+
+    def predict_noise(
+        self,
+        latent_model_input: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: BranchConditions,
+        micro_batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """Predict the noise with the running call's guidance, Eq. 7.
+
+        Args:
+            latent_model_input: (B, C, h, w), scaled by the scheduler.
+            timestep: Timestep of the step.
+            conditions: Of all B samples.
+            micro_batch_size: Samples at once; None for all.
+
+        Returns:
+            (B, C, h, w).
+        """
+        # A callback may change a scale between two steps.
+        weights = guidance_weights(self.pose_guidance_scale, self.appearance_guidance_scale)
+        guided = []
+        for rows in micro_batches(len(latent_model_input), micro_batch_size):
+            noise_preds = self.predict_branches(latent_model_input, timestep, conditions, tuple(weights), rows)
+            noise_pred = combine_guidance(noise_preds, tuple(weights.values()))
+            if len(weights) > 1 and self.guidance_rescale > 0.0:
+                noise_pred = rescale_noise_cfg(noise_pred, noise_preds[-1], guidance_rescale=self.guidance_rescale)
+            guided.append(noise_pred)
+        return guided[0] if len(guided) == 1 else torch.cat(guided)
+
+    def decode_latents(
+        self,
+        latents: torch.Tensor,
+        output_size: tuple[int, int] | None = None,
+        generator: Generators = None,
+        micro_batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """Decode latents to images, and resize them as this field's evaluations do.
+
+        Args:
+            latents: (B, C, h, w), scaled as the U-Net sees them.
+            output_size: (height, width) in pixels of a final bicubic resize with antialias, or None for none.
+            generator: Randomness of decoders that have some (`ConsistencyDecoderVAE`).
+            micro_batch_size: Images at once; None for all.
+
+        Returns:
+            (B, 3, H, W), [0, 1].
+        """
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        images = []
+        for rows in micro_batches(len(latents), micro_batch_size):
+            generators = generator[rows] if isinstance(generator, list) else generator
+            image = self.vae.decode(latents[rows], return_dict=False, generator=generators)[0]
+            image = (image / 2 + 0.5).clamp(0, 1)
+            if output_size is not None and tuple(image.shape[2:]) != tuple(output_size):
+                # In float32, since not all devices have the kernel in half precision.
+                resized = F.interpolate(
+                    image.float(), size=tuple(output_size), mode="bicubic", antialias=True, align_corners=False
+                )
+                image = resized.clamp(0, 1).to(image.dtype)
+            images.append(image)
+        return images[0] if len(images) == 1 else torch.cat(images)
+
+
+def micro_batches(batch_size: int, micro_batch_size: int | None) -> list[slice]:
+    """Split a batch into slices.
+
+    Args:
+        batch_size: Samples in all.
+        micro_batch_size: Samples in a slice; None for one slice.
+
+    Returns:
+        Slices that cover the batch in order.
+    """
+    size = micro_batch_size or batch_size
+    return [slice(first, min(first + size, batch_size)) for first in range(0, batch_size, size)]
+
+
+def _pose_map_size(pose_adapter: PoseAdapter, sample_size: tuple[int, int]) -> tuple[int, int]:
+    """The size in pixels at which a pose map's residuals need no resizing for latents of `sample_size`."""
+    config = pose_adapter.config
+    # The adapter halves its features once less than it has widths.
+    multiple = 2 ** (len(config.block_out_channels) - 1)
+    height, width = (-(-side // multiple) * multiple * config.unshuffle_factor for side in sample_size)
+    return height, width
