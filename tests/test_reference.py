@@ -158,6 +158,6 @@ def test_published_size(tmp_path):
     latents = named_normal("latents", (1, 4, 64, 64))
     for name, prediction in predictions(pipe, appearance, pose, latents, 501):
         assert relative_error(prediction, golden[f"eps.501.{name}"]) < TOLERANCE
-    picture = pipe(image=source / 2 + 0.5, pose=pose_map, num_inference_steps=1, output_type="np").images
-    assert picture.shape == (1, 512, 512, 3)
-    assert np.isfinite(picture).all()
+    image = pipe(image=source / 2 + 0.5, pose=pose_map, num_inference_steps=1, output_type="np").images
+    assert image.shape == (1, 512, 512, 3)
+    assert np.isfinite(image).all()

@@ -196,8 +196,7 @@ def convert_swin(
         encoder = SwinImageEncoder.from_timm(
             model_name, checkpoint_path=str(weights), image_size=image_size, window_size=window_size
         )
-        encoder = _build(SwinImageEncoder, encoder.config, encoder.state_dict(), str(weights), dtype)
-        encoder.save_pretrained(folder, variant=variant)
+        encoder.to(dtype).save_pretrained(folder, variant=variant)
     return output
 
 

@@ -1,4 +1,4 @@
-"""Pure key maps between the published checkpoint and our components, both ways; no file is touched here.
+"""Names of the published checkpoint's tensors and of our components', each from the other.
 
 The published names are those of the two pickles that YanzuoLu/CFLD @ f2ea2a7 writes: `pytorch_model.bin` with the
 source encoder, decoder, appearance encoder, pose encoder and null prompt, and `pytorch_model_1.bin` with the U-Net.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-MODEL_COMPONENTS = ("source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
 UNET_COMPONENT = "unet"
 
 _UNET_PREFIX = "model."
@@ -31,7 +30,7 @@ _SWIN_BUFFER = re.compile(
 def shift_downsample(key: str, by: int) -> str:
     """Renumber the stage of a Swin patch merging.
 
-    The original Swin counts patch merging to the stage before it, timm to the stage after it.
+    The original Swin has it at the end of the stage before, timm at the beginning of the stage after.
 
     Args:
         key: A key of a Swin state dict, with or without a prefix.
@@ -44,7 +43,7 @@ def shift_downsample(key: str, by: int) -> str:
 
 
 def is_swin_buffer(key: str) -> bool:
-    """Tell whether a published key is a buffer of the Swin, which is no weight: it follows from the sizes.
+    """Tell whether a published key is a mask or an index of the Swin, which follows from its sizes.
 
     Args:
         key: A key of `pytorch_model.bin`.
@@ -53,14 +52,14 @@ def is_swin_buffer(key: str) -> bool:
 
 
 def from_published_key(key: str, num_encoders: int = 9) -> tuple[str, str]:
-    """Map a published key to a component of ours and its key there.
+    """Map a published key to one of our components and its key there.
 
     Args:
         key: A key of `pytorch_model.bin`, or one of `pytorch_model_1.bin` with its `model.` prefix. Not a Swin buffer.
         num_encoders: Number of query bias encoders; the published list runs from the U-Net's end to its beginning.
 
     Returns:
-        The component, one of `MODEL_COMPONENTS` or `UNET_COMPONENT`, and the key in its state dict.
+        The name of the component in the pipeline, and the key in its state dict.
 
     Raises:
         ValueError: No component has such a key.
@@ -89,7 +88,7 @@ def to_published_key(component: str, key: str, num_encoders: int = 9) -> str:
     """Map a key of one of our components to the published one: the inverse of [`from_published_key`].
 
     Args:
-        component: One of `MODEL_COMPONENTS` or `UNET_COMPONENT`.
+        component: Name of the component in the pipeline.
         key: A key of the component's state dict.
         num_encoders: Number of query bias encoders.
 
