@@ -1,0 +1,51 @@
+"""What a user writes, for `mypy --strict`: names, inputs and results have types."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from typing_extensions import assert_type
+
+from diffusers_cfld import (
+    Appearance,
+    CFLDInpaintPipeline,
+    CFLDPipeline,
+    CFLDPipelineOutput,
+    Keypoints,
+    align_pose,
+    fit_photo,
+)
+from diffusers_cfld.inversion import invert, reconstruct
+from diffusers_cfld.sequences import render_sequence
+from diffusers_cfld.small_model import example_poses, load_small_model
+
+
+def main(photo: Image.Image, folder: Path) -> None:
+    pipe = load_small_model()
+    assert_type(pipe, CFLDPipeline)
+    pose = Keypoints.load(folder / "pose.json", size=(1024, 704))
+    fitted = fit_photo(photo, pose)
+    generator = torch.Generator().manual_seed(0)
+
+    result = pipe(image=fitted.image, pose=pose, num_inference_steps=4, generator=generator, output_size=(512, 352))
+    assert_type(result, CFLDPipelineOutput)
+    assert_type(
+        pipe(image=[photo, photo], pose=[pose, pose.mirror()], return_dict=False)[0],
+        list[Image.Image] | np.ndarray | torch.Tensor,
+    )
+
+    appearance = pipe.encode_appearance(photo)
+    assert_type(appearance.lerp(appearance, 0.5), Appearance)
+    pipe(appearance=appearance, pose=pipe.encode_pose(example_poses()), micro_batch_size=2)
+    pipe(image=np.zeros((64, 64, 3)), pose=torch.zeros(1, 21, 64, 64))
+
+    edit = CFLDInpaintPipeline.from_pipe(pipe)
+    assert_type(edit, CFLDInpaintPipeline)
+    assert_type(edit(image=photo, mask_image=photo, source_image=photo, pose=pose, strength=0.7), CFLDPipelineOutput)
+
+    latents = invert(pipe, photo, align_pose(pose, example_poses()[0]))
+    assert_type(latents, torch.Tensor)
+    reconstruct(pipe, latents, pose, image=photo)
+    for path in render_sequence(pipe, [pose], folder, image=photo):
+        assert_type(path, Path)
