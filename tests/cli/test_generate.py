@@ -204,8 +204,8 @@ def bad_pose(folder, content):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": ("missing.png",)}, "--image: There is no picture at"),
-        ({"images": ("a.json",)}, "a.json' cannot be read as a picture"),
+        ({"images": ("missing.png",)}, "No such file or directory"),
+        ({"images": ("a.json",)}, "a.json' cannot be read as an image"),
         ({"poses": ("missing.json",)}, "missing.json"),
         ({"poses": ("a.png",)}, "a.png"),
         ({"images": ("a.png",) * 2, "poses": ("a.json",) * 3}, "got 2 and 3"),

@@ -247,7 +247,7 @@ def test_the_references_pose_is_found(pipe, reference):
     assert np.array_equal(found, edit(pipe, image=reference, pose=example_poses()[0])[0])
     assert seen == [reference.size]
     finder.pose_estimator = lambda image: []
-    with pytest.raises(ValueError, match="Nobody was found in the picture"):
+    with pytest.raises(ValueError, match="Nobody was found in the image"):
         edit(finder, image=reference, pose=None)
 
 

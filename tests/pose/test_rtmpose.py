@@ -51,67 +51,65 @@ def simcc(joints, inputs):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("inputs", [(64, 48), (128, 128)])
-def test_joints_come_out_where_the_model_puts_them(tmp_path, picture, inputs):
+def test_joints_come_out_where_the_model_puts_them(tmp_path, image, inputs):
     height, width = inputs
-    # COCO's joints on a line through the middle of the input; the box around the picture is centred on it.
+    # COCO's joints on a line through the middle of the input; the box around the image is centred on it.
     places = [(width / 2 + 0.5 * (index - 8), height / 2 + 0.5 * (index - 8)) for index in range(17)]
     estimator = RTMPoseEstimator(save_model(tmp_path / "pose.onnx", inputs, simcc(places, inputs)))
     assert isinstance(estimator, PoseEstimator)
-    (pose,) = estimator(picture)
+    (pose,) = estimator(image)
     assert pose.size == SIZE
     assert pose.visible.all()
     # Joint 8 of COCO, the right elbow, is OpenPose's 3.
     np.testing.assert_allclose(pose.xy[3], (SIZE[1] / 2, SIZE[0] / 2), atol=1)
-    # The input shows the picture and a quarter around it, at one scale.
+    # The input shows the image and a quarter around it, at one scale.
     scale = 1.25 * max(SIZE[1] / width, SIZE[0] / height)
     np.testing.assert_allclose(pose.xy[0], pose.xy[3] - 4 * scale, atol=1)
     np.testing.assert_allclose(pose.xy[1], (pose.xy[2] + pose.xy[5]) / 2)
     np.testing.assert_allclose(pose.confidence, 0.8, rtol=1e-5)
 
 
-def test_joints_of_little_confidence_are_missing(tmp_path, picture):
+def test_joints_of_little_confidence_are_missing(tmp_path, image):
     outputs = simcc([(24, 32)] * 17, (64, 48))
     outputs["simcc_x"][0, 0] *= 0.1
     outputs["simcc_y"][0, 0] *= 0.1
-    (pose,) = RTMPoseEstimator(save_model(tmp_path / "pose.onnx", (64, 48), outputs))(picture)
+    (pose,) = RTMPoseEstimator(save_model(tmp_path / "pose.onnx", (64, 48), outputs))(image)
     assert not pose.visible[0]
     assert pose.visible[1:].all()
 
 
-def test_a_whole_body_model_gives_its_body_and_half_a_body_is_named(tmp_path, picture):
+def test_a_whole_body_model_gives_its_body_and_half_a_body_is_named(tmp_path, image):
     places = [(20, 30)] * 17 + [(1, 1)] * 116
-    (pose,) = RTMPoseEstimator(save_model(tmp_path / "pose.onnx", (64, 48), simcc(places, (64, 48))))(picture)
+    (pose,) = RTMPoseEstimator(save_model(tmp_path / "pose.onnx", (64, 48), simcc(places, (64, 48))))(image)
     assert pose.visible.all()
     few = RTMPoseEstimator(save_model(tmp_path / "few.onnx", (64, 48), simcc(places[:5], (64, 48))))
     with pytest.raises(ValueError, match="COCO's 17 body joints"):
-        few(picture)
+        few(image)
 
 
-def test_one_pose_for_each_person_of_the_detector(tmp_path, picture):
+def test_one_pose_for_each_person_of_the_detector(tmp_path, image):
     # A YOLOX with its own suppression gives rows (left, top, right, bottom, score) on an input of 64x64.
     scale = 64 / max(SIZE)
     rows = np.array([[[10, 10, 60, 110, 0.9], [100, 10, 190, 110, 0.8], [0, 0, 5, 5, 0.1]]]) * ([scale] * 4 + [1])
     boxes = save_model(tmp_path / "detector.onnx", (64, 64), {"dets": rows})
     pose = save_model(tmp_path / "pose.onnx", (64, 48), simcc([(24 + i % 3, 32 + i % 2) for i in range(17)], (64, 48)))
-    people = RTMPoseEstimator(pose, boxes)(picture)
+    people = RTMPoseEstimator(pose, boxes)(image)
     centers = sorted(person.xy[:, 0].mean() for person in people)
     np.testing.assert_allclose(centers, [35, 145], atol=4)
 
     nobody = save_model(tmp_path / "nobody.onnx", (64, 64), {"dets": rows * [1, 1, 1, 1, 0.1]})
-    assert RTMPoseEstimator(pose, nobody)(picture) == []
+    assert RTMPoseEstimator(pose, nobody)(image) == []
 
 
-def test_files_that_are_no_models_are_named(tmp_path, capsys):
+def test_nothing_is_downloaded_or_printed(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"There is no ONNX file at .*nowhere.onnx"):
         RTMPoseEstimator(tmp_path / "nowhere.onnx")
-    (tmp_path / "broken.onnx").write_bytes(b"no model")
-    with pytest.raises(ValueError, match=r"broken.onnx' cannot be loaded on 'cpu'"):
-        RTMPoseEstimator(tmp_path / "broken.onnx")
+    RTMPoseEstimator(save_model(tmp_path / "pose.onnx", (64, 48), simcc([(24, 32)] * 17, (64, 48))))
     assert capsys.readouterr().out == ""
 
 

@@ -1,8 +1,10 @@
 """Pose maps: parity with the published renderer, and what the processor accepts and refuses."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from diffusers_cfld.pose.keypoints import Keypoints
-from diffusers_cfld.processors.pose_map import PoseProcessor, render_pose_map
+from diffusers_cfld.processors.cropping import fit_keypoints, has_shape
+from diffusers_cfld.processors.pose_map import PoseProcessor, read_poses, render_pose_map
+from diffusers_cfld.small_model import example_poses
 
 GOLDEN = Path(__file__).parents[1] / "data" / "pose_maps.npz"
 
@@ -64,12 +68,9 @@ def test_gaussians_equal_their_definition(poses):
 
 
 def test_render_refuses(poses):
-    with pytest.raises(TypeError, match=r"got list: read it with `Keypoints.from_any`"):
-        render_pose_map([[1, 2]] * 18)
-    with pytest.raises(ValueError, match="each from 1"):
-        render_pose_map(poses["front"], (0, 4))
-    with pytest.raises(TypeError, match="pair of whole numbers"):
-        render_pose_map(poses["front"], 256)
+    for size in ((0, 4), 256):
+        with pytest.raises(ValueError, match=r"`size` must be \(height, width\)"):
+            render_pose_map(poses["front"], size)
 
 
 @settings(max_examples=60, deadline=None)
@@ -99,12 +100,6 @@ def test_config_round_trip(tmp_path):
     loaded = PoseProcessor.from_config(PoseProcessor.load_config(tmp_path))
     assert (loaded.config.height, loaded.config.width) == (512, 352)
     assert dict(PoseProcessor().config)["height"] == 256
-
-
-@pytest.mark.parametrize("length", [0, -3, 2.5, "256", None, True])
-def test_sizes_must_be_positive_whole_numbers(length):
-    with pytest.raises(ValueError, match="`width` must be a positive whole number of pixels"):
-        PoseProcessor(width=length)
 
 
 def columns(pose, form):
@@ -199,21 +194,17 @@ def test_array_maps_pass_through_without_sharing(processor, poses):
     [
         ([], "`pose` is empty"),
         (np.zeros((0, 18, 2)), "`pose` is empty"),
-        (torch.zeros(3, 64, 64), r"\(21, H, W\) or \(B, 21, H, W\), channels 3 \+ 18 joints, got \(3, 64, 64\)"),
-        (torch.zeros(2, 18, 64, 64), r"got \(2, 18, 64, 64\)"),
-        (torch.zeros(1, 2, 21, 8, 8), r"got \(1, 2, 21, 8, 8\)"),
-        (torch.zeros(0, 21, 8, 8), r"got \(0, 21, 8, 8\)"),
-        (torch.zeros(21, 8, 8, dtype=torch.uint8), "divide 8-bit values by 255"),
-        (np.zeros((21, 8, 8), dtype=np.uint8), "divide 8-bit values by 255"),
-        (np.full((21, 8, 8), 1e300), "finite and in .0, 1., got values from inf"),
-        (torch.full((21, 8, 8), float("nan")), "finite and in .0, 1., got values from nan"),
-        (torch.full((21, 8, 8), 255.0), "finite and in .0, 1., got values from 255 to 255"),
-        (torch.full((21, 8, 8), -0.01), "got values from -0.01"),
-        ([torch.zeros(21, 8, 8), torch.zeros(21, 8, 9)], r"agree in height and width, got \[\(8, 8\), \(8, 9\)\]"),
-        ([torch.zeros(21, 8, 8), np.full((18, 2), 40)], "either keypoints or rendered pose maps"),
+        (torch.zeros(0, 21, 8, 8), "`pose` is empty"),
+        (torch.zeros(3, 64, 64), r"\(21, H, W\) or \(B, 21, H, W\), .* of shape \(3, 64, 64\)"),
+        (torch.zeros(2, 18, 64, 64), r"of shape \(18, 64, 64\)"),
+        (torch.zeros(21, 8, 8, dtype=torch.uint8), r"must hold floats in \[0, 1\]"),
+        (np.zeros((21, 8, 8), dtype=np.uint8), r"must hold floats in \[0, 1\]"),
+        (torch.full((21, 8, 8), float("nan")), r"must hold values in \[0, 1\], got nan"),
+        (torch.full((21, 8, 8), 255.0), r"must hold values in \[0, 1\], got 255 to 255"),
+        ([torch.zeros(21, 8, 8), np.full((18, 2), 40)], r"Pose 0 of 2: .* got numbers of shape \(21, 8, 8\)"),
         ([np.full((18, 2), 40), np.full((18, 2), np.nan)], "Pose 1 of 2: Joint 'nose' is NaN"),
         (np.full((18, 2), 400), r"pass `size=\(height, width\)`"),
-        ("nothing", "A pose string must be JSON or a CSV line"),
+        ("nothing", "A pose must be .* got the string 'nothing'"),
     ],
 )
 def test_refuses(processor, pose, message):
@@ -241,3 +232,44 @@ def test_preprocess_modifies_nothing(processor, poses):
     processor.preprocess(keypoints)
     assert torch.equal(maps, copies[0])
     assert np.array_equal(keypoints, copies[1])
+
+
+# Images and files among poses ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image():
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
+
+
+def test_only_images_and_files_are_read(image, tmp_path):
+    pose = example_poses()[0]
+    wide = Keypoints(pose.xy * 0.4 + [300, 20], pose.visible, None, (200, 700))
+    estimator = lambda image: [wide]  # noqa: E731
+    image.save(tmp_path / "other.png")
+    (tmp_path / "pose.json").write_text(json.dumps(pose.to_openpose()))
+    expected = fit_keypoints(wide)[0]
+    assert has_shape(expected.size, (256, 176))
+    assert read_poses(image, estimator) == expected
+    assert read_poses(tmp_path / "other.png", estimator) == expected
+    assert read_poses(str(tmp_path / "other.png"), estimator) == expected
+    assert read_poses(str(tmp_path / "pose.json"), None) == pose
+    mixed = read_poses([image, pose, str(tmp_path / "pose.json")], estimator)
+    assert mixed == [expected, pose, pose]
+    # What is no file stays what it is.
+    for other in (pose, [[1, 2]] * 18, "name.jpg:[1]:[2]", ("[1]", "[2]"), {"people": []}, torch.zeros(21, 4, 4)):
+        assert read_poses(other, None) is other
+
+
+def test_files_that_cannot_be_read_are_named(image, tmp_path):
+    with pytest.raises(ValueError, match=r"no pose estimator .*`pip install diffusers-cfld\[vitpose\]`"):
+        read_poses(image, None)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("nowhere.png", "broken.png"):
+        with pytest.raises(OSError, match=name):
+            read_poses(tmp_path / name, lambda image: [])
+    image.save(tmp_path / "empty.png")
+    with pytest.raises(ValueError, match=r"No pose can be read from '.*empty.png': Nobody was found"):
+        read_poses(str(tmp_path / "empty.png"), lambda image: [])
+    with pytest.raises(ValueError, match="No pose can be read from `pose`: Nobody"):
+        read_poses(image, lambda image: [])

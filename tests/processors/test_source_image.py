@@ -1,4 +1,4 @@
-"""Source photos of every kind become the same encoder input."""
+"""Source images of every kind become the same encoder input."""
 
 import io
 
@@ -46,6 +46,13 @@ def test_lists_make_a_batch_of_images_of_any_size(processor, photo):
     pixels = processor.preprocess([photo, photo.resize((31, 45)), np.asarray(photo)])
     assert pixels.shape == (3, 3, 64, 64)
     torch.testing.assert_close(pixels[0], pixels[2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_an_array_of_images_equals_the_list_of_them(processor, photo, dtype):
+    array = np.stack([np.asarray(photo), np.asarray(photo)[::-1]]).astype(dtype) / (1 if dtype != np.float32 else 255)
+    array = array.astype(dtype)
+    torch.testing.assert_close(processor.preprocess(array), processor.preprocess(list(array)), rtol=0, atol=0)
 
 
 def test_inputs_are_not_modified(processor, photo):
@@ -110,16 +117,13 @@ def test_16_bit_images_keep_their_brightness(processor, photo):
         ([], ValueError, "`image` is an empty list"),
         ("person.jpg", TypeError, "PIL image, a numpy array, a tensor or a list of these, got str"),
         ([None], TypeError, "got NoneType"),
-        (np.zeros(5, np.float32), ValueError, r"must have shape \(height, width"),
+        (np.zeros(5, np.float32), ValueError, r"of shape \(5,\)"),
         (np.zeros((8, 8, 2), np.float32), ValueError, "1, 3 or 4 channels"),
-        (np.zeros((8, 8, 3), np.int64), ValueError, r"uint8 or uint16, got shape \(8, 8, 3\) of int64"),
+        (np.zeros((8, 8, 3), np.int64), ValueError, r"uint8 or uint16\).* got int64 of shape \(8, 8, 3\)"),
         (torch.zeros(2, 8, 8), ValueError, "1, 3 or 4 channels"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), ValueError, r"floats in \[0, 1\], got torch.uint8"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), ValueError, r"floats in \[0, 1\].* got torch.uint8"),
         (torch.full((3, 8, 8), 255.0), ValueError, r"values in \[0, 1\], got 255 to 255"),
-        (torch.full((3, 8, 8), -0.5), ValueError, r"values in \[0, 1\]"),
         (torch.full((3, 8, 8), float("nan")), ValueError, "got nan"),
-        (torch.full((3, 8, 8), float("inf")), ValueError, "got inf"),
-        (torch.zeros(3, 0, 8), ValueError, "got shape"),
         (PIL.Image.fromarray(np.full((8, 8), 7.0, np.float32)), ValueError, "PIL mode 'F'"),
     ],
 )
@@ -129,7 +133,7 @@ def test_bad_images_are_refused_in_one_sentence(processor, image, error, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_picture_is_told_as_such_and_not_by_its_exif_data():
+def test_a_truncated_image_is_not_taken_for_damaged_exif_data():
     content = io.BytesIO()
     PIL.Image.effect_noise((64, 64), 50).save(content, "PNG")
     with pytest.raises(OSError, match="truncated"):

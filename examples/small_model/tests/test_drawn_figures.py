@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_cfld.data import load_pairs
-from diffusers_cfld.pose.keypoints import JOINT_NAMES
+from diffusers_cfld.pose.skeleton import JOINT_NAMES
 
 SIZE = (128, 88)
 FACE = ("nose", "right_eye", "left_eye")

@@ -191,7 +191,8 @@ class Inputs:
             ValueError: Nobody is found in an image, or `--source-box` is not on it.
         """
         from ..pose.estimation import estimate_pose
-        from ..processors.cropping import DEEPFASHION_SIZE, choose_crop
+        from ..pose.formats import DEEPFASHION_SIZE
+        from ..processors.cropping import choose_crop
 
         args, shape = self.args, pipe.image_shape or DEEPFASHION_SIZE
         fitted = []
@@ -280,9 +281,9 @@ def _load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
 
 def _unless_said(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
     """The image's size for keypoint files that do not say on what they were measured; None for the others."""
-    from ..pose.formats import tells_frame
+    from ..pose.formats import has_size
 
     file = Path(path)
     if file.suffix.lower() in (".csv", ".txt") or not file.is_file():
         return None
-    return None if file.suffix.lower() == ".json" and tells_frame(file.read_text(encoding="utf-8-sig")) else size
+    return None if file.suffix.lower() == ".json" and has_size(file.read_text(encoding="utf-8-sig")) else size

@@ -9,12 +9,11 @@ import csv
 import os
 from pathlib import Path
 
+from ..pose.formats import DEEPFASHION_SIZE as DEEPFASHION_SIZE
 from ..pose.keypoints import Keypoints
 
 DEEPFASHION_PREFIXES = ("fasion-resize", "fashion-resize")
 """How the names of DeepFashion's files begin; the first spelling is that of the published files."""
-DEEPFASHION_SIZE = (256, 176)
-"""(height, width) of the images that DeepFashion's keypoints were measured on, pixels."""
 MARKET1501_PREFIXES = ("market",)
 """How the names of Market-1501's files begin."""
 MARKET1501_SIZE = (128, 64)

@@ -13,7 +13,7 @@ from typing import Any
 import PIL.Image
 
 from ..image_utils import to_rgb
-from ..pose.formats import tells_frame
+from ..pose.formats import has_size
 from ..pose.keypoints import Keypoints
 from ..processors.cropping import has_shape
 from .deepfashion import (
@@ -254,11 +254,11 @@ def _parse_pair(
         if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
             raise ValueError(f"`{role}` must be a path within the folder, got {name!r}")
         path = os.path.join(folder, name)
-        size = None if tells_frame(pose) else entry.get("size")
+        size = None if has_size(pose) else entry.get("size")
         key = (path, f"{pose} {size}")
         if key not in poses:
             poses[key] = Keypoints.from_any(pose, None if size is None else tuple(size))
-        if size is None and not tells_frame(pose):
+        if size is None and not has_size(pose):
             unsized[path] = poses[key]
         values |= {role: path, f"{role}_name": name, f"{role}_keypoints": poses[key]}
     return PosePair(**values)

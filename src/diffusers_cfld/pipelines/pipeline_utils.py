@@ -36,8 +36,9 @@ from ..models.pose_adapter import PoseAdapter
 from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
 from ..pose.estimation import PoseEstimator
+from ..pose.formats import DEEPFASHION_SIZE
 from ..pose.keypoints import Keypoints
-from ..processors.cropping import DEEPFASHION_SIZE, CropWindow, has_shape
+from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput, PoseProcessor, is_pose_map, read_poses, split_poses
 from ..processors.source_image import ImageInput, SourceImageProcessor
 from .checks import check_components

@@ -1,7 +1,6 @@
-"""Fit a target pose to the source's body, so that a tall person's pose does not stretch a small one.
+"""Fit a target pose to the source person's body, so that a tall person's pose does not stretch a small one.
 
-The idea is that of the pose alignment of AnimateAnyone's and MusePose's users: directions from the target, lengths
-from the source.
+Directions come from the target and lengths from the source, as in the pose alignment for AnimateAnyone and MusePose.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from typing import overload
 import numpy as np
 
 from .formats import FloatArray
-from .keypoints import LIMBS, Keypoints
+from .keypoints import Keypoints
+from .skeleton import LIMBS
 
 __all__ = ["align_pose"]
 
@@ -31,7 +31,7 @@ _GROUPS = (
     ((14, 16), (15, 17)),
 )
 _GROUP_OF_BONE = {bone: index for index, group in enumerate(_GROUPS) for bone in group}
-# A bone that points at the camera looks short: no bone changes by more than this against the whole body.
+# A bone that points at the camera looks short, so no bone's ratio may differ more than this from the whole body's.
 _MAX_STRETCH = 1.5
 
 
@@ -44,45 +44,37 @@ def align_pose(target: Sequence[Keypoints], source: Keypoints) -> list[Keypoints
 
 
 def align_pose(target: Keypoints | Sequence[Keypoints], source: Keypoints) -> Keypoints | list[Keypoints]:
-    """Give a target pose the source person's proportions, size and place in the frame.
+    """Give a target pose the source person's proportions, size and place in the image.
 
-    Each bone keeps its direction and is scaled by the ratio of the longest such bone seen, right or left, in the
-    source to the longest seen in the targets; where one of the two shows none, by the whole body's ratio (the median
-    over the kinds of bones), from which no bone departs by more than a factor of 1.5. The neck of the first target
-    comes to lie on the source's (the middle of the joints that both have, if one has no neck); later ones keep their
-    way from there, scaled by the body's ratio.
+    Each bone keeps its direction. It is scaled by the ratio of the longest bone of its kind, right or left, in the
+    source to the longest in the targets. Where one of the two shows no such bone, the ratio is that of the whole body,
+    the median over the kinds of bones; no bone's ratio differs from it by more than a factor of 1.5. The neck of the
+    first target moves to that of the source (if one has no neck, the middle of the joints that both have); later
+    targets keep their distance from the first one, scaled by the body's ratio.
 
     Args:
-        target: A pose, or the poses of one sequence, measured on pictures of one size. Lengths and directions are
-            those of pixels: bring poses measured on squashed pictures, such as 256x256 ones made of 256x176, into the
-            true shape first, `pose.rescale((256, 176))`.
-        source: The pose of the person in the source photo, likewise.
+        target: A pose, or the poses of one sequence, measured on images of one size. Lengths and directions are those
+            of pixels: bring poses measured on squashed images, such as 256x256 ones made of 256x176, into the true
+            shape first, with `pose.rescale((256, 176))`.
+        source: The pose of the person in the source image, likewise.
 
     Returns:
-        As many poses, in the source's frame. Joints that a target misses stay missing.
+        As many poses, measured on the source image. Joints that a target lacks stay missing.
 
     Raises:
-        ValueError: There is no target, targets were measured on pictures of several sizes, or no kind of bone is seen
-            both in the source and in a target.
-        TypeError: A pose is not a `Keypoints`.
+        ValueError: The targets were measured on images of several sizes or are none, or the source has no kind of
+            bone in common with them.
     """
     poses = [target] if isinstance(target, Keypoints) else list(target)
-    for name, pose in (("source", source), *(("target", pose) for pose in poses)):
-        if not isinstance(pose, Keypoints):
-            raise TypeError(
-                f"`{name}` must be a `Keypoints`, got {type(pose).__name__}: read it with `Keypoints.from_any`."
-            )
-    if not poses:
-        raise ValueError("`target` is empty: pass at least one pose.")
     sizes = sorted({pose.size for pose in poses})
-    if len(sizes) > 1:
-        raise ValueError(f"All targets must be measured on pictures of one size (height, width), got {sizes}.")
+    if len(sizes) != 1:
+        raise ValueError(f"`target` must be poses measured on images of one size (height, width), got {sizes}.")
 
     source_lengths, target_lengths = _longest_bones([source]), _longest_bones(poses)
     shared = (source_lengths > 0) & (target_lengths > 0)
     if not shared.any():
         raise ValueError(
-            "No bone is seen both in `source` and in `target`: they need two neighbouring joints in common, e.g. neck "
+            "`source` and `target` have no bone in common: both must show the same two neighbouring joints, e.g. neck "
             "and hip."
         )
     shared_ratios = source_lengths[shared] / target_lengths[shared]
@@ -105,7 +97,7 @@ def align_pose(target: Keypoints | Sequence[Keypoints], source: Keypoints) -> Ke
 
 
 def _longest_bones(poses: Sequence[Keypoints]) -> FloatArray:
-    """The longest bone of each kind over all poses, pixels; 0 where none is seen."""
+    """The longest bone of each kind in all poses, pixels; 0 where there is none."""
     lengths = np.zeros(len(_GROUPS))
     for pose in poses:
         for (start, end), group in _GROUP_OF_BONE.items():

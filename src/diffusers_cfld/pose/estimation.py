@@ -1,31 +1,37 @@
-"""What a pose estimator is, and how the people that it finds become poses."""
+"""Pose estimators: what one is, ViTPose of transformers, and RTMPose by rtmlib."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
+import torch
 
 from ..image_utils import to_rgb
+from .formats import COCO_NAMES, NobodyError
 from .keypoints import Keypoints
 
-__all__ = ["PoseEstimator", "estimate_pose", "people_from_coco", "sort_people"]
+__all__ = ["PoseEstimator", "RTMPoseEstimator", "ViTPoseEstimator", "estimate_pose", "people_from_coco"]
 
 
 @runtime_checkable
 class PoseEstimator(Protocol):
-    """Finds the people of a picture."""
+    """Finds the people in an image."""
 
     def __call__(self, image: PIL.Image.Image) -> list[Keypoints]:
-        """Estimate the pose of everyone in a picture.
+        """Estimate the pose of everyone in an image.
 
         Args:
-            image: The picture; its EXIF rotation is applied.
+            image: The image; its EXIF rotation is applied.
 
         Returns:
-            One pose per person, in pixels of the upright picture, the most prominent person first; empty if there is
+            One pose per person, in pixels of the upright image, the most prominent person first; empty if there is
             nobody.
         """
         ...
@@ -35,74 +41,262 @@ def estimate_pose(image: PIL.Image.Image, estimator: PoseEstimator, person: int 
     """Estimate the pose of one person.
 
     Args:
-        image: The picture; its EXIF rotation is applied.
+        image: The image; its EXIF rotation is applied.
         estimator: Finds the people.
         person: Which of several, from 0, the most prominent one.
 
     Returns:
-        The pose, in pixels of the upright picture.
+        The pose, in pixels of the upright image.
 
     Raises:
-        ValueError: There is no such person in the picture.
-        TypeError: `image` is not a PIL image.
+        ValueError: There is no such person in the image.
     """
-    if not isinstance(image, PIL.Image.Image):
-        raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
     people = estimator(to_rgb(image))
-    if isinstance(people, Keypoints):
-        raise TypeError("A pose estimator must return a list with a pose for each person, got one `Keypoints`.")
     if not people:
-        raise ValueError("Nobody was found in the picture: is the person large and whole enough?")
+        raise NobodyError("Nobody was found in the image: is the person large and whole enough?")
     if not 0 <= person < len(people):
-        raise ValueError(f"`person` must be from 0 to {len(people) - 1}, the people in the picture, got {person}.")
+        raise NobodyError(f"`person` must be from 0 to {len(people) - 1}, the people in the image, got {person}.")
     return people[person]
 
 
-def sort_people(people: Sequence[Keypoints]) -> list[Keypoints]:
-    """Put the most prominent person first.
+class ViTPoseEstimator:
+    """Find poses with transformers' ViTPose (arXiv:2204.12484), alone or after a person detector.
+
+    ViTPose looks at one person at a time: without a detector the whole image is taken for one person, which suits
+    images of a single person.
 
     Args:
-        people: In any order.
+        model: A `VitPoseForPoseEstimation`.
+        processor: Its `VitPoseImageProcessor`.
+        detector: A model for object detection with a class `person`, e.g. RT-DETR.
+        detector_processor: Its image processor.
+        min_confidence: Joints with a score of at most this are missing.
+        min_detection_score: People with a lower score are left out.
 
-    Returns:
-        Sorted by the area that the joints span times their mean confidence.
+    Raises:
+        ImportError: SciPy, which the processor needs, is not installed.
+        ValueError: The detector has no class `person`.
     """
 
-    def prominence(pose: Keypoints) -> float:
-        joints = pose.to_array()[pose.visible]
-        return float(np.prod(np.ptp(joints[:, :2], axis=0)) * joints[:, 2].mean())
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        detector: Any = None,
+        detector_processor: Any = None,
+        *,
+        min_confidence: float = 0.3,
+        min_detection_score: float = 0.5,
+    ) -> None:
+        from transformers.utils import is_scipy_available
 
-    return sorted(people, key=prominence, reverse=True)
+        if not is_scipy_available():
+            raise ImportError("ViTPose needs SciPy: pip install diffusers-cfld[vitpose].")
+        self.model, self.processor = model.eval(), processor
+        self.detector = None if detector is None else detector.eval()
+        self.detector_processor = detector_processor
+        self.min_confidence, self.min_detection_score = min_confidence, min_detection_score
+        if detector is not None:
+            labels = detector.config.id2label
+            self._person_labels = [index for index, label in labels.items() if str(label).lower() == "person"]
+            if not self._person_labels:
+                raise ValueError(f"`detector` must have a class 'person', got {list(labels.values())[:10]}.")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        detector: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        min_confidence: float = 0.3,
+        min_detection_score: float = 0.5,
+        detector_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> ViTPoseEstimator:
+        """Load the models from the Hub or from folders.
+
+        Args:
+            pretrained_model_name_or_path: ViTPose, e.g. `usyd-community/vitpose-base-simple`.
+            detector: Object detection, e.g. `PekingU/rtdetr_r50vd_coco_o365`; None: each image shows one person.
+            device: Where they run.
+            min_confidence: As in the constructor.
+            min_detection_score: As in the constructor.
+            detector_kwargs: For transformers' `from_pretrained` of the detector, e.g. `revision`; they override
+                `kwargs`.
+            **kwargs: For transformers' `from_pretrained` of both, e.g. `token`, `local_files_only`. `revision` and
+                `subfolder` belong to one repository and are not passed to the detector.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            OSError: A model is not there or cannot be downloaded.
+            ImportError: SciPy is not installed.
+        """
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection, VitPoseForPoseEstimation
+
+        parts: list[Any] = [
+            VitPoseForPoseEstimation.from_pretrained(pretrained_model_name_or_path, **kwargs).to(device),
+            AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+        ]
+        if detector is not None:
+            shared = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+            options = {**shared, **(detector_kwargs or {})}
+            parts += [
+                AutoModelForObjectDetection.from_pretrained(detector, **options).to(device),
+                AutoImageProcessor.from_pretrained(detector, **options),
+            ]
+        return cls(*parts, min_confidence=min_confidence, min_detection_score=min_detection_score)
+
+    @torch.no_grad()
+    def __call__(self, image: PIL.Image.Image) -> list[Keypoints]:
+        """Estimate the pose of everyone in an image.
+
+        Args:
+            image: The image, of any mode; its EXIF rotation is applied.
+
+        Returns:
+            One pose per person, in pixels of the upright image, most prominent first; the neck is the middle of the
+            shoulders.
+        """
+        image = to_rgb(image)
+        boxes = self._find_people(image)
+        if not len(boxes):
+            return []
+        inputs = self.processor(image, boxes=[boxes], return_tensors="pt").to(self.model.device, self.model.dtype)
+        if self.model.config.backbone_config.num_experts > 1:
+            # The mixture's expert 0 is COCO's.
+            inputs["dataset_index"] = torch.zeros(len(boxes), dtype=torch.int64, device=self.model.device)
+        outputs = self.model(**inputs)
+        outputs.heatmaps = outputs.heatmaps.float().cpu()
+        (people,) = self.processor.post_process_pose_estimation(outputs, boxes=[boxes], threshold=None)
+        joints = np.stack([person["keypoints"].numpy() for person in people])
+        scores = np.stack([person["scores"].numpy() for person in people])
+        return people_from_coco(joints, scores, (image.height, image.width), self.min_confidence)
+
+    def _find_people(self, image: PIL.Image.Image) -> npt.NDArray[Any]:
+        """Boxes (left, top, width, height), one row per person."""
+        if self.detector is None:
+            return np.array([[0.0, 0.0, image.width, image.height]])
+        inputs = self.detector_processor(image, return_tensors="pt").to(self.detector.device, self.detector.dtype)
+        (found,) = self.detector_processor.post_process_object_detection(
+            self.detector(**inputs), threshold=self.min_detection_score, target_sizes=[(image.height, image.width)]
+        )
+        is_person = torch.isin(found["labels"].cpu(), torch.tensor(self._person_labels))
+        boxes: npt.NDArray[Any] = found["boxes"].float().cpu()[is_person].numpy()
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
+
+
+class RTMPoseEstimator:
+    """Find poses with rtmlib's RTMPose (arXiv:2303.07399), alone or after its person detector YOLOX.
+
+    Args:
+        pose: ONNX file of RTMPose with SimCC outputs and COCO's 17 body joints first (body, Halpe or whole body).
+            Nothing is downloaded.
+        detector: ONNX file of YOLOX for people; None: each image shows one person.
+        device: `cpu`, `cuda`, `cuda:N` or `mps`, as rtmlib names them.
+        min_confidence: Joints with a score of at most this are missing.
+
+    Raises:
+        ImportError: rtmlib or onnxruntime is not installed.
+        FileNotFoundError: A file is not there.
+    """
+
+    def __init__(
+        self,
+        pose: str | os.PathLike[str],
+        detector: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "cpu",
+        min_confidence: float = 0.3,
+    ) -> None:
+        try:
+            import onnxruntime  # noqa: F401
+            from rtmlib import YOLOX, RTMPose
+        except ImportError as error:
+            raise ImportError(
+                f"RTMPose needs rtmlib and onnxruntime ({error}): pip install diffusers-cfld[rtmlib]."
+            ) from error
+        self.min_confidence = min_confidence
+        self.pose_model = _load_onnx(RTMPose, pose, device)
+        self.detector = None if detector is None else _load_onnx(YOLOX, detector, device)
+        # rtmlib assumes the input sizes of its own files; RTMPose's is (width, height), YOLOX's (height, width).
+        height, width = self.pose_model.session.get_inputs()[0].shape[2:]
+        if isinstance(height, int) and isinstance(width, int):
+            self.pose_model.model_input_size = (width, height)
+        if self.detector is not None:
+            height, width = self.detector.session.get_inputs()[0].shape[2:]
+            if isinstance(height, int) and isinstance(width, int):
+                self.detector.model_input_size = (height, width)
+
+    def __call__(self, image: PIL.Image.Image) -> list[Keypoints]:
+        """Estimate the pose of everyone in an image.
+
+        Args:
+            image: The image, of any mode; its EXIF rotation is applied.
+
+        Returns:
+            One pose per person, in pixels of the upright image, most prominent first; the neck is the middle of the
+            shoulders.
+
+        Raises:
+            ValueError: The model does not return COCO's 17 joints.
+        """
+        image = to_rgb(image)
+        pixels = np.ascontiguousarray(np.asarray(image)[..., ::-1])  # rtmlib reads BGR
+        boxes = np.array([[0, 0, image.width, image.height]]) if self.detector is None else self.detector(pixels)
+        if not len(boxes):
+            return []
+        joints, scores = self.pose_model(pixels, bboxes=boxes)
+        return people_from_coco(joints, scores, (image.height, image.width), self.min_confidence)
+
+
+def _load_onnx(model_class: Any, path: str | os.PathLike[str], device: str) -> Any:
+    file = os.fspath(path)
+    if not os.path.isfile(file):  # rtmlib would try to download it
+        raise FileNotFoundError(
+            f"There is no ONNX file at {file!r}: download one from the model zoo that rtmlib's README names, and "
+            "unpack it."
+        )
+    with contextlib.redirect_stdout(io.StringIO()):  # rtmlib prints what it loads
+        return model_class(file, backend="onnxruntime", device=device)
 
 
 def people_from_coco(
-    joints: np.ndarray, scores: np.ndarray, size: tuple[int, int], threshold: float
+    joints: npt.NDArray[Any], scores: npt.NDArray[Any], size: tuple[int, int], threshold: float
 ) -> list[Keypoints]:
-    """Turn an estimator's arrays into poses.
+    """Turn the arrays of an estimator into poses.
 
     Args:
         joints: (people, 17 or more, 2), COCO's body joints first, pixels.
         scores: (people, 17 or more).
-        size: (height, width) of the picture.
-        threshold: Joints of at most this score are missing, as are those outside of the picture.
+        size: (height, width) of the image, pixels.
+        threshold: Joints with a score of at most this are missing, as are those outside the image.
 
     Returns:
-        The people with at least one joint, most prominent first.
+        The people with at least one joint, most prominent first: by the area that the joints span times their mean
+        confidence.
 
     Raises:
-        ValueError: The model does not give COCO's 17 joints.
+        ValueError: There are fewer than COCO's 17 joints.
     """
-    if joints.ndim != 3 or joints.shape[1] < 17:
+    count = len(COCO_NAMES)
+    if joints.ndim != 3 or joints.shape[1] < count:
         raise ValueError(
-            f"A pose model with COCO's 17 body joints first is needed, got one that gives {joints.shape[1:]} each."
+            f"The pose model must return COCO's 17 body joints first, got {joints.shape[1:]} numbers per person."
         )
-    height, width = size
     people = []
-    for xy, score in zip(joints[:, :17].astype(float), scores[:, :17].astype(float), strict=True):
-        with np.errstate(invalid="ignore"):
-            seen = np.isfinite(xy).all(axis=1) & (score > threshold)
-            seen &= (xy >= 0).all(axis=1) & (xy[:, 0] <= width) & (xy[:, 1] <= height)
+    for xy, score in zip(joints[:, :count].astype(float), scores[:, :count].astype(float), strict=True):
+        # Written so that NaN is outside, too.
+        seen = (score > threshold) & ((xy >= 0) & (xy <= size[::-1])).all(axis=1)
         if seen.any():
             rows = np.where(seen[:, None], np.column_stack([xy, score.clip(0, 1)]), (-1.0, -1.0, 0.0))
             people.append(Keypoints.from_coco(rows, size))
-    return sort_people(people)
+    return sorted(people, key=_prominence, reverse=True)
+
+
+def _prominence(pose: Keypoints) -> float:
+    joints = pose.to_array()[pose.visible]
+    return float(np.prod(np.ptp(joints[:, :2], axis=0)) * joints[:, 2].mean())

@@ -1,94 +1,194 @@
-"""Skeletons as pictures: drawn for people to look at, and joints read back from such drawings.
-
-Behind `Keypoints.draw` and `Keypoints.from_skeleton`.
-"""
+"""The skeleton of OpenPose's 18-joint COCO model: joints, limbs and colours; drawing it and reading drawings of it."""
 
 from __future__ import annotations
 
-import cv2
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import PIL.Image
+import numpy.typing as npt
 
-from ..image_utils import to_rgb
-from .formats import MAX_DRAWN_COORDINATE, FloatArray, Size, check_size
-from .keypoints import BONE_COLORS, JOINT_COLORS, JOINT_NAMES, LIMBS, Keypoints
+# OpenCV and Pillow are imported where something is drawn: keypoints alone need NumPy only.
+if TYPE_CHECKING:
+    from PIL import Image
 
-__all__ = ["draw_skeleton", "read_skeleton"]
+__all__ = [
+    "BONE_COLORS",
+    "JOINT_COLORS",
+    "JOINT_NAMES",
+    "LIMBS",
+    "NUM_JOINTS",
+    "draw_image",
+    "draw_skeleton",
+    "read_skeleton",
+]
 
+JOINT_NAMES: tuple[str, ...] = (
+    "nose",
+    "neck",
+    "right_shoulder",
+    "right_elbow",
+    "right_wrist",
+    "left_shoulder",
+    "left_elbow",
+    "left_wrist",
+    "right_hip",
+    "right_knee",
+    "right_ankle",
+    "left_hip",
+    "left_knee",
+    "left_ankle",
+    "right_eye",
+    "left_eye",
+    "right_ear",
+    "left_ear",
+)
+"""The 18 joints; right and left are the person's own."""
+
+NUM_JOINTS = len(JOINT_NAMES)
+
+LIMBS: tuple[tuple[int, int], ...] = (
+    (1, 2),
+    (1, 5),
+    (2, 3),
+    (3, 4),
+    (5, 6),
+    (6, 7),
+    (1, 8),
+    (8, 9),
+    (9, 10),
+    (1, 11),
+    (11, 12),
+    (12, 13),
+    (1, 0),
+    (0, 14),
+    (14, 16),
+    (0, 15),
+    (15, 17),
+)
+"""The 17 bones as pairs of joint indices, in drawing order; bone i takes `BONE_COLORS[i]`."""
+
+JOINT_COLORS: tuple[tuple[int, int, int], ...] = (
+    (255, 0, 0),
+    (255, 85, 0),
+    (255, 170, 0),
+    (255, 255, 0),
+    (170, 255, 0),
+    (85, 255, 0),
+    (0, 255, 0),
+    (0, 255, 85),
+    (0, 255, 170),
+    (0, 255, 255),
+    (0, 170, 255),
+    (0, 85, 255),
+    (0, 0, 255),
+    (85, 0, 255),
+    (170, 0, 255),
+    (255, 0, 255),
+    (255, 0, 170),
+    (255, 0, 85),
+)
+"""RGB of each joint, 0 to 255: an 18-step hue wheel."""
+
+BONE_COLORS: tuple[tuple[int, ...], ...] = tuple(
+    tuple(channel * 3 // 5 for channel in color) for color in JOINT_COLORS[: len(LIMBS)]
+)
+"""RGB of each bone, 0 to 255: 60 % of the joint's of the same number, as OpenPose draws them."""
+
+# OpenCV's fractional bits of a coordinate, and the largest one that its 16.16 fixed-point numbers can hold.
 _SHIFT = 4
+_MAX_COORDINATE = 32767
 
-# Half the distance of neighbouring joint colours, 85; bones are at least 102 from any.
+# Half the distance between neighbouring joint colours, which is 85; bones are at least 102 away from any joint colour.
 _COLOR_DISTANCE = 42.0
-# Where discs meet, their edges blend into the colours of others.
+# Where two discs meet, their blended edges take on the colours of other joints.
 _MIN_DISC_PIXELS, _MIN_DISC_SHARE = 3, 0.12
 _MAX_SECOND_SHARE = 0.5
 
 
 def draw_skeleton(
-    keypoints: Keypoints, size: Size | None = None, background: PIL.Image.Image | None = None, thickness: float = 1.0
-) -> PIL.Image.Image:
-    """Draw a pose; see `Keypoints.draw`.
+    canvas: npt.NDArray[np.uint8],
+    xy: npt.NDArray[np.float64],
+    visible: npt.NDArray[np.bool_],
+    joint_radius: float,
+    bone_radius: float | None = None,
+) -> None:
+    """Draw anti-aliased bones, and joints over them, into an image.
 
     Args:
-        keypoints: The pose.
-        size: (height, width) of the picture, pixels.
-        background: A photo to draw over, or None for black.
-        thickness: Factor on bones and joints, > 0.
+        canvas: (H, W, 3), RGB; drawn into.
+        xy: (18, 2), pixels; pixel centres are at whole numbers.
+        visible: (18,), whether a joint is there. A bone needs both of its joints.
+        joint_radius: Of the joints' discs, pixels.
+        bone_radius: Half the width of a bone, pixels. None: OpenCV's lines, 2 pixels wide, between whole pixels, as in
+            the published pose maps.
+    """
+    import cv2
+
+    xy = xy.clip(-_MAX_COORDINATE, _MAX_COORDINATE)
+    points = np.rint(xy * 2**_SHIFT).astype(int).tolist()
+    for (start, end), color in zip(LIMBS, BONE_COLORS, strict=True):
+        if not (visible[start] and visible[end]):
+            continue
+        if bone_radius is None:
+            first, second = np.rint(xy[[start, end]]).astype(int).tolist()
+            cv2.line(canvas, first, second, color, 2, cv2.LINE_AA)
+        else:
+            outline = np.rint(_capsule(xy[start], xy[end], bone_radius) * 2**_SHIFT).astype(np.int32)
+            cv2.fillConvexPoly(canvas, outline, color, cv2.LINE_AA, _SHIFT)
+    for point, joint_color, seen in zip(points, JOINT_COLORS, visible, strict=True):
+        if seen:
+            cv2.circle(canvas, point, round(joint_radius * 2**_SHIFT), joint_color, -1, cv2.LINE_AA, _SHIFT)
+
+
+def draw_image(
+    xy: npt.NDArray[np.float64],
+    visible: npt.NDArray[np.bool_],
+    size: tuple[int, int],
+    background: Image.Image | None = None,
+    thickness: float = 1.0,
+) -> Image.Image:
+    """Draw a skeleton for people to look at.
+
+    Args:
+        xy: (18, 2), pixels of the drawn image; pixel centres are at whole numbers.
+        visible: (18,), whether a joint is there.
+        size: (height, width) of the image, pixels.
+        background: An image to draw over, resized to `size`, or None for black.
+        thickness: Factor on bones and joints.
 
     Returns:
-        An RGB picture.
-
-    Raises:
-        ValueError: `size` or `thickness` is not positive, or `background` is of no use.
-        TypeError: `background` is not a PIL image, or `size` is not a pair of whole numbers.
+        An RGB image.
     """
-    if background is not None and not isinstance(background, PIL.Image.Image):
-        raise TypeError(f"`background` must be a PIL image or None, got {type(background).__name__}.")
-    if not (np.isfinite(thickness) and thickness > 0):
-        raise ValueError(f"`thickness` must be a positive number, got {thickness!r}.")
-    if background is not None:
-        background = to_rgb(background)
-    if size is None:
-        size = keypoints.size if background is None else (background.height, background.width)
-    height, width = check_size(size)
+    from PIL import Image
+
+    height, width = size
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
     if background is not None:
-        photo = background.resize((width, height), PIL.Image.Resampling.LANCZOS)
-        # Dimmed a little, or the darker bones drown in bright clothes.
-        canvas = (np.asarray(photo) * 0.8).astype(np.uint8)
-    unit = thickness * max(height, width)
-    # Pixel centres are at whole numbers: +0.5 before and -0.5 after scaling keeps the drawing on the photo.
-    joints = keypoints.rescale((height, width)).xy + 0.5 * np.array([width, height]) / keypoints.size[::-1] - 0.5
-    joints = joints.clip(-MAX_DRAWN_COORDINATE, MAX_DRAWN_COORDINATE)
-    for (start, end), color in zip(LIMBS, BONE_COLORS, strict=True):
-        if keypoints.visible[start] and keypoints.visible[end]:
-            outline = np.rint(_capsule(joints[start], joints[end], 0.0075 * unit) * 2**_SHIFT).astype(np.int32)
-            cv2.fillConvexPoly(canvas, outline, color, cv2.LINE_AA, _SHIFT)
-    colors = np.array(JOINT_COLORS)[keypoints.visible].tolist()
-    for joint, joint_color in zip(joints[keypoints.visible], colors, strict=True):
-        center = np.rint(joint * 2**_SHIFT).astype(int).tolist()
-        cv2.circle(canvas, center, round(0.014 * unit * 2**_SHIFT), joint_color, -1, cv2.LINE_AA, _SHIFT)
-    return PIL.Image.fromarray(canvas)
+        # Dimmed a little, so that the darker bones stand out from bright clothes.
+        resized = background.resize((width, height), Image.Resampling.LANCZOS)
+        canvas = (np.asarray(resized) * 0.8).astype(np.uint8)
+    unit = thickness * max(size)
+    draw_skeleton(canvas, xy, visible, 0.014 * unit, 0.0075 * unit)
+    return Image.fromarray(canvas)
 
 
-def read_skeleton(picture: PIL.Image.Image) -> Keypoints:
-    """Find the joints of a drawn skeleton; see `Keypoints.from_skeleton`.
+def read_skeleton(image: Image.Image) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Find the joints of a drawn skeleton.
 
     Args:
-        picture: The drawing.
+        image: The drawing.
 
     Returns:
-        The pose in the picture's frame.
+        (18, 2), pixels, the middle of each joint's disc; and (18,), whether it is there.
 
     Raises:
-        ValueError: There is no disc in any of the joints' colours, or several in one of them.
-        TypeError: `picture` is not a PIL image.
+        ValueError: There is no disc in any of the joints' colours, or there are several in one of them.
     """
-    if not isinstance(picture, PIL.Image.Image):
-        raise TypeError(f"`picture` must be a PIL image, got {type(picture).__name__}.")
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-    xy = np.full((len(JOINT_COLORS), 2), -1.0)
-    areas = np.zeros((len(JOINT_COLORS), 2), dtype=np.int64)  # the largest piece and the second, pixels
+    import cv2
+
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    xy = np.full((NUM_JOINTS, 2), -1.0)
+    areas = np.zeros((NUM_JOINTS, 2), dtype=np.int64)  # the largest piece and the second largest, pixels
     for index, color in enumerate(JOINT_COLORS):
         mask = np.linalg.norm(pixels - color, axis=2) < _COLOR_DISTANCE
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
@@ -96,32 +196,30 @@ def read_skeleton(picture: PIL.Image.Image) -> Keypoints:
             pieces = stats[1:, cv2.CC_STAT_AREA]
             order = pieces.argsort()[::-1][:2]
             areas[index, : len(order)] = pieces[order]
-            # Not the centroid: where another joint covers a part of the disc, its outline still tells the middle.
-            points = np.argwhere(labels == 1 + order[0])[:, ::-1].astype(np.float32)
+            # Not the centroid: where another joint covers part of a disc, its outline still shows where the middle is.
+            points: Any = np.argwhere(labels == 1 + order[0])[:, ::-1].astype(np.float32)
             xy[index] = cv2.minEnclosingCircle(points)[0]
     visible = areas[:, 0] >= _MIN_DISC_PIXELS
     if visible.any():
-        usual = np.median(areas[visible, 0])
-        visible &= areas[:, 0] >= _MIN_DISC_SHARE * usual
-        xy[~visible] = -1.0
-        second = int(areas[:, 1].argmax())
-        # Against whole discs: covered ones lower the median.
-        whole = np.quantile(areas[visible, 0], 0.75)
-        if areas[second, 1] >= max(_MIN_DISC_PIXELS, _MAX_SECOND_SHARE * whole):
-            raise ValueError(
-                f"`picture` must show one person without hands and face points, got more than one disc in the colour "
-                f"of {JOINT_NAMES[second]!r}."
-            )
+        visible &= areas[:, 0] >= _MIN_DISC_SHARE * np.median(areas[visible, 0])
     if not visible.any():
         raise ValueError(
-            "`picture` shows no joint in OpenPose's colours: draw them as discs in `JOINT_COLORS`, or find the pose "
-            "of a photo with a pose estimator."
+            "The image shows no joint in OpenPose's colours: draw joints as discs in `JOINT_COLORS`, or use a pose "
+            "estimator to find the pose of a person."
         )
-    return Keypoints(xy, visible, None, (picture.height, picture.width))
+    # Compared with whole discs, since covered ones lower the median.
+    whole = np.quantile(areas[visible, 0], 0.75)
+    second = int(areas[:, 1].argmax())
+    if areas[second, 1] >= max(_MIN_DISC_PIXELS, _MAX_SECOND_SHARE * whole):
+        raise ValueError(
+            "The image must show one person without hands and face points, but it has several discs in the colour of "
+            f"{JOINT_NAMES[second]!r}."
+        )
+    return xy, visible
 
 
-def _capsule(start: FloatArray, end: FloatArray, radius: float) -> FloatArray:
-    """Return the outline of a bone, (n, 2) pixels: a line with round ends."""
+def _capsule(start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], radius: float) -> npt.NDArray[np.float64]:
+    """The outline of a line with round ends, (n, 2) pixels."""
     angle = np.arctan2(*(end - start)[::-1])
     turn = np.linspace(-np.pi / 2, np.pi / 2, 13)
     angles = np.concatenate([angle + turn, angle + turn + np.pi])

@@ -1,1 +1,1 @@
-"""Turn what users have (pictures, keypoints) into what the models take."""
+"""What users have, images and poses, becomes what the models take."""
