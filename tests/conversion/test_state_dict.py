@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from testing_utils_reference import read_manifest
 
-from diffusers_cfld.conversion.state_dict import from_published_key, is_swin_buffer, shift_downsample, to_published_key
+from diffusers_cfld.conversion.state_dict import from_published_key, is_swin_buffer, to_published_key
 
 
 @pytest.mark.parametrize("size", ["tiny", "full"])
@@ -58,9 +58,3 @@ def test_unknown_published_keys_are_refused(key: str) -> None:
 def test_unknown_own_keys_are_refused(component: str, key: str) -> None:
     with pytest.raises(ValueError, match="no counterpart"):
         to_published_key(component, key)
-
-
-def test_downsample_is_shifted_as_a_whole_name_only() -> None:
-    assert shift_downsample("backbone.layers.0.downsample.norm.bias", 1) == "backbone.layers.1.downsample.norm.bias"
-    assert shift_downsample("layers.10.downsample.norm.bias", -1) == "layers.9.downsample.norm.bias"
-    assert shift_downsample("sublayers.0.downsample.norm.bias", 1) == "sublayers.0.downsample.norm.bias"

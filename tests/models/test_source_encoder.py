@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from diffusers_cfld.conversion.state_dict import shift_downsample
-from diffusers_cfld.models.source_encoder import SwinImageEncoder
+from diffusers_cfld.models.source_encoder import SwinImageEncoder, shift_downsample
 
 NAME = "swin_tiny_patch4_window7_224"
 TINY = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "window_size": 4, "image_size": 64}
@@ -106,3 +105,9 @@ def test_weights_of_a_deeper_encoder_do_not_fit(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth' does not exist: expected a file of Swin weights"):
         load(tmp_path / "nothing.pth")
+
+
+def test_patch_merging_is_renumbered_as_a_whole_name_only():
+    assert shift_downsample("backbone.layers.0.downsample.norm.bias", 1) == "backbone.layers.1.downsample.norm.bias"
+    assert shift_downsample("layers.10.downsample.norm.bias", -1) == "layers.9.downsample.norm.bias"
+    assert shift_downsample("sublayers.0.downsample.norm.bias", 1) == "sublayers.0.downsample.norm.bias"

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         OSError: A file cannot be read or written.
         ValueError: The options do not go together, or the conversion failed; the message says what to do.
     """
-    mode = _check_options(args)
+    mode = _choose_mode(args)
 
     import torch
 
@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_options(args: argparse.Namespace) -> str:
-    """Tell which conversion is asked for, with exactly the options that it takes."""
+def _choose_mode(args: argparse.Namespace) -> str:
+    """Choose the conversion; the options given must be exactly those that it takes."""
     known = {name for needed, optional in _MODES.values() for name in (*needed, *optional)}
     given = {name for name, value in vars(args).items() if value is not None and value is not False}
     mode = next(mode for mode in _MODES if mode in given)

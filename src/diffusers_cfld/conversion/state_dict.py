@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from ..models.source_encoder import shift_downsample
+
 UNET_COMPONENT = "unet"
 
 _UNET_PREFIX = "model."
@@ -21,25 +23,9 @@ _RENAMED_PARAMETERS_BACK = {ours: published for published, ours in _RENAMED_PARA
 _ENCODER_PARTS = {"blocks": "blocks", "zero_conv_ins": "proj_in", "zero_conv_outs": "proj_out"}
 _ENCODER_PARTS_BACK = {ours: published for published, ours in _ENCODER_PARTS.items()}
 
-_DOWNSAMPLE = re.compile(r"(?<![^.])layers\.(\d+)\.downsample\.")
 _SWIN_BUFFER = re.compile(
     r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.(attn\.relative_position_index|attn_mask)", re.ASCII
 )
-
-
-def shift_downsample(key: str, by: int) -> str:
-    """Renumber the stage of a Swin patch merging.
-
-    The original Swin has it at the end of the stage before, timm at the beginning of the stage after.
-
-    Args:
-        key: A key of a Swin state dict, with or without a prefix.
-        by: Stages to add: 1 from the original to timm, -1 back.
-
-    Returns:
-        The key in the other layout; keys of other layers are returned as they are.
-    """
-    return _DOWNSAMPLE.sub(lambda match: f"layers.{int(match[1]) + by}.downsample.", key)
 
 
 def is_swin_buffer(key: str) -> bool:

@@ -6,7 +6,7 @@ there a copy of the original Swin; here timm's, which computes the same.
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,10 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..image_utils import as_pair
+
+_DOWNSAMPLE = re.compile(r"(?<![^.])layers\.(\d+)\.downsample\.")
+# Classifier, final norm, and buffers that follow from the sizes.
+_UNUSED = re.compile(r"(head|norm)\..+|(.+\.)?(relative_position_index|relative_coords_table|attn_mask)")
 
 
 @dataclass
@@ -135,7 +139,7 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
             raise FileNotFoundError(f"'{checkpoint_path}' does not exist: expected a file of Swin weights.")
         try:
             encoder.backbone.load_state_dict(_fit_swin_weights(weights, encoder.backbone))
-        except (RuntimeError, AttributeError) as error:
+        except RuntimeError as error:
             source = checkpoint_path or model_name
             raise ValueError(f"The weights of '{source}' do not fit this encoder: {error}") from error
         return encoder
@@ -189,6 +193,21 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
         return SwinImageEncoderOutput(sample=maps[-1], feature_maps=feature_maps)
 
 
+def shift_downsample(key: str, by: int) -> str:
+    """Renumber the stage of a Swin patch merging.
+
+    The original Swin has it at the end of the stage before, timm at the beginning of the stage after.
+
+    Args:
+        key: A key of a Swin state dict, with or without a prefix.
+        by: Stages to add: 1 from the original to timm, -1 back.
+
+    Returns:
+        The key in the other layout; keys of other layers are returned as they are.
+    """
+    return _DOWNSAMPLE.sub(lambda match: f"layers.{int(match[1]) + by}.downsample.", key)
+
+
 def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> Any:
     import timm  # here, because it takes as long to import as diffusers
 
@@ -221,19 +240,20 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
 
 
 def _fit_swin_weights(state_dict: Mapping[str, torch.Tensor], backbone: nn.Module) -> dict[str, torch.Tensor]:
-    """Bring weights in timm's or the original layout to timm's keys, without classifier, and to this window size."""
+    """Bring weights in timm's or the original layout to timm's keys and to this window size."""
     from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 
-    weights = {key: value for key, value in state_dict.items() if not key.startswith(("head.", "norm."))}
-    # Plain bicubic, as the original Swin; timm would resize on a geometric grid.
+    # Not timm's `checkpoint_filter_fn`, which in older versions needs the classifier to tell the layouts apart.
+    shift = int("layers.0.downsample.reduction.weight" in state_dict)
+    weights = {shift_downsample(key, shift): value for key, value in state_dict.items() if not _UNUSED.fullmatch(key)}
     for name, module in backbone.named_modules():
         key = f"{name}.relative_position_bias_table"
         if key in weights:
             shape = module.relative_position_bias_table.shape
+            # Plain bicubic, as the original Swin; timm would resize on a geometric grid.
             resized = resize_rel_pos_bias_table_simple(weights[key].float(), module.window_size, shape)
             weights[key] = resized.to(weights[key].dtype)
-    filter_fn = sys.modules[type(backbone).__module__].checkpoint_filter_fn  # timm's, for this architecture
-    return filter_fn(weights, backbone)
+    return weights
 
 
 def _is_loading_on_meta() -> bool:
