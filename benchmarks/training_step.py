@@ -27,9 +27,7 @@ from diffusers_cfld import CFLDPipeline, hybrid_granularity_attention, query_bia
 from diffusers_cfld.training import (
     CFLDTrainingModule,
     cfld_loss,
-    double_batch,
     encode_moments,
-    prediction_target,
     sample_latents,
 )
 
@@ -94,11 +92,9 @@ def run(variant: str, pairs: int, steps: int, cached: np.ndarray) -> dict[str, f
     def step() -> float:
         current = torch.from_numpy(cached) if "cached" in variant else encode_moments(pipe.vae, pixel_values)
         latents = sample_latents(pipe.vae, current, posterior_noise)
-        doubled = double_batch(*latents.chunk(2), *pose_maps.chunk(2))
-        noisy_latents = pipe.scheduler.add_noise(doubled.latents, noise, timesteps)
-        target = prediction_target(pipe.scheduler, doubled.latents, noise, timesteps)
+        noisy_latents = pipe.scheduler.add_noise(latents, noise, timesteps)
         predict = predict_the_published_way if variant == "published way" else module
-        loss = cfld_loss(predict(source, doubled.pose_map, noisy_latents, timesteps, drop_mask), target)
+        loss = cfld_loss(predict(source, pose_maps, noisy_latents, timesteps, drop_mask), noise)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

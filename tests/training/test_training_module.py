@@ -1,12 +1,9 @@
-import gc
-
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from diffusers.models.attention_processor import AttnProcessor2_0
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
 
-from diffusers_cfld import CFLDPipeline, HybridGranularityAttnProcessor, SwinImageEncoder
+from diffusers_cfld import CFLDPipeline, SwinImageEncoder
 from diffusers_cfld.training import CFLDTrainingModule, cfld_loss
 
 PAIRS = 2
@@ -31,7 +28,6 @@ def module(components):
     module.set_trainable()
     module.zero_grad()
     yield module.train()
-    module.remove_processors()
     module.disable_gradient_checkpointing()
     module.zero_grad()
 
@@ -124,7 +120,7 @@ def test_gradient_checkpointing_gives_equal_gradients(components):
     for checkpointing in (False, True):
         if checkpointing:
             module.enable_gradient_checkpointing()
-            assert all(part.is_gradient_checkpointing for part in module.parts.values())
+            assert all(part.is_gradient_checkpointing for part in module.children())
         torch.manual_seed(0)
         with module.training_attention():
             loss_of(module, inputs(pairs=1)).backward()
@@ -168,25 +164,14 @@ def test_accumulation_2x1_equals_1x2(module):
 def test_repeated_steps_are_bit_equal_and_touch_no_input(module):
     batch = inputs()
     before = {name: tensor.clone() for name, tensor in batch.items()}
-    first = module(**batch)
-    assert torch.equal(first, module(**batch))
+    with torch.no_grad(), module.training_attention():
+        first, second = module(**batch), module(**batch)
+    assert torch.equal(first, second)
     assert all(torch.equal(tensor, before[name]) for name, tensor in batch.items())
 
 
 def processors(module):
     return [module.unet.get_submodule(name).processor for name in module.appearance_encoder.layer_names]
-
-
-def test_processors_come_with_the_first_forward_and_go_when_told(module):
-    own = processors(module)
-    module(**inputs(pairs=1))
-    on = processors(module)
-    assert all(isinstance(processor, HybridGranularityAttnProcessor) for processor in on)
-    module(**inputs(1, pairs=1))
-    assert all(map(lambda a, b: a is b, processors(module), on))
-    module.remove_processors()
-    module.remove_processors()
-    assert all(map(lambda a, b: a is b, processors(module), own))
 
 
 def test_processors_go_after_an_error(module):
@@ -197,34 +182,13 @@ def test_processors_go_after_an_error(module):
     assert all(map(lambda a, b: a is b, processors(module), own))
 
 
-def test_processors_go_with_a_forgotten_module(components):
-    module = CFLDTrainingModule(
-        *(components[n] for n in ("unet", "source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter"))
-    )
-    own = processors(module)
-    with torch.no_grad():
-        module(**inputs())
-    unet, layer_names = module.unet, module.appearance_encoder.layer_names
-    del module
-    gc.collect()
-    assert all(unet.get_submodule(name).processor is p for name, p in zip(layer_names, own, strict=True))
-
-
-def test_taking_processors_off_before_backward_is_an_error(module):
+def test_forward_and_backward_without_the_processors_are_errors(module):
+    with pytest.raises(RuntimeError, match=r"must run inside `with module.training_attention\(\):`"):
+        module(**inputs(pairs=1))
     with module.training_attention():
         loss = loss_of(module, inputs(pairs=1))
-    with pytest.raises(RuntimeError, match=r"taken off the U-Net before `backward\(\)`"):
+    with pytest.raises(RuntimeError, match=r"must run inside `with module.training_attention\(\):`"):
         loss.backward()
-
-
-def test_processors_that_a_user_sets_are_wrapped_again(module):
-    with torch.no_grad():
-        first = module(**inputs())
-    module.unet.set_attn_processor(AttnProcessor2_0())
-    assert torch.equal(module(**inputs()), first)
-    assert all(isinstance(processor, HybridGranularityAttnProcessor) for processor in processors(module))
-    module.remove_processors()
-    assert all(isinstance(processor, AttnProcessor2_0) for processor in processors(module))
 
 
 def test_a_pipeline_may_sample_between_forward_and_backward(module, components):
@@ -251,97 +215,38 @@ def test_a_pipeline_may_sample_between_forward_and_backward(module, components):
 
 def test_other_latent_sizes(module):
     batch = inputs(latent_size=(16, 8))
-    noise_pred = module(**batch)
-    assert noise_pred.shape == batch["noisy_latents"].shape
     coarse = {**batch, "pose_map": batch["pose_map"][:, :, ::2, ::2]}
-    assert module(**coarse).shape == noise_pred.shape
+    with torch.no_grad(), module.training_attention():
+        for given in (batch, coarse):
+            assert module(**given).shape == batch["noisy_latents"].shape
 
 
 def test_one_pose_per_source(module):
     """Without self-reconstruction the batch is not doubled."""
     batch = inputs()
     targets = {name: tensor if name == "source_image" else tensor[PAIRS:] for name, tensor in batch.items()}
-    torch.testing.assert_close(module(**targets), module(**batch)[PAIRS:], atol=1e-5, rtol=1e-4)
+    with torch.no_grad(), module.training_attention():
+        torch.testing.assert_close(module(**targets), module(**batch)[PAIRS:], atol=1e-5, rtol=1e-4)
 
 
 def test_bfloat16_autocast_with_frozen_weights_in_bfloat16(module, components):
     batch = inputs(pairs=1)
-    with torch.no_grad():
+    with torch.no_grad(), module.training_attention():
         expected = module(**batch)
     frozen = {name: p.data for name, p in module.unet.named_parameters() if not p.requires_grad}
     parameters = dict(module.unet.named_parameters())
     for name, value in frozen.items():
         parameters[name].data = value.bfloat16()
     try:
-        with torch.autocast("cpu", torch.bfloat16):
-            noise_pred = module(**batch)
-        cfld_loss(noise_pred, torch.zeros_like(noise_pred)).backward()
+        with module.training_attention():
+            with torch.autocast("cpu", torch.bfloat16):
+                noise_pred = module(**batch)
+            cfld_loss(noise_pred, torch.zeros_like(noise_pred)).backward()
         assert relative_error(noise_pred.detach(), expected) < 0.1  # 8 bits of mantissa through the whole U-Net
         assert all(gradient.dtype == torch.float32 for gradient in gradients(module).values())
     finally:
         for name, value in frozen.items():
             parameters[name].data = value
-
-
-def test_an_alignment_head_reads_features(module):
-    layer_name = "up_blocks.1.attentions.0"
-    layer, parts = module.unet.get_submodule(layer_name), set(module.parts)
-    module.add_alignment_head(layer_name, 5)
-    assert set(module.parts) == parts
-    assert {"alignment_heads.0.weight", "alignment_heads.0.bias"} <= {name for name, _ in module.named_parameters()}
-    head, batch, seen = module.alignment_heads[0], inputs(), []
-    with module.training_attention():
-        handle = layer.register_forward_hook(lambda layer, args, output: seen.append(output[0]))
-        module(**batch)
-        assert not module.aligned[0].any()
-        torch.nn.init.normal_(head.weight)
-        module(**batch)
-        torch.testing.assert_close(module.aligned[0], head(seen[1]))
-        handle.remove()
-        module.aligned[0].square().mean().backward()
-        assert head.weight.grad.any()
-        assert module.pose_adapter.conv_in.weight.grad.any()
-        module.zero_grad()
-        module.enable_gradient_checkpointing()
-        module(**batch)
-        module.aligned[0].square().mean().backward()
-        assert module.pose_adapter.conv_in.weight.grad.any()
-    assert not layer._forward_hooks
-    with pytest.raises(ValueError, match="has an alignment head already"):
-        module.add_alignment_head(layer_name, 5)
-
-
-def test_alignment_heads_of_several_layers(module):
-    layer_names = ("up_blocks.1.attentions.1", "up_blocks.0.resnets.0")
-    for number, layer_name in enumerate(layer_names):
-        module.add_alignment_head(layer_name, 3 + number)
-        torch.nn.init.normal_(module.alignment_heads[number].weight)
-    seen = []
-    with module.training_attention():
-        for layer_name in layer_names:
-            module.unet.get_submodule(layer_name).register_forward_hook(
-                lambda layer, args, output: seen.append(output if isinstance(output, torch.Tensor) else output[0])
-            )
-        module(**inputs())
-    # The U-Net comes to the second layer first.
-    for aligned, head, features in zip(module.aligned, module.alignment_heads, reversed(seen), strict=True):
-        torch.testing.assert_close(aligned, head(features))
-
-
-def test_alignment_of_a_layer_that_is_computed_again(module):
-    for layer_name in ("up_blocks.9.attentions.0", "conv_norm_out"):
-        with pytest.raises(ValueError, match="must be an attention or ResNet block of the U-Net"):
-            module.add_alignment_head(layer_name, 5)
-    module.add_alignment_head("up_blocks.1.resnets.0", 5)
-    torch.nn.init.normal_(module.alignment_heads[0].weight)
-    found = []
-    for prepare in (module.disable_gradient_checkpointing, module.enable_gradient_checkpointing):
-        prepare()
-        with module.training_attention():
-            loss = loss_of(module, inputs())
-            (loss + module.aligned[0].square().mean()).backward()
-        found.append(gradients(module))
-    assert_same_gradients(*found)
 
 
 def test_ddp_takes_it_as_one_module(module, tmp_path):
@@ -378,17 +283,14 @@ def test_lora_instead_of_keys_and_values(components):
     assert all("lora" in name for name in with_gradient)
 
 
-def test_errors(module, components):
+def test_errors(module):
     batch = inputs()
-    with pytest.raises(ValueError, match=r"`pose_map` must have one entry per sample of `noisy_latents`, 4, got"):
-        module(**{**batch, "pose_map": batch["pose_map"][:3]})
-    with pytest.raises(ValueError, match=r"`timesteps` must have one entry per sample .* got shape \(\)"):
-        module(**{**batch, "timesteps": torch.tensor(3)})
-    with pytest.raises(ValueError, match="got 4 samples for 3 sources"):
-        module(**{**batch, "source_image": tiny_image(0, 3)})
-    with pytest.raises(ValueError, match=r"`condition_drop_mask` must be bool of shape \(4,\)"):
-        module(**{**batch, "condition_drop_mask": torch.zeros(2, dtype=torch.bool)})
+    with module.training_attention():
+        with pytest.raises(ValueError, match="got 4 samples, 3 pose maps and 2 sources"):
+            module(**{**batch, "pose_map": batch["pose_map"][:3]})
+        with pytest.raises(ValueError, match="got 4 samples, 4 pose maps and 3 sources"):
+            module(**{**batch, "source_image": tiny_image(0, 3)})
     with pytest.raises(ValueError, match="`train` must be 'kv', 'all' or 'none', got 'q'"):
         module.set_trainable("q")
     with pytest.raises(ValueError, match="`dropped_conditions` must be 'all' or 'prompt', got 'pose'"):
-        CFLDTrainingModule(*module.parts.values(), dropped_conditions="pose")
+        CFLDTrainingModule(*module.children(), dropped_conditions="pose")

@@ -1,54 +1,48 @@
-"""The autoencoder's posteriors of all pictures, computed once.
+"""The VAE's posteriors of all training images, computed once.
 
-The VAE is frozen and the pictures are not augmented, so that encoding them in every step, as the published training
-does, repeats work. The moments are kept, not a sample: each step still draws its own latents.
+The VAE is frozen and its images are not augmented, so encoding them in every step, as the published training does,
+repeats work. The moments are kept, not a sample: each step still draws its own latents.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from ..io_utils import write_file
 
-_MOMENTS_FILE, _STATE_FILE, _SIZES_FILE = "moments.npy", "moments.json", "sizes.npy"
-_MISSING = -1  # in the place of a size
-
 
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, pixel_values: torch.Tensor, slice_size: int = 8) -> torch.Tensor:
-    """Encode pictures, some at a time: at 512x512 each takes a third of a gigabyte meanwhile.
+    """Encode images, a few at a time: at 512x512 each takes a third of a gigabyte meanwhile.
 
     Args:
-        vae: The autoencoder.
+        vae: The VAE.
         pixel_values: (B, 3, H, W), [-1, 1].
-        slice_size: How many at a time, >= 1.
+        slice_size: How many images are encoded at a time.
 
     Returns:
         (B, 2C, h, w): the posterior's mean and the logarithm of its variance, not scaled.
     """
     pixel_values = pixel_values.to(vae.device, vae.dtype)
-    slices = [pixel_values[first : first + slice_size] for first in range(0, len(pixel_values), slice_size)]
-    return torch.cat([vae.encode(pictures).latent_dist.parameters for pictures in slices])
+    slices = torch.split(pixel_values, slice_size)
+    return torch.cat([vae.encode(images).latent_dist.parameters for images in slices])
 
 
 def sample_latents(vae: AutoencoderKL, moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Draw latents from posteriors.
 
     Args:
-        vae: The autoencoder, for its scaling factor.
+        vae: The VAE, for its scaling factor.
         moments: (B, 2C, h, w), from [`encode_moments`].
         noise: (B, C, h, w), standard normal.
 
@@ -62,163 +56,83 @@ def sample_latents(vae: AutoencoderKL, moments: torch.Tensor, noise: torch.Tenso
 
 
 class LatentCache:
-    """Moments of the posteriors by picture, in a memory-mapped file.
+    """Moments of the posteriors by image, in a memory-mapped file that is filled in the order of the images.
+
+    A cache that was filled in part goes on where it stopped.
 
     Args:
         folder: Where the file is or will be.
-        names: Of the pictures' files, in the order of the rows.
-        vae: The autoencoder; a cache that another one made is not used.
-        image_size: (height, width) at which the pictures are encoded, pixels.
+        images: Paths of the images, in the order of the rows.
+        vae: The VAE.
+        image_size: (height, width) at which the images are encoded, pixels.
+
+    Attributes:
+        num_encoded: How many images have been encoded, from the first on.
+        unreadable: The images among them that could not be read, whose moments mean nothing, each with the reason.
 
     Raises:
-        ValueError: The folder holds the cache of other pictures, sizes or weights.
+        ValueError: The folder holds the cache of other images, another size or another VAE.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], names: Sequence[str], vae: AutoencoderKL, image_size: tuple[int, int]
+        self, folder: str | os.PathLike[str], images: Sequence[str], vae: AutoencoderKL, image_size: tuple[int, int]
     ) -> None:
-        self.folder = Path(folder)
-        self.vae = vae
-        self.rows = {name: row for row, name in enumerate(names)}
-        height, width = image_size
+        self.rows = {image: row for row, image in enumerate(images)}
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        shape = (len(names), 2 * vae.config.latent_channels, height // factor, width // factor)
-        self._key = {
+        shape = (len(images), 2 * vae.config.latent_channels, image_size[0] // factor, image_size[1] // factor)
+        # By name, since the folder of the images may move.
+        names = "\n".join(os.path.basename(image) for image in images)
+        self._record = {
             "shape": list(shape),
-            "dtype": "float32",
-            # By name alone, since the folder may be elsewhere now; their sizes are compared row by row.
-            "pictures": _digest([os.path.basename(name) for name in names]),
-            "vae": digest_weights(vae.state_dict()),
+            "images": hashlib.sha256(names.encode()).hexdigest(),
+            "vae": f"{sum(weight.double().sum().item() for weight in vae.parameters()):.6g}",
         }
-        self.num_encoded = 0
-        self.unreadable: dict[str, str] = {}
-        self._claim(list(names))
-        file = self.folder / _MOMENTS_FILE
-        self._moments: np.memmap[Any, np.dtype[np.float32]] = (
-            np.lib.format.open_memmap(file, mode="r+")
-            if file.exists()
-            else np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-        )
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        self._file = Path(folder, "moments.json")
+        rows = Path(folder, "moments.npy")
+        if self._file.exists():
+            found = json.loads(self._file.read_text())
+            if found["record"] != self._record:
+                raise ValueError(
+                    f"{os.fspath(folder)!r} caches the latents of other images, of another size or from another VAE: "
+                    "delete it or name another folder."
+                )
+            self.num_encoded: int = found["num_encoded"]
+            self.unreadable = {images[int(row)]: reason for row, reason in found["unreadable"].items()}
+            self._moments: np.memmap[Any, np.dtype[np.float32]] = np.lib.format.open_memmap(rows, "r+")
+        else:
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            self.num_encoded, self.unreadable = 0, {}
+            self._moments = np.lib.format.open_memmap(rows, "w+", np.float32, shape)
 
     def append(self, moments: torch.Tensor, unreadable: Mapping[str, str] | None = None) -> None:
-        """Store the next pictures' moments; they count as encoded once they are on the disk.
+        """Store the moments of the next images; they count as encoded once they are on the disk.
 
         Args:
-            moments: (B, 2C, h, w), those of the rows from `num_encoded` on.
-            unreadable: Names among these whose picture could not be read, so that their row means nothing, each with
-                the reason; kept in `unreadable`.
+            moments: (B, 2C, h, w), of the images from `num_encoded` on.
+            unreadable: Images among these that could not be read, each with the reason.
         """
-        stop = self.num_encoded + moments.shape[0]
+        stop = self.num_encoded + len(moments)
         self._moments[self.num_encoded : stop] = moments.float().cpu().numpy()
         self._moments.flush()
-        # Some may have come since they were measured.
-        self._note_sizes(list(islice(self.rows, self.num_encoded, stop)))
         self.num_encoded = stop
         self.unreadable.update(unreadable or {})
-        self._write_state()
+        state = {
+            "record": self._record,
+            "num_encoded": self.num_encoded,
+            "unreadable": {self.rows[image]: reason for image, reason in self.unreadable.items()},
+        }
+        write_file(self._file, json.dumps(state).encode())
 
-    def mend(self, name: str, moments: torch.Tensor) -> None:
-        """Store a picture that could not be read when its turn came.
-
-        Args:
-            name: One of `unreadable`, which loses it.
-            moments: (1, 2C, h, w).
-
-        Raises:
-            KeyError: It is not one of them.
-        """
-        if name not in self.unreadable:
-            raise KeyError(name)
-        row = self.rows[name]
-        self._moments[row] = moments[0].float().cpu().numpy()
-        self._moments.flush()
-        self._note_sizes([name])
-        del self.unreadable[name]
-        self._write_state()
-
-    def __call__(self, names: Sequence[str]) -> torch.Tensor:
-        """Look up pictures.
+    def __call__(self, images: Sequence[str]) -> torch.Tensor:
+        """Look up images.
 
         Args:
-            names: B of the names.
+            images: B of the paths.
 
         Returns:
             (B, 2C, h, w) float32, on the CPU.
 
         Raises:
-            KeyError: A picture is not in the cache.
+            KeyError: An image is not in the cache.
         """
-        return torch.from_numpy(self._moments[[self.rows[name] for name in names]])
-
-    def _claim(self, names: list[str]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state, self._sizes = self.folder / _STATE_FILE, _measure(names)
-        if not state.exists():
-            (self.folder / _MOMENTS_FILE).unlink(missing_ok=True)
-            self._write_sizes()
-            # Before the rows: another run that begins now shares the file instead of making its own in its place.
-            self._write_state()
-            return
-        found = json.loads(state.read_text())
-        self.num_encoded, unreadable = found.pop("num_encoded"), found.pop("unreadable")
-        has_rows = (self.folder / _MOMENTS_FILE).exists() or not self.num_encoded
-        has_sizes = (self.folder / _SIZES_FILE).exists()
-        is_ours = found == self._key and has_rows and has_sizes and all(row.isdigit() for row in unreadable)
-        if not is_ours or self._has_changed([int(row) for row in unreadable]):
-            raise ValueError(
-                f"{str(self.folder)!r} caches the latents of other pictures, of another size or from another VAE, has "
-                "lost a file, or was written by another version: delete it or name another folder."
-            )
-        # By row, since the names may have another folder now.
-        self.unreadable = {names[int(row)]: reason for row, reason in unreadable.items()}
-        if self.num_encoded < len(names):
-            self._write_sizes()
-
-    def _has_changed(self, unreadable: list[int]) -> bool:
-        """Whether other pictures than those encoded have the names now; takes in the sizes that are known of these."""
-        known, now = np.load(self.folder / _SIZES_FILE)[: self.num_encoded], self._sizes[: self.num_encoded]
-        # A picture that is away keeps its row; one that could not be read may be another file by now.
-        is_changed = (known != now) & (known != _MISSING) & (now != _MISSING)
-        is_changed[unreadable] = False
-        self._sizes[: self.num_encoded] = known
-        return bool(is_changed.any())
-
-    def _note_sizes(self, names: list[str]) -> None:
-        rows, sizes = [self.rows[name] for name in names], _measure(names)
-        if (self._sizes[rows] != sizes).any():
-            self._sizes[rows] = sizes
-            self._write_sizes()
-
-    def _write_sizes(self) -> None:
-        content = io.BytesIO()
-        np.save(content, self._sizes)
-        write_file(self.folder / _SIZES_FILE, content.getvalue())
-
-    def _write_state(self) -> None:
-        unreadable = {self.rows[name]: reason for name, reason in self.unreadable.items()}
-        state = {**self._key, "num_encoded": self.num_encoded, "unreadable": unreadable}
-        write_file(self.folder / _STATE_FILE, json.dumps(state).encode())
-
-
-def _digest(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def _measure(names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Tell pictures apart by their files' sizes, so that new ones under the old names are noticed."""
-    return np.array([os.path.getsize(name) if os.path.exists(name) else _MISSING for name in names], dtype=np.int64)
-
-
-def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """Tell weights apart by one number for each tensor, which does not depend on where they are.
-
-    Args:
-        weights: By name.
-
-    Returns:
-        Hexadecimal digits.
-    """
-    return _digest([f"{name} {value.cpu().double().sum().item():.6g}" for name, value in sorted(weights.items())])
+        return torch.from_numpy(self._moments[[self.rows[image] for image in images]])

@@ -1,117 +1,105 @@
 """Which parameters train, and how fast.
 
-Paper: arXiv:2402.18078, Sec. 3.3 and Tab. 1: all of S, D, A and P, and of the U-Net only W_k and W_v of the biased
-cross-attentions, 1.2 % of it.
+Paper: arXiv:2402.18078, Sec. 3.3, 4.1 and Tab. 1: all of S, D, A and P, and of the U-Net only W_k and W_v of the
+biased cross-attentions, 1.2 % of it. Official code: `lr_scheduler.py` of YanzuoLu/CFLD @ f2ea2a7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
+PUBLISHED_LEARNING_RATE = 1e-4  # for a batch of 224 pairs
+LEARNING_RATE_PER_PAIR = 5e-7
+
 UNetTrainable = Literal["kv", "all", "none"]
 
 
-def set_unet_trainable(unet: nn.Module, layer_names: Iterable[str], train: UNetTrainable = "kv") -> tuple[str, ...]:
-    """Choose what of the U-Net trains by setting `requires_grad` of each of its parameters.
+def set_unet_trainable(unet: nn.Module, layer_names: Iterable[str], train: UNetTrainable = "kv") -> None:
+    """Choose what of the U-Net trains, by `requires_grad` of its parameters.
 
     Args:
         unet: The U-Net. Its weights are not changed.
         layer_names: The biased cross-attentions, `appearance_encoder.layer_names`.
-        train: `"kv"` (the paper): keys' and values' projections of these layers. `"all"`: everything, for a U-Net
+        train: `"kv"` (the paper): the projections to keys and values in these layers. `"all"`: everything, for a U-Net
             without pre-training. `"none"`: nothing, e.g. before a LoRA is added to it.
 
-    Returns:
-        Names of the parameters that train, in the order of `unet.named_parameters()`.
-
     Raises:
-        ValueError: `train` is unknown, or a layer has no keys and values in this U-Net.
+        ValueError: `train` is unknown.
+        AttributeError: One of the layers is not in this U-Net.
     """
     if train not in get_args(UNetTrainable):
         raise ValueError(f"`train` must be 'kv', 'all' or 'none', got {train!r}.")
-    parameters = dict(unet.named_parameters())
-    prefixes = [f"{layer}.{projection}." for layer in layer_names for projection in ("to_k", "to_v")]
-    chosen = set(parameters) if train == "all" else set()
+    unet.requires_grad_(train == "all")
     if train == "kv":
-        for prefix in prefixes:
-            names = [name for name in parameters if name.startswith(prefix)]
-            if not names:
-                raise ValueError(
-                    f"`layer_names` needs {prefix[:-1]!r}, which this {type(unet).__name__} does not have: pass "
-                    "`appearance_encoder.layer_names` of the encoder that was made for it."
-                )
-            chosen.update(names)
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name in chosen)
-    return tuple(name for name in parameters if name in chosen)
+        for layer_name in layer_names:
+            for projection in ("to_k", "to_v"):
+                unet.get_submodule(f"{layer_name}.{projection}").requires_grad_(True)
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a module that require a gradient.
 
     Args:
-        module: Any module; a `CFLDTrainingModule` gives all that trains.
+        module: Any module; of a `CFLDTrainingModule`, everything that trains.
 
     Returns:
-        By name, in the order of `module.named_parameters()`.
+        The parameters by name, in the order of `module.named_parameters()`.
     """
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def parameter_groups(
-    parts: Mapping[str, nn.Module], learning_rate: float, multipliers: Mapping[str, float] | None = None
-) -> list[dict[str, Any]]:
-    """Group the trainable parameters by part, for an optimizer.
+def scaled_learning_rate(total_batch_size: int, learning_rate_per_pair: float = LEARNING_RATE_PER_PAIR) -> float:
+    """Scale the learning rate by the batch, as the paper does.
+
+    The paper's 5e-7 gives 1.12e-4 for its batch of 224; the published configuration says 1e-4.
 
     Args:
-        parts: The models by name, `CFLDTrainingModule.parts`.
-        learning_rate: The base learning rate.
-        multipliers: Factors on it by part, >= 0; parts without one have 1, as the published training has for all.
+        total_batch_size: Pairs of an optimizer step: per device x devices x accumulation steps, not doubled.
+        learning_rate_per_pair: Learning rate for a batch of one pair.
 
     Returns:
-        One group per part that has something to train, with `"params"`, `"lr"` and `"name"`, in the order of `parts`.
-
-    Raises:
-        ValueError: A multiplier names no part, names one where nothing trains, or is negative; or nothing trains.
+        The learning rate.
     """
-    multipliers = {} if multipliers is None else multipliers
-    trained = {name: list(trainable_parameters(part).values()) for name, part in parts.items()}
-    for name, multiplier in multipliers.items():
-        if not trained.get(name):
-            raise ValueError(
-                f"`multipliers` names {name!r}, where nothing trains; the trained parts are "
-                f"{[part for part, parameters in trained.items() if parameters]}."
-            )
-        if multiplier < 0:
-            raise ValueError(f"`multipliers` must be >= 0, got {multiplier} for {name!r}.")
-    groups = [
-        {"name": name, "params": parameters, "lr": learning_rate * multipliers.get(name, 1.0)}
-        for name, parameters in trained.items()
-        if parameters
-    ]
-    if not groups:
-        raise ValueError("No parameter requires a gradient: there is nothing to train.")
-    return groups
+    return learning_rate_per_pair * total_batch_size
 
 
-def check_trainable_dtype(module: nn.Module) -> None:
-    """Make sure that what trains is in full precision, where small updates are not rounded away.
+def get_cfld_schedule(
+    optimizer: torch.optim.Optimizer,
+    steps_per_epoch: float,
+    *,
+    num_warmup_steps: int = 1000,
+    warmup_start_factor: float = 0.1,
+    decay_epochs: Sequence[int] = (50,),
+    decay_factor: float = 0.1,
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The published schedule of the learning rate: a linear warm-up, then steps down.
 
-    Call it before `accelerator.prepare`; frozen weights may have any precision.
+    Equation:
+        Factor on the optimizer's learning rate at step s: f_0 + (1 - f_0) (s + 1) / W for s < W, so that step W - 1 is
+        the first at the full rate; afterwards d^n, n the number of decay epochs that have begun. As published, the
+        rate does not step down within the warm-up.
 
     Args:
-        module: Any module; a `CFLDTrainingModule` checks all that trains.
+        optimizer: The optimizer. Step the schedule once per step of it.
+        steps_per_epoch: Optimizer steps in an epoch: batches / accumulation steps, not always a whole number.
+        num_warmup_steps: W >= 0.
+        warmup_start_factor: f_0.
+        decay_epochs: Epochs, counted from 0, at whose beginning the rate is multiplied by `decay_factor`.
+        decay_factor: d.
 
-    Raises:
-        ValueError: A parameter that trains is not float32; the message names the first and counts them.
+    Returns:
+        The schedule.
     """
-    low = {name: p.dtype for name, p in trainable_parameters(module).items() if p.dtype != torch.float32}
-    if low:
-        name, dtype = next(iter(low.items()))
-        raise ValueError(
-            f"Weights that train must be float32, got {dtype} for {name!r} and {len(low) - 1} more: cast them with "
-            "`.float()` and let mixed precision come from autocast."
-        )
+    decay_steps = sorted(epoch * steps_per_epoch for epoch in decay_epochs)
+
+    def factor(step: int) -> float:
+        if step < num_warmup_steps:
+            return warmup_start_factor + (1.0 - warmup_start_factor) * (step + 1) / num_warmup_steps
+        return float(decay_factor ** bisect_right(decay_steps, step))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,14 +1,16 @@
-"""Which timesteps a training step looks at.
+"""Timesteps and noise of a training step.
 
 Paper: arXiv:2402.18078, Sec. 3.3: t = (1 - (t / T)^3) T with t uniform. Official code: `pose_transfer_train.py` of
-YanzuoLu/CFLD @ f2ea2a7, `CUBIC_SAMPLING`.
+YanzuoLu/CFLD @ f2ea2a7, `CUBIC_SAMPLING`. Drawing the numbers of each pair on their own is ours.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from .uniform import sample_uniform
+import numpy as np
+import torch
 
 
 def cubic_timesteps(uniform: torch.Tensor, num_train_timesteps: int = 1000) -> torch.Tensor:
@@ -24,78 +26,66 @@ def cubic_timesteps(uniform: torch.Tensor, num_train_timesteps: int = 1000) -> t
 
     Returns:
         int64 of the same shape and device, [0, T).
-
-    Raises:
-        ValueError: `num_train_timesteps` is not positive.
     """
-    _check_num_train_timesteps(num_train_timesteps)
     timesteps = ((1 - uniform.float() ** 3) * num_train_timesteps).long()
     return timesteps.clamp(0, num_train_timesteps - 1)
 
 
-def uniform_timesteps(uniform: torch.Tensor, num_train_timesteps: int = 1000) -> torch.Tensor:
-    """Map uniform numbers to equally probable timesteps, as Stable Diffusion is trained. Not the paper's choice.
+class PairRandomness(NamedTuple):
+    """Random numbers for the 2B samples of B pairs: the B reconstructions first, then the B transfers.
 
     Args:
-        uniform: u, any shape, [0, 1].
-        num_train_timesteps: T, the scheduler's number of timesteps.
-
-    Returns:
-        int64 of the same shape and device, [0, T): min(floor(u T), T - 1).
-
-    Raises:
-        ValueError: `num_train_timesteps` is not positive.
+        posterior_noise: (2B, C, h, w), standard normal, for sampling the VAE's posterior.
+        noise: (2B, C, h, w), standard normal, eps.
+        timestep_uniform: (2B,) float32, [0, 1), u of the timesteps.
+        drop_uniform: (2B,) float32, [0, 1): a sample below the dropout probability loses its conditions.
     """
-    _check_num_train_timesteps(num_train_timesteps)
-    return (uniform * num_train_timesteps).long().clamp(0, num_train_timesteps - 1)
+
+    posterior_noise: torch.Tensor
+    noise: torch.Tensor
+    timestep_uniform: torch.Tensor
+    drop_uniform: torch.Tensor
+
+    def to(self, device: torch.device | str) -> PairRandomness:
+        """Move all of them to a device.
+
+        Args:
+            device: The device.
+
+        Returns:
+            A new tuple.
+        """
+        return PairRandomness(*(tensor.to(device) for tensor in self))
 
 
-def sample_timesteps_cubic(
-    batch_size: int,
-    num_train_timesteps: int = 1000,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """Draw one timestep per sample from the paper's cubic distribution, see [`cubic_timesteps`].
+def sample_pair_randomness(
+    indices: Sequence[int] | torch.Tensor, latent_shape: tuple[int, int, int], *, seed: int, epoch: int
+) -> PairRandomness:
+    """Draw the random numbers of some pairs.
+
+    They follow from the seed, the epoch and the index of each pair alone. So a step gives the same result however its
+    batch is spread over processes and accumulation steps, and a resumed run needs no generator's state.
 
     Args:
-        batch_size: B, number of samples: twice the number of pairs in the paper's objective.
-        num_train_timesteps: T, the scheduler's number of timesteps.
-        generator: Source of randomness; `None` is torch's global one.
-        device: Of the result; `None` is the generator's, or the CPU.
+        indices: Indices of the B pairs in the data set, >= 0.
+        latent_shape: (C, h, w).
+        seed: Seed of the run, >= 0.
+        epoch: Number of epochs before this one, >= 0.
 
     Returns:
-        (B,) int64, [0, T).
-
-    Raises:
-        ValueError: `batch_size` or `num_train_timesteps` is not positive.
+        The numbers, on the CPU, so that every device trains on the same ones.
     """
-    return cubic_timesteps(sample_uniform(batch_size, generator, device), num_train_timesteps)
-
-
-def sample_timesteps_uniform(
-    batch_size: int,
-    num_train_timesteps: int = 1000,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """Draw one timestep per sample with equal probabilities, see [`uniform_timesteps`].
-
-    Args:
-        batch_size: B, number of samples.
-        num_train_timesteps: T, the scheduler's number of timesteps.
-        generator: Source of randomness; `None` is torch's global one.
-        device: Of the result; `None` is the generator's, or the CPU.
-
-    Returns:
-        (B,) int64, [0, T).
-
-    Raises:
-        ValueError: `batch_size` or `num_train_timesteps` is not positive.
-    """
-    return uniform_timesteps(sample_uniform(batch_size, generator, device), num_train_timesteps)
-
-
-def _check_num_train_timesteps(num_train_timesteps: int) -> None:
-    if num_train_timesteps < 1:
-        raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps}.")
+    drawn = []
+    for index in indices:
+        state = np.random.SeedSequence([seed, epoch, int(index)]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        drawn.append(
+            (
+                torch.randn(2, *latent_shape, generator=generator),
+                torch.randn(2, *latent_shape, generator=generator),
+                torch.rand(2, generator=generator),
+                torch.rand(2, generator=generator),
+            )
+        )
+    # B tensors of (2, ...) to one of (2B, ...)
+    return PairRandomness(*(torch.stack(tensors, dim=1).flatten(0, 1) for tensors in zip(*drawn, strict=True)))
