@@ -56,6 +56,7 @@ from diffusers_cfld.data import (
     read_image,
     unique_images,
 )
+from diffusers_cfld.pipelines.model_card import output_size_option
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     CFLDTrainingModule,
@@ -396,7 +397,12 @@ def stop(reason: str, output_dir: str) -> NoReturn:
 
 
 def make_model_card(
-    args: argparse.Namespace, repo_id: str | None, num_pairs: int, total_batch_size: int, num_steps: int
+    args: argparse.Namespace,
+    pipeline: CFLDPipeline,
+    repo_id: str | None,
+    num_pairs: int,
+    total_batch_size: int,
+    num_steps: int,
 ) -> ModelCard:
     """What the weights are and how they were made, with room for what only their maker knows."""
     base = args.pretrained_model_name_or_path
@@ -407,6 +413,7 @@ def make_model_card(
         tags=["diffusers", "diffusers-cfld", "diffusers-training", "pose-transfer"],
     )
     name = repo_id or Path(args.output_dir).name
+    output_size = output_size_option(pipeline.target_size, pipeline.image_shape)
     load_lora = f'\npipe.load_lora_weights("{name}")' if args.unet_lora_rank else ""
     options = {option: value for option, value in sorted(vars(args).items()) if option != "hub_token"}
     rows = "\n".join(f"| `{option}` | `{value}` |" for option, value in options.items())
@@ -425,7 +432,7 @@ def make_model_card(
 from diffusers_cfld import CFLDPipeline
 
 pipe = CFLDPipeline.from_pretrained("{name}"){load_lora}
-image = pipe(image=image, pose=keypoints).images[0]
+image = pipe(image=image, pose=keypoints{output_size}).images[0]
 ```
 
 ## Intended use, limits, evaluation
@@ -787,7 +794,7 @@ def main(args: argparse.Namespace) -> None:
             CFLDPipeline.save_lora_weights(output_dir, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
             pipeline.unload_lora_weights()
         pipeline.save_pretrained(output_dir)
-        card = make_model_card(args, repo_id, num_pairs, total_batch_size, global_step)
+        card = make_model_card(args, pipeline, repo_id, num_pairs, total_batch_size, global_step)
         card.save(output_dir / "README.md")
         if repo_id is not None:
             upload_folder(
