@@ -1,4 +1,4 @@
-"""Seeing inside: attention maps of the prompt decoder and of the U-Net, and the guidance's predictions as pictures."""
+"""Seeing inside: attention maps of the prompt decoder and of the U-Net, and the guidance's predictions as images."""
 
 from .attention_maps import AttentionRecorder as AttentionRecorder
 from .attention_maps import prompt_attention_maps as prompt_attention_maps
@@ -7,13 +7,3 @@ from .guidance_pictures import GuidancePictures as GuidancePictures
 from .guidance_pictures import guidance_pictures as guidance_pictures
 from .heat_maps import contact_sheet as contact_sheet
 from .heat_maps import draw_heat_map as draw_heat_map
-
-__all__ = [
-    "AttentionRecorder",
-    "GuidancePictures",
-    "contact_sheet",
-    "draw_heat_map",
-    "guidance_pictures",
-    "prompt_attention_maps",
-    "record_attention",
-]

@@ -1,105 +1,73 @@
 """Where attention looks: the prompt decoder's queries over the source, and the U-Net's layers over the prompt.
 
 Paper: arXiv:2402.18078, Fig. 7 (maps of different queries, averaged over the heads). The models are watched by hooks;
-nothing of them is changed, and what runs is what runs without.
+they compute what they compute without.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.image_processor import PipelineImageInput
 from diffusers.models.attention_processor import Attention
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from ..models.attention_processor import HybridGranularityAttnProcessor, halve_size
-from ..pipelines.guidance import GuidanceBranch, guidance_weights
+from ..pipelines.guidance import BranchConditions, GuidanceBranch
 from ..pipelines.pipeline_output import Appearance
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline
-
-__all__ = ["AttentionRecorder", "prompt_attention_maps", "record_attention"]
-
-
-@contextmanager
-def running_uncompiled(module: nn.Module) -> Iterator[nn.Module]:
-    """Run a module's own code for the duration of a `with` block, since compiled code bypasses hooks.
-
-    Args:
-        module: Compiled by `torch.compile`, in place, in parts, or not at all.
-
-    Yields:
-        The module itself, for hooks.
-    """
-    inner: nn.Module = unwrap_module(module)
-    if inner is module and not any(part._compiled_call_impl for part in module.modules()):
-        yield inner  # without the slow import of the compiler
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield inner
+    from ..processors.source_image import ImageInput
 
 
 @torch.no_grad()
-def prompt_attention_maps(pipe: CFLDPipeline, image: PipelineImageInput) -> torch.Tensor:
+def prompt_attention_maps(pipe: CFLDPipeline, image: ImageInput) -> torch.Tensor:
     """What each query of the prompt decoder looks at in the source (Fig. 7).
 
     Args:
         pipe: The pipeline.
-        image: Source photo or photos, as of the pipeline.
+        image: Source image or images, as of the pipeline's call.
 
     Returns:
         (B, R, Q, h, w), float32, on the CPU: for each of the decoder's R blocks and Q queries the cross-attention to
         the cells of the source's coarsest features, averaged over the heads; sums to 1 over the cells. The cells cover
-        the photo as the pipeline squashes or pads it.
+        the image as the pipeline squashes or pads it.
 
     Raises:
         TypeError: `image` is an [`Appearance`], or as the pipeline.
         ValueError: As the pipeline.
     """
     if isinstance(image, Appearance):
-        raise TypeError("`image` must be the photo itself: an `Appearance` no longer has the source's cells.")
+        raise TypeError("`image` must be the image itself: an `Appearance` no longer has the source's cells.")
     maps: list[torch.Tensor] = []
 
     def watch(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        maps.append(_attention_probabilities(attn, args, kwargs).float().cpu())  # (B, Q, L)
+        maps.append(_attention_probabilities(attn, args, kwargs).float().cpu())  # (B, Q, cells)
 
-    with running_uncompiled(pipe.prompt_decoder) as decoder:
-        blocks: Any = decoder.blocks
-        hooks = [block.attn2.register_forward_pre_hook(watch, with_kwargs=True) for block in blocks]
-        try:
-            pipe.encode_appearance(image)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    blocks: Any = unwrap_module(pipe.prompt_decoder).blocks
+    with _running_uncompiled(pipe.prompt_decoder), _hooks({block.attn2: watch for block in blocks}):
+        pipe.encode_appearance(image)
     return torch.stack(maps, dim=1).unflatten(-1, pipe.prompt_decoder.feature_size)  # type: ignore[no-untyped-call]
 
 
 class AttentionRecorder:
-    """The U-Net's cross-attention maps of one call, filled while it runs; see [`record_attention`].
+    """The U-Net's cross-attention maps of one or more calls, filled while they run; see [`record_attention`].
 
     Args:
-        pipe: The pipeline that is watched.
-        layer_names: Attention layers of its U-Net.
+        layer_names: The U-Net's attention layers that are watched.
     """
 
-    def __init__(self, pipe: CFLDPipeline, layer_names: list[str]) -> None:
-        self.layer_names = layer_names
-        self._pipe = pipe
-        self._latent_size = (0, 0)
-        self._num_evaluations = 0
-        self._timestep = math.inf
-        self._call: tuple[Any, ...] = ()
-        self._unbegun: set[str] = set()  # layers of which the present run has nothing yet
-        # By layer, one tensor per run of the pipeline; with micro-batches a call is several.
-        self._sums: dict[str, list[torch.Tensor]] = {name: [] for name in layer_names}
-        self._counts: dict[str, list[int]] = {name: [] for name in layer_names}
+    def __init__(self, layer_names: Sequence[str]) -> None:
+        self.layer_names = list(layer_names)
+        # For each call of the pipeline its number of steps, and by layer the sum of their maps.
+        self._counts: list[int] = []
+        self._sums: list[dict[str, torch.Tensor]] = []
+        self._conditions: BranchConditions | None = None  # of the present call
 
     def maps(self, layer_name: str) -> torch.Tensor:
         """A layer's attention to each token of the prompt, averaged over heads and over the steps so far.
@@ -109,23 +77,21 @@ class AttentionRecorder:
 
         Returns:
             (B, Q, h, w), float32, on the CPU, of the fully conditioned branch; the Q values of a cell sum to 1. B are
-            all pictures that were made in the block at the last one's size, in their order.
+            all images of the size of the last one that were made in the `with` block, in their order.
 
         Raises:
-            ValueError: There is no such layer, or nothing has run yet, or with an appearance guidance of 0.
+            ValueError: Nothing has run yet, or with an appearance guidance of 0.
         """
-        if layer_name not in self.layer_names:
-            raise ValueError(f"`layer_name` must be one of {self.layer_names}, got {layer_name!r}.")
-        runs = [total / count for total, count in zip(self._sums[layer_name], self._counts[layer_name], strict=True)]
-        if not runs:
+        if not self._sums:
             raise ValueError("Nothing is recorded: call the pipeline first, with an appearance guidance above 0.")
-        return torch.cat([run for run in runs if run.shape[1:] == runs[-1].shape[1:]])
+        means = [sums[layer_name] / count for sums, count in zip(self._sums, self._counts, strict=True)]
+        return torch.cat([mean for mean in means if mean.shape[1:] == means[-1].shape[1:]])
 
     def mean_maps(self, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The mean over all layers.
 
         Args:
-            size: (height, width) that the maps are brought to, bilinearly; default the largest layer's.
+            size: (height, width) that the maps are resized to, bilinearly; the largest layer's by default.
 
         Returns:
             (B, Q, h, w).
@@ -134,92 +100,100 @@ class AttentionRecorder:
             ValueError: As [`AttentionRecorder.maps`].
         """
         maps = [self.maps(name) for name in self.layer_names]
-        if size is None:
-            height, width = max(tuple(one.shape[2:]) for one in maps)
-            size = (height, width)
-        resized = [torch.nn.functional.interpolate(one, size=size, mode="bilinear") for one in maps]
+        largest: Any = max(tuple(one.shape[2:]) for one in maps)
+        resized = [torch.nn.functional.interpolate(one, size=size or largest, mode="bilinear") for one in maps]
         return torch.stack(resized).mean(dim=0)
 
-    def _watch_unet(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = args[0] if args else kwargs["sample"]
-        timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
-        self._latent_size = tuple(sample.shape[2:])
-        # Timesteps go down within a run, those of an inversion up.
-        timesteps = self._pipe.scheduler.timesteps
-        has_turned = timestep < self._timestep if timesteps[-1] > timesteps[0] else timestep > self._timestep
-        # Not the whole batch: a callback that changes a scale changes the number of branches.
-        branches = guidance_weights(self._pipe.pose_guidance_scale, self._pipe.appearance_guidance_scale)
-        pictures = (len(sample) // len(branches), *sample.shape[1:])
-        call = (id(self._pipe.scheduler), self._pipe.num_timesteps, pictures)
-        is_whole = self._num_evaluations in (0, self._pipe.num_timesteps)
-        is_new_run = has_turned or is_whole or call != self._call
-        if is_new_run:
-            self._unbegun = set(self.layer_names)
-        self._call = call
-        self._num_evaluations = 1 if is_new_run else self._num_evaluations + 1
-        self._timestep = timestep
+    def _begin(self, conditions: BranchConditions, rows: slice) -> None:
+        """Note that the U-Net is about to run for some samples of a call, which is known by its conditions."""
+        if conditions is not self._conditions:
+            self._conditions = conditions
+            self._counts.append(0)
+            self._sums.append({})
+        if not rows.start:
+            self._counts[-1] += 1
 
-    def _watch_layer(self, attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str) -> None:
-        branches = list(guidance_weights(self._pipe.pose_guidance_scale, self._pipe.appearance_guidance_scale))
-        if GuidanceBranch.FULL not in branches:
-            return
-        with torch.no_grad():
-            probabilities = _attention_probabilities(attn, args, kwargs).chunk(len(branches))[-1]  # (B, L, Q)
-        maps = probabilities.float().cpu().transpose(1, 2).contiguous()
-        maps = maps.view(*maps.shape[:2], *self._layer_size(maps.shape[-1]))
-        sums, counts = self._sums[name], self._counts[name]
-        if name in self._unbegun:
-            self._unbegun.remove(name)
-            sums.append(torch.zeros_like(maps))
-            counts.append(0)
-        sums[-1] += maps
-        counts[-1] += 1
-
-    def _layer_size(self, num_tokens: int) -> tuple[int, int]:
-        for times in range(16):
-            size = halve_size(self._latent_size, times)
-            if size[0] * size[1] == num_tokens:
-                return size
-        raise ValueError(f"A layer of {num_tokens} tokens does not work on latents of {self._latent_size} cells.")
+    def _add(self, layer_name: str, maps: torch.Tensor, rows: slice, batch_size: int) -> None:
+        """Add the maps (number of rows, Q, h, w) of one step."""
+        sums = self._sums[-1].setdefault(layer_name, maps.new_zeros(batch_size, *maps.shape[1:]))
+        sums[rows] += maps
 
 
 @contextmanager
-def record_attention(pipe: CFLDPipeline, layer_names: list[str] | None = None) -> Iterator[AttentionRecorder]:
+def record_attention(pipe: CFLDPipeline, layer_names: Sequence[str] | None = None) -> Iterator[AttentionRecorder]:
     """Watch the U-Net's cross-attention to the prompt while the pipeline is called.
 
     Args:
-        pipe: The pipeline. Not modified; a compiled U-Net runs uncompiled meanwhile.
-        layer_names: Attention layers of its U-Net; default those with query biases (the hybrid-granularity ones).
+        pipe: The pipeline. After the block it is as before; inside it a compiled U-Net runs uncompiled.
+        layer_names: Attention layers of its U-Net; by default those with query biases (the hybrid-granularity ones).
 
     Yields:
-        The recorder; read it inside of the block or after it.
+        The recorder; read it inside the block or after it.
 
     Raises:
-        ValueError: A name is not an attention layer of the U-Net, or this or the appearance encoder is missing.
+        ValueError: A name is not an attention layer of the U-Net.
 
     Example:
         >>> with record_attention(pipe) as recorder:  # doctest: +SKIP
         ...     image = pipe(image=photo, pose=pose).images[0]
         >>> maps = recorder.mean_maps()  # doctest: +SKIP
     """
-    names = list(pipe.appearance_encoder.layer_names) if layer_names is None else list(layer_names)
-    unet = unwrap_module(pipe.unet)
-    modules = dict(unet.named_modules())
-    recorder = AttentionRecorder(pipe, names)
-    for name in names:
+    recorder = AttentionRecorder(pipe.appearance_encoder.layer_names if layer_names is None else layer_names)
+    modules = dict(unwrap_module(pipe.unet).named_modules())
+    for name in recorder.layer_names:
         if not isinstance(modules.get(name), Attention):
             raise ValueError(f"`layer_names` must be attention layers of the U-Net, got {name!r}.")
-    hooks = [unet.register_forward_pre_hook(recorder._watch_unet, with_kwargs=True)]
-    hooks += [
-        modules[name].register_forward_pre_hook(partial(recorder._watch_layer, name=name), with_kwargs=True)
-        for name in names
-    ]
+    predict_branches = pipe.predict_branches
+
+    def predict_and_record(
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: BranchConditions,
+        branches: tuple[GuidanceBranch, ...],
+        rows: slice,
+    ) -> tuple[torch.Tensor, ...]:
+        if GuidanceBranch.FULL not in branches:
+            return predict_branches(sample, timestep, conditions, branches, rows)
+
+        @torch.no_grad()
+        def watch(name: str, attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            probabilities = _attention_probabilities(attn, args, kwargs).chunk(len(branches))[-1]  # (B, cells, Q)
+            sizes = (halve_size((sample.shape[2], sample.shape[3]), times) for times in range(16))
+            size = next(size for size in sizes if size[0] * size[1] == probabilities.shape[1])
+            maps = probabilities.float().cpu().transpose(1, 2)
+            recorder._add(name, maps.reshape(*maps.shape[:2], *size), rows, conditions.batch_size)
+
+        recorder._begin(conditions, rows)
+        with _hooks({modules[name]: partial(watch, name) for name in recorder.layer_names}):
+            return predict_branches(sample, timestep, conditions, branches, rows)
+
+    pipe.predict_branches = predict_and_record  # type: ignore[method-assign, assignment]
     try:
-        with running_uncompiled(pipe.unet):
+        with _running_uncompiled(pipe.unet):
             yield recorder
     finally:
-        for hook in hooks:
-            hook.remove()
+        del pipe.predict_branches
+
+
+@contextmanager
+def _hooks(watches: dict[Any, Any]) -> Iterator[None]:
+    """Have a function called before each forward of a layer."""
+    handles = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer, watch in watches.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _running_uncompiled(module: nn.Module) -> Iterator[None]:
+    """Run a module's own code, since compiled code bypasses hooks."""
+    if module is unwrap_module(module) and not any(part._compiled_call_impl for part in module.modules()):
+        yield  # without the slow import of the compiler
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _attention_probabilities(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
