@@ -1,4 +1,4 @@
-"""Attention maps, the guidance's predictions, and inversion: what is shown is what is computed."""
+"""Attention maps and the guidance's predictions: what is shown is what is computed."""
 
 import diffusers
 import numpy as np
@@ -8,15 +8,12 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
-    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from testing_utils import FIGURES, load_reference, tiny_image, tiny_pipeline, tiny_pose
+from testing_utils import tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import CFLDPipeline
-from diffusers_cfld.data import load_folder_pairs
 from diffusers_cfld.inspection import (
     contact_sheet,
     draw_heat_map,
@@ -25,8 +22,7 @@ from diffusers_cfld.inspection import (
     record_attention,
 )
 from diffusers_cfld.inspection.attention_maps import _attention_probabilities
-from diffusers_cfld.inversion import invert, reconstruct
-from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
+from diffusers_cfld.inversion import invert
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +312,13 @@ def test_what_cannot_be_shown_is_named(pipe, options, message):
         guidance_pictures(pipe, **{**arguments, **options})
 
 
+def test_schedulers_without_the_noise_schedule_are_named():
+    pipe = tiny_pipeline()
+    pipe.scheduler = diffusers.EDMEulerScheduler(prediction_type="epsilon")
+    with pytest.raises(ValueError, match=r"must have `alphas_cumprod`, .*use another one, such as `DDIMScheduler`"):
+        guidance_pictures(pipe, image=tiny_image(), pose=tiny_pose(), num_inference_steps=4)
+
+
 # Drawing -------------------------------------------------------------------------------------------------------------
 
 
@@ -349,118 +352,3 @@ def test_a_contact_sheet_holds_every_image():
         contact_sheet([])
     with pytest.raises(ValueError, match="is shorter than"):
         contact_sheet(rows, [["a"], ["c"]])
-
-
-# Inversion -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_component_that_is_missing_is_named(pipe):
-    for name, run in {
-        "vae": lambda pipe: guidance_pictures(pipe, image=tiny_image(), pose=tiny_pose(), num_inference_steps=1),
-        "prompt_decoder": lambda pipe: prompt_attention_maps(pipe, tiny_image()),
-        "appearance_encoder": lambda pipe: record_attention(pipe).__enter__(),
-    }.items():
-        with pytest.raises(ValueError, match=f"The pipeline has no {name}"):
-            run(CFLDPipeline(**{**pipe.components, name: None}))
-
-
-def test_the_inversions_timesteps_against_the_published_ones():
-    """The published stack evaluates the network one step before today's diffusers; see docs/deviations.md."""
-    from diffusers import DDIMInverseScheduler
-
-    scheduler = DDIMInverseScheduler.from_config(tiny_pipeline().scheduler.config)
-    scheduler.set_timesteps(4)
-    published = load_reference("tiny")["inverse4.timesteps"]
-    assert torch.equal(scheduler.timesteps - 1000 // 4, published)
-
-
-@pytest.fixture(scope="module")
-def small():
-    """The small model, and a drawn person whom it has not seen: picture, pose, latents."""
-    pipe = load_small_model()
-    pipe.set_progress_bar_config(disable=True)
-    drawn = load_folder_pairs(FIGURES)[0]
-    picture = PIL.Image.open(drawn.source)
-    pixels = pipe.image_processor.preprocess(picture, height=128, width=96)
-    with torch.no_grad():
-        encoded = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-    return pipe, picture, drawn.source_keypoints, encoded
-
-
-def psnr(pipe, one, other):
-    with torch.no_grad():
-        first, second = (pipe.decode_latents(latents) for latents in (one, other))
-    return -10 * torch.log10((first - second).square().mean()).item()
-
-
-def test_inversion_and_back_gives_the_picture(small):
-    pipe, picture, pose, encoded = small
-    latents = invert(pipe, picture, pose, num_inference_steps=50)
-    assert latents.shape == encoded.shape
-    assert 0.5 < latents.std() < 1.5
-    back = reconstruct(pipe, latents, pose, image=picture, output_type="latent").images
-    print(f"inverted and reconstructed: {psnr(pipe, encoded, back):.1f} dB")  # noqa: T201
-    assert psnr(pipe, encoded, back) > 30
-    # Another person's appearance on the same noise is another picture in the same pose.
-    other = reconstruct(pipe, latents, pose, image=example_sources()[1], output_type="latent").images
-    assert psnr(pipe, encoded, other) < 20
-
-
-def test_more_steps_invert_better(small):
-    pipe, picture, pose, encoded = small
-    quality = []
-    for steps in (5, 20):
-        latents = invert(pipe, picture, pose, num_inference_steps=steps)
-        options = {"image": picture, "num_inference_steps": steps, "output_type": "latent"}
-        quality.append(psnr(pipe, encoded, reconstruct(pipe, latents, pose, **options).images))
-    assert quality[1] > quality[0] + 3
-
-
-@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-def test_inversion_does_not_depend_on_how_the_scheduler_was_made(scheduler):
-    """A scheduler of its own defaults has other spacings, and says nothing of what only DDIM knows."""
-    pipe = tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    known = {name: pipe.scheduler.config[name] for name in ("beta_start", "beta_end", "beta_schedule")}
-    pipe.scheduler = scheduler(**known)
-    picture = PIL.Image.new("RGB", (176, 256), "red")
-    latents = invert(pipe, picture, tiny_pose(), num_inference_steps=3)
-    back = reconstruct(
-        pipe, 3 * latents, tiny_pose(), image=picture, num_inference_steps=3, output_type="latent"
-    ).images
-    assert back.abs().max() > 1.5  # nothing is clipped
-    assert type(pipe.scheduler) is scheduler
-
-
-def test_schedulers_without_the_noise_schedule_are_named():
-    pipe = tiny_pipeline()
-    pipe.scheduler = diffusers.EDMEulerScheduler(prediction_type="epsilon")
-    with pytest.raises(ValueError, match=r"must have `alphas_cumprod`, .*use another one, such as `DDIMScheduler`"):
-        guidance_pictures(pipe, image=tiny_image(), pose=tiny_pose(), num_inference_steps=4)
-
-
-def test_a_scheduler_without_betas_is_named(small):
-    pipe = CFLDPipeline(**{**small[0].components, "scheduler": FlowMatchEulerDiscreteScheduler()})
-    with pytest.raises(ValueError, match="must tell the betas that noise is added by"):
-        invert(pipe, example_sources()[0], example_poses()[0])
-
-
-def test_inversion_leaves_the_pipeline_as_it_was(pipe):
-    scheduler = pipe.scheduler
-    picture = PIL.Image.new("RGB", (300, 200), "red")
-    appearance, pose = pipe.encode_appearance(picture), pipe.encode_pose(tiny_pose())
-    latents = invert(pipe, picture, pose, appearance=appearance, num_inference_steps=2, height=64, width=96)
-    assert latents.shape[2:] == (8, 12)
-    assert pipe.scheduler is scheduler
-    images = reconstruct(pipe, latents, pose, appearance=appearance, num_inference_steps=2).images
-    assert images[0].size == (96, 64)
-    assert pipe.scheduler is scheduler
-    with pytest.raises(ValueError, match="`num_inference_steps` must be at least 1"):
-        invert(pipe, picture, pose, num_inference_steps=0)
-    assert pipe.scheduler is scheduler
-    with pytest.raises(TypeError, match="`image` must be a PIL image, got str"):
-        invert(pipe, "photo.jpg", tiny_pose())
-    with pytest.raises(ValueError, match="must be the one pose of the person in the picture, got 0"):
-        invert(pipe, picture, [])
-    with pytest.raises(ValueError, match="either `source_image` or `appearance`"):
-        invert(pipe, picture, pose, source_image=picture, appearance=appearance)
