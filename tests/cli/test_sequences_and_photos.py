@@ -139,7 +139,7 @@ def test_one_of_several_people_in_the_sources_pose(folder, pipe, tmp_path, capsy
     assert run(folder, "generate", *options) == 1
     (error,) = errors(capsys)
     assert "has 2 people" in error
-    assert "(Further options: --source-frame, --source-person, --source-row.)" in error
+    assert "(See --source-frame, --source-person and --source-row.)" in error
     assert run(folder, "generate", *options, "--source-person", 1) == 0
     source = fit_photo(PIL.Image.open(folder / "wide.png"), body)
     pose = Keypoints.load(folder / "pose.json")
@@ -213,7 +213,7 @@ def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, p
             "--pose-weights, --detector-weights: ",
         ),
         (["--pose", "pose.json", "--align"], "--align needs the pose of the person in --image"),
-        (["--pose", "pose.json", "--source-pose", "body.json", "body.json"], "a file for each --image, got 2 for 1"),
+        (["--pose", "pose.json", "--source-pose", "body.json", "body.json"], "a file per --image, got 2 for 1"),
         (["--pose", "pose.json", "--source-pose", "nowhere.json"], "nowhere.json"),
         (["--pose", "pose.json", "--source-pose", "pose.json"], "an image of 256x176 (height x width), but --image"),
         (["--pose", "pose.json", "--align", "--source-box", 0, 0, 9, 9], "--align needs the pose"),

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output
     frames = Path(args.frames or (output.with_name(f"{output.stem}-frames") if output.suffix else output))
     inputs = Inputs(args)
-    with naming("--poses", "--pose-frame, --pose-person"):
+    with naming("--poses", "--pose-frame and --pose-person"):
         size = tuple(args.pose_frame) if args.pose_frame else None
         poses = load_pose_sequence(args.poses, size, args.pose_person)
     pipe = load_pipeline(args)

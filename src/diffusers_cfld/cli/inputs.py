@@ -55,16 +55,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="fills what lies beyond the image (default: the color of its edges) and behind its transparent parts "
         "(default: white)",
     )
-    add(
-        "--align",
-        action="store_true",
-        help="give the target poses the proportions and the place of the person in --image, whose pose must be known",
-    )
-    add(
-        "--pose-estimator",
-        choices=("vitpose", "rtmpose"),
-        help="finds the poses in images that are given as poses, and in --image where they are needed",
-    )
+    add("--align", action="store_true", help="give target poses the proportions and place of the person in --image")
+    add("--pose-estimator", choices=("vitpose", "rtmpose"), help="finds the poses in images, for --image and --pose")
     add("--pose-weights", metavar="F", help="of the estimator: ViTPose's folder or Hub id, RTMPose's ONNX file")
     add("--detector-weights", metavar="F", help="of a person detector, for images with several people")
     add_sampling_options(parser)
@@ -109,15 +101,15 @@ class Inputs:
         # Keeps few images in memory, and reads a lone one once, which may come through a pipe.
         self.open = lru_cache(maxsize=2)(open_image)
         self.estimator = _load_estimator(args)
-        source_files = args.source_pose or []
-        if source_files and len(source_files) != len(self.paths):
+        files = args.source_pose or []
+        if files and len(files) != len(self.paths):
+            raise ValueError(f"--source-pose needs a file per --image, got {len(files)} for {len(self.paths)}.")
+        if args.align and not files and (self.estimator is None or args.source_box):
             raise ValueError(
-                f"--source-pose needs a file for each --image, got {len(source_files)} for {len(self.paths)}."
+                "--align needs the pose of the person in --image: give --source-pose or --pose-estimator."
             )
-        if args.align and not source_files and (self.estimator is None or args.source_box):
-            raise ValueError("--align needs the pose of the person in --image: by --source-pose or --pose-estimator.")
         self.sizes = [(image.height, image.width) for image in map(self.open, self.paths)]
-        self.source_poses = [self._read_source_pose(*pair) for pair in zip(source_files, self.sizes, strict=False)]
+        self.source_poses = [self._read_source_pose(*pair) for pair in zip(files, self.sizes, strict=False)]
 
     def _read_source_pose(self, file: str, image_size: tuple[int, int]) -> Keypoints:
         from ..pose.keypoints import Keypoints
@@ -125,7 +117,7 @@ class Inputs:
 
         args = self.args
         size = tuple(args.source_frame) if args.source_frame else _unless_said(file, image_size)
-        with naming("--source-pose", "--source-frame, --source-person, --source-row"):
+        with naming("--source-pose", "--source-frame, --source-person and --source-row"):
             pose = Keypoints.load(file, size=size, person=args.source_person, row=args.source_row)
         if not has_shape(pose.size, image_size):
             raise ValueError(
@@ -153,7 +145,7 @@ class Inputs:
 
         args, size = self.args, tuple(self.args.pose_frame) if self.args.pose_frame else None
         if not is_image(Path(path)):
-            with naming("--pose", "--pose-frame, --pose-person, --pose-row"):
+            with naming("--pose", "--pose-frame, --pose-person and --pose-row"):
                 return Keypoints.load(path, size=size, person=args.pose_person, row=args.pose_row)
         if self.estimator is None:
             raise ValueError(f"--pose: to find the pose in the image {path!r}, give --pose-estimator.")

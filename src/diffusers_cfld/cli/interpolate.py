@@ -30,11 +30,7 @@ def add_interpolate_parser(subparsers: argparse._SubParsersAction[argparse.Argum
     add_pose_options(parser)
     add("--pose-row", metavar="NAME", help="which row of a CSV file with several")
     add("--num-images", type=positive_int, default=7, metavar="N", help="images in the strip (default %(default)s)")
-    add(
-        "--only",
-        choices=("prompt", "biases"),
-        help="interpolate the coarse prompt or the fine query biases alone; the other stays the first person's",
-    )
+    add("--only", choices=("prompt", "biases"), help="interpolate only the coarse prompt or the fine query biases")
     output = "where the strip goes (default %(default)s)"
     add("--output", type=image_path, default="interpolation.png", metavar="F", help=output)
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default %(default)s)")
@@ -72,15 +68,8 @@ def run(args: argparse.Namespace) -> int:
     first, second = inputs.crop(0, first_window), inputs.crop(1, second_window)
     start, end = pipe.encode_appearance(first), pipe.encode_appearance(second)
     weights = [number / max(args.num_images - 1, 1) for number in range(args.num_images)]
-    appearances = [
-        start.lerp(
-            end,
-            weight,
-            prompt_weight=0.0 if args.only == "biases" else weight,
-            bias_weight=0.0 if args.only == "prompt" else weight,
-        )
-        for weight in weights
-    ]
+    prompt, bias = args.only != "biases", args.only != "prompt"
+    appearances = [start.lerp(end, one, prompt_weight=prompt * one, bias_weight=bias * one) for one in weights]
     images: Any
     (images,) = pipe(
         appearance=Appearance.cat(appearances),

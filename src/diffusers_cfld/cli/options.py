@@ -110,7 +110,7 @@ def naming(option: str, hint: str = "") -> Iterator[None]:
     except OSError as error:
         raise OSError(f"{option}: {error}") from error
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{option}: {error}{hint and f' (Further options: {hint}.)'}") from error
+        raise ValueError(f"{option}: {error}{hint and f' (See {hint}.)'}") from error
 
 
 def add_device_option(parser: argparse._ActionsContainer) -> None:
@@ -231,9 +231,7 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
         raise ValueError("--offload needs a GPU, and this would run on the CPU.")
     scheduler = getattr(diffusers, args.scheduler, None) if args.scheduler else None
     if args.scheduler and not hasattr(scheduler, "set_timesteps"):
-        raise ValueError(
-            f"--scheduler must be a scheduler class of diffusers, e.g. DDIMScheduler, got {args.scheduler!r}."
-        )
+        raise ValueError(f"--scheduler must name a scheduler class of diffusers, got {args.scheduler!r}.")
     model, variant = (args.model, args.variant) if args.model else (SMALL_MODEL, "fp16")
     try:
         pipe = CFLDPipeline.from_pretrained(
@@ -246,11 +244,12 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
         )
     except Exception as error:
         # Where a download failed, diffusers has the reason in the cause.
-        reason = f"{error.__cause__ or error}"
+        failure = "it cannot be loaded" if Path(model).is_dir() else "there is no such folder, and none on the Hub"
+        reason = f"{failure}: {error.__cause__ or error}"
         variants = {file.name.split(".")[1].split("-")[0] for file in Path(model).glob("unet/*model.*.safetensors")}
         if variants and not variant:
             reason = f"it has variants of the weights only: pass --variant {' or '.join(sorted(variants))}."
-        raise OSError(f"--model names {str(model)!r}, which cannot be loaded: {reason}") from error
+        raise OSError(f"--model {model}: {reason}") from error
     if scheduler is not None:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     if args.offload:

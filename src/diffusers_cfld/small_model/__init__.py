@@ -31,17 +31,17 @@ SMALL_MODEL = _HERE / "pipeline"
 """Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")`; commands without `--model` use it."""
 
 SAMPLING_OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.5}
-"""Arguments of the pipeline's call that suit this model. Less guidance is closer to the truth and blurs patterns."""
+"""Arguments of the pipeline's call that suit this model. With less, images are closer to the truth but blurred."""
 
 
 def load_small_model(**kwargs: Any) -> CFLDPipeline:
-    """Load the model from the installed package; the network is not needed.
+    """Load the model from the installed package, without the network.
 
     Args:
-        **kwargs: As `CFLDPipeline.from_pretrained`, e.g. `dtype`.
+        **kwargs: As for `CFLDPipeline.from_pretrained`, e.g. `dtype`.
 
     Returns:
-        A pipeline on the CPU that makes pictures of 128x96 pixels.
+        A pipeline on the CPU that makes images of 128x96 (height x width) pixels.
     """
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
@@ -52,10 +52,10 @@ def load_small_model(**kwargs: Any) -> CFLDPipeline:
 
 
 def example_sources() -> list[PIL.Image.Image]:
-    """Open pictures of drawn people whom the model was not trained on.
+    """Open images of drawn people that the model was not trained on.
 
     Returns:
-        Pictures of 256x176 (height x width) pixels, RGB.
+        RGB images of 256x176 (height x width) pixels.
     """
     import PIL.Image
 
@@ -67,16 +67,16 @@ def example_source_poses() -> list[Keypoints]:
     """Read the poses of the people in [`example_sources`].
 
     Returns:
-        Keypoints in a frame of 256x176 pixels, in whole pixels.
+        Keypoints on images of 256x176 (height x width), in whole pixels.
     """
     return _read_poses("source_poses.json")
 
 
 def example_poses() -> list[Keypoints]:
-    """Read poses of drawn people whom the model was not trained on.
+    """Read poses of drawn people that the model was not trained on.
 
     Returns:
-        Keypoints in a frame of 256x176 pixels.
+        Keypoints on images of 256x176 (height x width) pixels.
     """
     return _read_poses("poses.json")
 
