@@ -19,7 +19,7 @@ import PIL.Image
 import torch
 from diffusers import DDIMScheduler
 from example_scripts import load_example
-from miniature_sets import NAMES, save_picture, write_lists
+from miniature_sets import NAMES, save_image, write_lists
 from testing_utils import (
     SOURCE_ENCODER_CONFIG,
     fill,
@@ -151,7 +151,7 @@ def training() -> dict[str, np.ndarray]:
         CFLDPipeline(**components).save_pretrained(start)
         write_lists(data, NAMES[:2])
         for seed, image in enumerate(NAMES[:2]):
-            save_picture(data / "train_highres" / image, seed)
+            save_image(data / "train_highres" / image, seed)
         options = {
             "pretrained_model_name_or_path": start,
             "train_data_dir": data,

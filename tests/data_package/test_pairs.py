@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from miniature_sets import HEADER, NAMES, columns, save_picture, write_lists
+from miniature_sets import HEADER, NAMES, columns, save_image, write_lists
 from testing_utils import FIGURES
 
 from diffusers_cfld.data import (
@@ -38,7 +38,7 @@ def line(source="a.png", target="b.png", **changes):
 @pytest.mark.parametrize(("split", "images"), [("train", "train_highres"), ("test", "test_highres"), ("test", "test")])
 def test_deepfashion_in_both_spellings(tmp_path, prefix, split, images):
     listed = write_lists(tmp_path, prefix=prefix, split=split)
-    save_picture(tmp_path / images / NAMES[0], 0)
+    save_image(tmp_path / images / NAMES[0], 0)
     pairs = load_deepfashion_pairs(tmp_path, split)
     assert [(pair.source_name, pair.target_name) for pair in pairs] == listed
     assert pairs[0].source == str(tmp_path / images / NAMES[0])
@@ -63,7 +63,7 @@ def test_pictures_are_not_opened(deepfashion):
 def test_market1501_has_its_own_frame(tmp_path):
     names = ["0002_c1s1_000451_03.jpg", "0002_c1s1_000551_01.jpg"]
     write_lists(tmp_path, names, prefix="market", frame=(128, 64))
-    save_picture(tmp_path / "bounding_box_train" / names[0], 0)
+    save_image(tmp_path / "bounding_box_train" / names[0], 0)
     pairs = load_market1501_pairs(tmp_path)
     assert pairs == load_pairs(tmp_path) == load_pairs(tmp_path, "market1501", "train")
     assert pairs[0].source_keypoints == Keypoints.from_deepfashion(*columns(0, (128, 64)), (128, 64))
@@ -163,7 +163,7 @@ def test_a_folder_of_pairs_is_read(tmp_path):
 
 
 def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
-    save_picture(tmp_path / "a.png", 0, (64, 44))
+    save_image(tmp_path / "a.png", 0, (64, 44))
     pose = Keypoints.from_deepfashion(*columns(0)).rescale((64, 48))
     rows = pose.xy.tolist()
     write_pairs(
@@ -182,8 +182,8 @@ def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
 
 
 def test_images_must_have_the_shape_of_keypoints_without_a_size(tmp_path):
-    save_picture(tmp_path / "a.png", 0, (64, 64))
-    save_picture(tmp_path / "b.png", 0, (128, 88))
+    save_image(tmp_path / "a.png", 0, (64, 64))
+    save_image(tmp_path / "b.png", 0, (128, 88))
     with pytest.raises(ValueError, match=r"'.*a.png' must have the shape of 256x176 pixels, .* got 64x64"):
         load_pairs(write_pairs(tmp_path, line()))
     (pair,) = load_pairs(write_pairs(tmp_path, line(size=[256, 176])))  # resized to another shape
@@ -195,7 +195,7 @@ def test_images_must_have_the_shape_of_keypoints_without_a_size(tmp_path):
 
 @pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/a.png"])
 def test_images_outside_the_folder_are_refused(tmp_path, name):
-    save_picture(tmp_path / "data" / "a.png", 0, (128, 88))
+    save_image(tmp_path / "data" / "a.png", 0, (128, 88))
     report = SkipReport()
     load_pairs(write_pairs(tmp_path / "data", line("a.png", "x/../a.png"), line(name)), report=report)
     (entry,) = report.files.values()
@@ -203,7 +203,7 @@ def test_images_outside_the_folder_are_refused(tmp_path, name):
 
 
 def test_unusable_lines_are_named_with_their_number(tmp_path):
-    save_picture(tmp_path / "a.png", 0, (64, 44))
+    save_image(tmp_path / "a.png", 0, (64, 44))
     wrong = ["{", "[]", line(source=3), line(target_keypoints=None), line(source_keypoints=[1, 2]), line(size=5)]
     write_pairs(tmp_path, line(), *wrong)
     report = SkipReport()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from example_scripts import load_example
-from miniature_sets import save_picture, write_lists
+from miniature_sets import save_image, write_lists
 
 from diffusers_cfld.data import load_pairs
 
@@ -30,8 +30,8 @@ def archive(tmp_path):
     """The unpacked archive, with small images besides those of high resolution, and one that no list names."""
     root = tmp_path / "In-shop"
     for seed, name in enumerate([*IMAGES, "WOMEN/Dresses/id_00000002/02_3_back.jpg"]):
-        save_picture(root / "Img" / "img_highres" / name, seed, (530, 20))
-        save_picture(root / "Img" / "img" / name, seed, (24, 16))
+        save_image(root / "Img" / "img_highres" / name, seed, (530, 20))
+        save_image(root / "Img" / "img" / name, seed, (24, 16))
     (root / "README.txt").write_text("")
     return root
 

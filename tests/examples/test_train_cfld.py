@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from diffusers import StableDiffusionPipeline
 from example_scripts import EXAMPLES, load_example
 from huggingface_hub.utils import filter_repo_objects
-from miniature_sets import NAMES, save_picture, write_lists
+from miniature_sets import NAMES, save_image, write_lists
 from PIL import Image
 from safetensors.torch import load_file
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
@@ -58,7 +58,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("deepfashion")
     write_lists(folder, NAMES[:2])
     for seed, name in enumerate(NAMES[:2]):
-        save_picture(folder / "train_highres" / name, seed)
+        save_image(folder / "train_highres" / name, seed)
     return folder
 
 
@@ -68,7 +68,7 @@ def more_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("deepfashion")
     write_lists(folder)
     for seed, name in enumerate(NAMES):
-        save_picture(folder / "train_highres" / name, seed)
+        save_image(folder / "train_highres" / name, seed)
     return folder
 
 
@@ -417,7 +417,7 @@ def test_broken_images_are_named_and_left_out(script, start, tmp_path, caplog):
     folder = tmp_path / "data"
     write_lists(folder)
     for seed, name in enumerate(NAMES[:-1]):
-        save_picture(folder / "train_highres" / name, seed)
+        save_image(folder / "train_highres" / name, seed)
     (folder / "train_highres" / NAMES[-1]).write_bytes(b"no picture")
     cached = ["--cache_latents", f"--latent_cache_dir={tmp_path / 'latents'}"]
     # The second of the runs with cached latents finds them there.
