@@ -273,6 +273,11 @@ def test_a_base_without_a_part_is_refused(tiny_checkpoint: Path, own_base: Path,
     assert not (tmp_path / "output").exists()
 
 
+# Of diffusers, whenever it asks the Hub for a configuration.
+ignore_symlinks_warning = pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")
+
+
+@ignore_symlinks_warning
 @pytest.mark.parametrize("base", ["./nothing", "/no/such/folder", "a/b/c", "nothing", "no-such-owner/no-such-name"])
 def test_a_base_that_is_nowhere_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
@@ -282,6 +287,7 @@ def test_a_base_that_is_nowhere_is_refused(
         convert_checkpoint(tiny_checkpoint, base, tmp_path / "output")
 
 
+@ignore_symlinks_warning
 def test_a_base_from_the_hub(
     tiny_checkpoint: Path, tiny_base: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
