@@ -171,6 +171,7 @@ def test_save_and_load_gives_the_same_output(case, tmp_path):
     assert {name for name in config if not name.startswith("_")} == parameters
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of diffusers with `disable_mmap`
 @pytest.mark.parametrize(
     "options",
     [
