@@ -670,6 +670,10 @@ def test_in_compiled_blocks_a_bias_may_be_assigned_and_the_batch_change_inside_t
         for name, bias in biases.items():
             processors[name].query_bias = bias
         torch.testing.assert_close(unet(**tiny_inputs(2)).sample, expected, atol=1e-6, rtol=1e-5)
+        for processor in processors.values():
+            processor.query_bias = None
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            torch.testing.assert_close(unet(**tiny_inputs(3)).sample, plain, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.slow

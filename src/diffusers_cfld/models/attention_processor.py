@@ -36,7 +36,7 @@ class _BiasedLayer:
                 f"`query_bias` must have shape {tuple(query.shape)} here (or batch 1), got {tuple(bias.shape)}. "
                 "Resize it to the latents with `query_bias_to_tokens` and repeat it for every sample of the batch."
             )
-        # `to`: the hooks that spread a model over several devices move arguments only.
+        # Q + B of Eq. 4. `to`: hooks that spread a model over several devices move only what is passed as an argument.
         return query + bias.to(query)
 
 
@@ -61,8 +61,8 @@ class HybridGranularityAttnProcessor(nn.Module):
         self.query_bias = query_bias
         self._zeros: torch.Tensor | None = None
         self._thread = threading.get_ident()
-        # For `Attention.forward`, which passes on only what the signature of this attribute names; Python itself calls
-        # the method of the class.
+        # `Attention.forward` passes on only arguments that the signature of this attribute names: those of `inner`.
+        # The call itself goes to the method below, since Python looks it up in the class.
         self.__call__ = inner.__call__  # type: ignore[method-assign]
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -98,7 +98,7 @@ class HybridGranularityAttnProcessor(nn.Module):
 
     def _fill_with_zeros(self, transformer: Any, args: tuple[torch.Tensor]) -> None:
         """Hook for a transformer about to run: a layer without a bias gets one of zeros."""
-        if self.query_bias is self._zeros:
+        if self.query_bias is None or self.query_bias is self._zeros:
             batch, _, height, width = args[0].shape
             self.query_bias = self._zeros = args[0].new_zeros(batch, height * width, transformer.inner_dim)
 
@@ -135,8 +135,8 @@ def hybrid_granularity_attention(
         ...     noise_pred = unet(latents, timestep, prompt_embeds).sample
     """
     modules: dict[str, Any] = dict(unwrap_module(unet).named_modules())
-    # Blocks of `compile_repeated_blocks` are specialised on whether a layer has a bias: there all layers get one, so
-    # that one compiled variant serves all blocks of a width, as without biases.
+    # Compiled code is specialised on whether a layer has a bias. After `compile_repeated_blocks` every cross-attention
+    # therefore gets one, so that one compiled variant serves all blocks of a width, as in the stock U-Net.
     compiled = [n for n in modules if n.endswith(".attn2") and modules[n.removesuffix(".attn2")]._compiled_call_impl]
     previous: dict[str, Any] = {}
     processors: dict[str, HybridGranularityAttnProcessor] = {}
@@ -166,7 +166,7 @@ def hybrid_granularity_attention(
         with _exchange:
             for name, processor in processors.items():
                 if modules[name].processor is processor:
-                    # As `set_processor`, which logs each time that weights might be lost.
+                    # What `set_processor` does, but it would log each time that trained weights may be removed.
                     del modules[name].processor
                     modules[name].processor = previous[name]
 
