@@ -103,7 +103,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="folder: with a pairs.jsonl. shards: from write_shards.py, streamed.",
     )
-    group.add_argument("--max_train_samples", type=int, default=None, help="Train on the first pairs only.")
+    group.add_argument(
+        "--max_train_samples", type=int, default=None, help="Train on this many pairs only, the first ones."
+    )
     group.add_argument(
         "--validation_data_dir",
         default=None,
@@ -126,12 +128,14 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "--flip_source_prob",
-        type=float,
+        type=probability,
         default=0.0,
         help="Probability of mirroring the source image. The published training has 0.5, which blurs left and right.",
     )
     group.add_argument("--cache_latents", action="store_true", help="Encode all images by the VAE once, beforehand.")
-    group.add_argument("--latent_cache_dir", default=None, help="Folder of this cache; OUTPUT_DIR/latents by default.")
+    group.add_argument(
+        "--latent_cache_dir", default=None, help="Folder of their cache; OUTPUT_DIR/latents by default."
+    )
     group.add_argument(
         "--dataloader_num_workers", type=int, default=4, help="Processes per device that load data; 0 for none."
     )
@@ -204,9 +208,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--lr_warmup_steps", type=int, default=1000, help="Steps of the warm-up (the paper: 1000).")
     group.add_argument(
-        "--lr_decay_epochs", type=int, nargs="*", default=[50], help="Epochs after which cfld steps down."
+        "--lr_decay_epochs",
+        type=int,
+        nargs="*",
+        default=[50],
+        help="Epochs after which the learning rate steps down, with cfld.",
     )
-    group.add_argument("--lr_decay_factor", type=float, default=0.1, help="Factor of each of these steps.")
+    group.add_argument("--lr_decay_factor", type=float, default=0.1, help="Factor of each step down.")
     group.add_argument("--adam_beta1", type=float, default=0.9, help="Decay of the average of the gradients.")
     group.add_argument("--adam_beta2", type=float, default=0.999, help="Decay of the average of their squares.")
     group.add_argument("--adam_weight_decay", type=float, default=0.0, help="The paper: none.")
@@ -226,24 +234,28 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="As accelerate is configured by default.",
     )
     group.add_argument(
-        "--gradient_checkpointing", action="store_true", help="Less memory, more time: compute activations twice."
+        "--gradient_checkpointing", action="store_true", help="Compute activations twice: less memory, more time."
     )
-    group.add_argument("--allow_tf32", action="store_true", help="Faster, less exact products on GPUs since Ampere.")
+    group.add_argument(
+        "--allow_tf32", action="store_true", help="Faster but less exact matrix products on GPUs since Ampere."
+    )
     group.add_argument("--seed", type=int, default=3407, help="Seed of everything that is random.")
 
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", required=True, help="Folder for checkpoints, logs and the final pipeline.")
     group.add_argument("--logging_dir", default="logs", help="Folder of the logs, within OUTPUT_DIR.")
     group.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, all or none.")
-    group.add_argument("--tracker_project_name", default="cfld", help="Name of the project there.")
+    group.add_argument("--tracker_project_name", default="cfld", help="Name of the project in the tracker.")
     group.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between two checkpoints.")
     group.add_argument(
-        "--checkpoints_total_limit", type=int, default=None, help="Keep only so many, the newest; all if not given."
+        "--checkpoints_total_limit", type=int, default=None, help="Keep only this many, the newest; all if not given."
     )
     group.add_argument("--resume_from_checkpoint", default=None, help="Folder of a checkpoint, or latest.")
     group.add_argument("--validation_steps", type=int, default=None, help="Steps between two validations.")
     group.add_argument("--num_validation_pairs", type=int, default=4, help="Number of validation pairs.")
-    group.add_argument("--validation_inference_steps", type=int, default=20, help="Sampling steps for each of them.")
+    group.add_argument(
+        "--validation_inference_steps", type=int, default=20, help="Sampling steps of a validation image."
+    )
     group.add_argument("--push_to_hub", action="store_true", help="Upload the final pipeline with its model card.")
     group.add_argument("--hub_model_id", default=None, help="Repository; the name of OUTPUT_DIR by default.")
     group.add_argument("--hub_token", default=None, help="Better: log in with `hf auth login`.")

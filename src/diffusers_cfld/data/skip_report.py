@@ -102,15 +102,6 @@ class SkipReport:
         for path, reason in skipped:
             self.add(path, reason)
 
-    def merge(self, state: Mapping[str, Any]) -> None:
-        """Enter the report of another process.
-
-        Args:
-            state: Its `state_dict()`.
-        """
-        for path, entry in state["files"].items():
-            self.add(path, entry["reason"], entry["times"])
-
     def summary(self) -> str:
         """Describe what was skipped.
 
