@@ -205,10 +205,10 @@ def choose_crop(
 ) -> CropWindow:
     """Choose the window around a person.
 
-    The person (all joints, and head, hands and feet beyond them; or the box) gets a margin, as far as the image goes,
-    and the window grows to its shape: sideways evenly; in height first by what the image has below and above, then
-    above, so that a body that the image's lower edge cuts is cut by the window's too. Without a person, the window is
-    the whole image, grown evenly.
+    The window starts from the person (all joints, with head, hands and feet beyond them; or the box) and a margin as
+    far as the image allows, and grows to its shape: evenly to the left and right; up and down as far as the image
+    goes, then only up, so that a body that the image cuts off at the bottom is cut off by the window as well. Without
+    a person, it starts from the whole image and grows evenly.
 
     Args:
         image_size: (height, width) of the upright image, pixels.
