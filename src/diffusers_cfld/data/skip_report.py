@@ -120,7 +120,7 @@ class SkipReport:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the report as plain dicts, for JSON and `accelerator.register_for_checkpointing`.
+        """Return the report as plain dicts, for JSON.
 
         Returns:
             `{"files": {path: {"reason": ..., "times": ...}}}`.
