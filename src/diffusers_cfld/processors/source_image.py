@@ -69,6 +69,8 @@ class SourceImageProcessor(ConfigMixin):
             ValueError: An empty list, another number of channels or dimensions, values outside of [0, 1], NaN or
                 infinite.
         """
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 4:
+            image = image / 255  # resized as floats, unlike a single 8-bit image
         images = split_images(image)
         if not images:
             raise ValueError("`image` is an empty list; pass at least one source image.")
@@ -82,9 +84,8 @@ class SourceImageProcessor(ConfigMixin):
             image = PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
         if isinstance(image, PIL.Image.Image):
             rgb = self.to_rgb(image)
-            return self.resizer.preprocess(
-                self.choose_crop((rgb.height, rgb.width)).crop(rgb), height, width
-            ).contiguous()
+            rgb = self.choose_crop((rgb.height, rgb.width)).crop(rgb)
+            return self.resizer.preprocess(rgb, height, width).contiguous()
         pixels = self._to_tensor(image)
         window = self.choose_crop((pixels.shape[1], pixels.shape[2]))
         if not window.is_whole_image:
