@@ -361,4 +361,5 @@ def test_a_pose_is_a_sequence_of_one(pipe, poses, tmp_path):
     (path,) = render(pipe, poses[:1], tmp_path / "frames", output_size=(47, 33))
     write_animation([path], tmp_path / "out.gif")
     assert isinstance(poses[0], Keypoints)
-    assert PIL.Image.open(tmp_path / "out.gif").size == (33, 47)
+    with PIL.Image.open(tmp_path / "out.gif") as animation:
+        assert animation.size == (33, 47)

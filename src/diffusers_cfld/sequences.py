@@ -24,10 +24,10 @@ from .pose.keypoints import Keypoints
 from .processors.pose_map import read_pose_sequence
 
 if TYPE_CHECKING:
-    from diffusers.image_processor import PipelineImageInput
-
     from .pipelines.pipeline_cfld import CFLDPipeline
     from .pipelines.pipeline_output import Appearance
+    from .processors.pose_map import OnePose
+    from .processors.source_image import ImageInput
 
 __all__ = ["load_pose_sequence", "render_sequence", "write_animation"]
 
@@ -69,10 +69,10 @@ def load_pose_sequence(
 
 def render_sequence(
     pipe: CFLDPipeline,
-    poses: Sequence[Any],
+    poses: Sequence[OnePose],
     folder: str | os.PathLike[str],
     *,
-    image: PipelineImageInput | None = None,
+    image: ImageInput | None = None,
     appearance: Appearance | None = None,
     seed: int = 0,
     shared_noise: bool = True,
@@ -108,15 +108,16 @@ def render_sequence(
         TypeError: As for the pipeline.
         OSError: A frame cannot be written.
     """
-    if (image is None) == (appearance is None):
+    if image is not None and appearance is None:
+        # Of an image, the note has the image itself: encoding it may differ by rounding from run to run.
+        source, inputs = pipe.encode_appearance(image), [pipe.source_image_processor.preprocess(image)]
+    elif appearance is not None and image is None:
+        source, inputs = appearance, [appearance.prompt_embeds, *appearance.query_biases.values()]
+    else:
         raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
-    source = pipe.encode_appearance(image) if appearance is None else appearance  # type: ignore[arg-type]  # one is given
     if len(source) != 1:
         raise ValueError(f"A sequence shows one person, got {len(source)} sources: combine them by `Appearance.mean`.")
     poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.image_shape)
-    inputs = [source.prompt_embeds, *source.query_biases.values()]
-    if image is not None:  # encoding it may differ by rounding from run to run
-        inputs = [pipe.source_image_processor.preprocess(image)]
     tensors = chain(inputs, map(pipe.pose_processor.preprocess, poses))
     digest = digest_arrays(tensor.float().cpu().numpy() for tensor in tensors)
     digits = max(6, len(str(len(poses) - 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "--background",
         type=color,
         metavar="COLOR",
-        help="fills what lies beyond the image (default: the color of its edges) and behind its transparent parts "
+        help="fills what lies beyond the image (default: the colour of its edges) and behind its transparent parts "
         "(default: white)",
     )
     add("--align", action="store_true", help="give target poses the proportions and place of the person in --image")
@@ -105,9 +106,7 @@ class Inputs:
         if files and len(files) != len(self.paths):
             raise ValueError(f"--source-pose needs a file per --image, got {len(files)} for {len(self.paths)}.")
         if args.align and not files and (self.estimator is None or args.source_box):
-            raise ValueError(
-                "--align needs the pose of the person in --image: give --source-pose or --pose-estimator."
-            )
+            raise ValueError("--align needs the pose of the person in --image, by --source-pose or --pose-estimator.")
         self.sizes = [(image.height, image.width) for image in map(self.open, self.paths)]
         self.source_poses = [self._read_source_pose(*pair) for pair in zip(files, self.sizes, strict=False)]
 
@@ -116,7 +115,7 @@ class Inputs:
         from ..processors.cropping import has_shape
 
         args = self.args
-        size = tuple(args.source_frame) if args.source_frame else _unless_said(file, image_size)
+        size = tuple(args.source_frame) if args.source_frame else _size_unless_said(file, image_size)
         with naming("--source-pose", "--source-frame, --source-person and --source-row"):
             pose = Keypoints.load(file, size=size, person=args.source_person, row=args.source_row)
         if not has_shape(pose.size, image_size):
@@ -139,7 +138,7 @@ class Inputs:
             OSError: The file cannot be read.
             ValueError: It holds no pose, or is an image and there is no estimator.
         """
-        from ..image_utils import is_image
+        from ..image_utils import is_image, load_image
         from ..pose.estimation import estimate_pose
         from ..pose.keypoints import Keypoints
 
@@ -150,7 +149,7 @@ class Inputs:
         if self.estimator is None:
             raise ValueError(f"--pose: to find the pose in the image {path!r}, give --pose-estimator.")
         with naming(f"--pose {path}"):
-            return estimate_pose(open_image(path, "--pose"), self.estimator, args.pose_person or 0)
+            return estimate_pose(load_image(path), self.estimator, args.pose_person or 0)
 
     def digest(self, poses: list[Keypoints]) -> str:
         """Compute the SHA-256 of images and poses.
@@ -166,9 +165,9 @@ class Inputs:
         from ..image_utils import to_rgb
         from ..sequences import digest_arrays
 
-        digests = [digest_arrays([np.asarray(to_rgb(self.open(path)))]) for path in self.paths]
-        digests += [digest_arrays([pose.size, pose.to_array()]) for pose in (*poses, *self.source_poses)]
-        return digest_arrays([digests])
+        images = (np.asarray(to_rgb(self.open(path))) for path in self.paths)
+        joints = ((pose.size, pose.to_array()) for pose in (*poses, *self.source_poses))
+        return digest_arrays(chain(images, *joints))
 
     def fit_sources(self, pipe: CFLDPipeline) -> list[tuple[CropWindow, Keypoints | None]]:
         """Choose the part of each source image that the model is shown.
@@ -237,12 +236,11 @@ class Inputs:
         return poses if fits or pipe.image_shape is None else fit_keypoints(poses, shape=pipe.image_shape)
 
 
-def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
-    """Open an image that an option names.
+def open_image(path: str) -> PIL.Image.Image:
+    """Open a source image.
 
     Args:
         path: The file.
-        option: For the error.
 
     Returns:
         The image, upright.
@@ -253,7 +251,7 @@ def open_image(path: str, option: str = "--image") -> PIL.Image.Image:
     """
     from ..image_utils import load_image
 
-    with naming(option):
+    with naming("--image"):
         return load_image(path)
 
 
@@ -271,7 +269,7 @@ def _load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
         return ViTPoseEstimator.from_pretrained(*weights, local_files_only=args.local_files_only)
 
 
-def _unless_said(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
+def _size_unless_said(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
     """The image's size for keypoint files that do not say on what they were measured; None for the others."""
     from ..pose.formats import has_size
 

@@ -57,7 +57,7 @@ def positive_float(text: str) -> float:
 
 
 def color(text: str) -> str:
-    """Check the name of a color.
+    """Check the name of a colour.
 
     Args:
         text: An option's value.
