@@ -54,8 +54,8 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
     add(
         "--resume",
         action="store_true",
-        help="keep the images that an interrupted call with the same images, poses, model and options has made; what "
-        "they were made from is noted in .OUTPUT.json beside them",
+        help="keep what an interrupted call has made from the same images, poses, model and options, as noted in "
+        ".OUTPUT.json beside the results",
     )
     add_common_options(parser)
     parser.set_defaults(run=run)

@@ -47,7 +47,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="size in pixels of the image that --source-pose was measured on (default: what the file says, else 256 "
         "176 for CSV rows and the size of --image for other files)",
     )
-    add("--source-row", metavar="NAME", help="which row, if --source-pose is a CSV file with several")
+    add("--source-row", metavar="NAME", help="which row of the CSV file --source-pose, if it has several")
     add("--source-person", type=int, metavar="N", help="which person of the OpenPose file --source-pose, from 0")
     add(
         "--background",
@@ -58,8 +58,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--align", action="store_true", help="give target poses the proportions and place of the person in --image")
     add("--pose-estimator", choices=("vitpose", "rtmpose"), help="finds the poses in images, for --image and --pose")
-    add("--pose-weights", metavar="F", help="of the estimator: ViTPose's folder or Hub id, RTMPose's ONNX file")
-    add("--detector-weights", metavar="F", help="of a person detector, for images with several people")
+    add("--pose-weights", metavar="F", help="the estimator's: folder or Hub id for ViTPose, ONNX file for RTMPose")
+    add("--detector-weights", metavar="F", help="those of a person detector, for images with several people")
     add_sampling_options(parser)
     add_model_options(parser)
 
@@ -73,9 +73,9 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pose-frame",
         **SIZE,
-        help="size in pixels of the image that keypoints were measured on (default: what the file says, else 256 176 "
-        "for arrays and CSV rows; OpenPose files must say it); other aspect ratios than the model's are cropped to "
-        "it, around the person",
+        help="size in pixels of the image that the keypoints were measured on (default: what the file says, else 256 "
+        "176 for arrays and CSV rows; OpenPose files must say it); if its aspect ratio is not the model's, the pose is "
+        "cropped around the person",
     )
     parser.add_argument("--pose-person", type=int, metavar="N", help="which person of an OpenPose file, from 0")
 

@@ -158,8 +158,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--output-size",
         **SIZE,
-        help="resize results to this, e.g. 256 176 (default: the aspect ratio of the training images, so that people "
-        "are not stretched; with --height or --width as generated)",
+        help="resize results to this, e.g. 256 176 (default: to the aspect ratio of the training images, so that "
+        "people are not stretched; not at all with --height or --width)",
     )
 
 
