@@ -74,7 +74,7 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
         "--pose-frame",
         **SIZE,
         help="size in pixels of the image that the keypoints were measured on (default: what the file says, else 256 "
-        "176 for arrays and CSV rows; OpenPose files must say it); if its aspect ratio is not the model's, the pose is "
+        "176 for arrays and CSV rows; OpenPose files must say it); if its aspect ratio is not the model's, it is "
         "cropped around the person",
     )
     parser.add_argument("--pose-person", type=int, metavar="N", help="which person of an OpenPose file, from 0")
