@@ -160,3 +160,28 @@ def test_custom_timesteps_of_a_second_order_scheduler(pipe, reference):
     options = {"image": reference, "mask_image": mask, "source_image": tiny_image(), "pose": keypoints()}
     for strength in (0.5, 1.0):
         assert len(inpaint(**options, timesteps=[900, 700, 500, 300, 100], strength=strength).images) == 1
+
+
+@pytest.mark.parametrize(
+    ("break_it", "cause"),
+    [
+        (lambda pipe: pipe.scheduler.register_to_config(rescale_betas_zero_snr=True), "divides by zero unless"),
+        (lambda pipe: None, "weights of the pose_adapter are not finite"),
+    ],
+)
+def test_a_result_that_is_not_finite_is_no_black_image(break_it, cause):
+    pipe = tiny_pipeline()
+    torch.nn.init.constant_(pipe.pose_adapter.conv_in.weight, float("nan"))
+    break_it(pipe)
+    with pytest.raises(ValueError, match=f"not finite and would be a black image.*{cause}"):
+        call(pipe, output_type="pil")
+
+
+@pytest.mark.parametrize("scale", [0, 0.5, 1])
+def test_a_guidance_scale_of_one_and_less_is_no_guidance(pipe, scale):
+    seeds = {"generator": torch.manual_seed(0)}
+    expected = call(pipe, pose_guidance_scale=1.0, appearance_guidance_scale=1.0, **seeds)
+    assert torch.equal(call(pipe, guidance_scale=scale, generator=torch.manual_seed(0)), expected)
+    assert pipe.pose_guidance_scale == pipe.appearance_guidance_scale == 1
+    call(pipe, guidance_scale=0, pose_guidance_scale=2.0)
+    assert (pipe.pose_guidance_scale, pipe.appearance_guidance_scale) == (2, 1)

@@ -388,10 +388,21 @@ class TestCallbacks:
         assert torch.equal(run(pipe), base)
 
     @pytest.mark.parametrize("wrapped", [False, True])
-    def test_the_host_callback_that_means_something_else_is_refused(self, pipe, wrapped):
-        callback = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
-        with pytest.raises(ValueError, match=r"_guidance_scale = 1\.0"):
-            run(pipe, callback_on_step_end=MultiPipelineCallbacks([callback]) if wrapped else callback)
+    def test_diffusers_cutoff_callback_turns_guidance_off_for_one_image(self, pipe, wrapped):
+        def cut_off(pipe, step, timestep, tensors):
+            pipe._guidance_scale = 1.0 if step >= 1 else pipe._guidance_scale
+            return tensors
+
+        callback = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+        callback = MultiPipelineCallbacks([callback]) if wrapped else callback
+        options = {"num_inference_steps": 4}
+        expected = run(pipe, callback_on_step_end=cut_off, **options)
+        assert not torch.equal(expected, run(pipe, **options))
+        assert torch.equal(run(pipe, callback_on_step_end=callback, **options), expected)
+        with pytest.raises(
+            ValueError, match="must keep the 2 samples of `prompt_embeds`, got 1: `SDCFGCutoffCallback`"
+        ):
+            run(pipe, image=tiny_image(0, 2), callback_on_step_end=callback, **options)
 
     def test_numbers_of_numpy_are_numbers(self, pipe):
         options = {"height": np.int64(64), "width": np.int32(96), "num_inference_steps": np.int64(2)}

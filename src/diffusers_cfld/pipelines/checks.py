@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.callbacks import SDCFGCutoffCallback
 
 from ..processors.pose_map import POSE_MAP_CHANNELS
 from .pipeline_output import Appearance
@@ -86,7 +85,6 @@ def check_call(
     height: int,
     width: int,
     output_type: str,
-    callback_on_step_end: Any,
     callback_on_step_end_tensor_inputs: list[str],
     ip_adapter_image: Any,
     ip_adapter_image_embeds: Any,
@@ -99,7 +97,6 @@ def check_call(
         height: As in the call, with the default filled in.
         width: Likewise.
         output_type: As in the call.
-        callback_on_step_end: As in the call.
         callback_on_step_end_tensor_inputs: As in the call.
         ip_adapter_image: As in the call.
         ip_adapter_image_embeds: As in the call.
@@ -144,13 +141,6 @@ def check_call(
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` must be among {pipe._callback_tensor_inputs}, got {unknown}."
         )
-    callbacks = getattr(callback_on_step_end, "callbacks", [callback_on_step_end])
-    if any(isinstance(callback, SDCFGCutoffCallback) for callback in callbacks):
-        raise ValueError(
-            "`SDCFGCutoffCallback` sets the guidance scale to 0, which here means no condition at all: set "
-            "`pipe._guidance_scale = 1.0` in a callback of your own to turn guidance off, and "
-            "`_pose_guidance_scale` and `_appearance_guidance_scale` to None if they were given."
-        )
     if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
         raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, not both.")
     has_adapter = getattr(pipe.unet, "encoder_hid_proj", None) is not None
@@ -163,3 +153,32 @@ def check_call(
         )
     if isinstance(ip_adapter_image_embeds, torch.Tensor):
         raise TypeError("`ip_adapter_image_embeds` must be a list with one tensor per IP-Adapter, got a tensor.")
+
+
+def check_finite(pipe: CFLDPipelineBase, result: torch.Tensor) -> None:
+    """Check that a result is no black image: what is not finite would become one.
+
+    Args:
+        pipe: The pipeline that made it.
+        result: Decoded images or latents.
+
+    Raises:
+        ValueError: Some values are not finite; the message names the cause where it can be known.
+    """
+    if torch.isfinite(result).all():
+        return
+    cause = ""
+    config = pipe.scheduler.config
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module):
+            weights = [weight for weight in component.parameters() if not weight.is_meta]
+            if not all(torch.isfinite(weight).all() for weight in weights):
+                cause = f" The weights of the {name} are not finite: its files are damaged, or its training diverged."
+            elif component.dtype == torch.float16:
+                cause = cause or " Half precision may overflow: try `torch.bfloat16` or `torch.float32`."
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
+        cause = (
+            " A scheduler with `rescale_betas_zero_snr=True` divides by zero unless the model predicts velocity: load "
+            "it with `rescale_betas_zero_snr=False`."
+        )
+    raise ValueError(f"The result is not finite and would be a black image.{cause}")

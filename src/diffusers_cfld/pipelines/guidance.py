@@ -98,6 +98,23 @@ class BranchConditions:
     query_biases: Mapping[str, torch.Tensor]
     image_embeds: Sequence[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
+    def replace_prompts(self, prompt_embeds: torch.Tensor, null_prompt_embeds: torch.Tensor) -> None:
+        """Take the prompts that a callback may have replaced.
+
+        Args:
+            prompt_embeds: (B, Q, D).
+            null_prompt_embeds: (1, Q, D).
+
+        Raises:
+            ValueError: `prompt_embeds` has another number of samples than the batch.
+        """
+        if len(prompt_embeds) != self.batch_size:
+            raise ValueError(
+                f"A callback must keep the {self.batch_size} samples of `prompt_embeds`, got {len(prompt_embeds)}: "
+                "`SDCFGCutoffCallback`, for example, keeps the last one only and works for one image at a time."
+            )
+        self.prompt_embeds, self.null_prompt_embeds = prompt_embeds, null_prompt_embeds
+
     def batch(self, branches: Sequence[GuidanceBranch], rows: slice) -> UNetConditions:
         """Lay the conditions of some samples out branch by branch, as one batch for the U-Net.
 

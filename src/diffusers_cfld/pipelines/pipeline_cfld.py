@@ -15,7 +15,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput
-from .checks import check_call
+from .checks import check_call, check_finite
 from .guidance import select_rows
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
 from .pipeline_utils import CFLDPipelineBase, Generators, SamplingOptions
@@ -158,7 +158,7 @@ class CFLDPipeline(CFLDPipelineBase):
             num_inference_steps: Denoising steps.
             timesteps: Custom timesteps, for schedulers that take them.
             sigmas: Custom sigmas, for schedulers that take them.
-            guidance_scale: Both weights of Eq. 7 where they are not given on their own; 1.0 turns guidance off.
+            guidance_scale: Both weights of Eq. 7 where they are not given on their own; 1 and less turn guidance off.
             pose_guidance_scale: w_pose, >= 0: how strongly the pose is followed.
             appearance_guidance_scale: w_app, >= 0: how strongly the source is followed, and an IP-Adapter's image with
                 it; 0 ignores both. Equal weights need two U-Net evaluations a step, a pose weight of 1 needs two, two
@@ -189,7 +189,8 @@ class CFLDPipeline(CFLDPipelineBase):
         Raises:
             TypeError: An input has none of the accepted types.
             ValueError: An input is out of range, contradicts another, or the numbers of images, poses, generators and
-                latents do not fit together.
+                latents do not fit together; or the result is not finite and would be a black image.
+            RuntimeError: Another thread is using the U-Net.
 
         Examples:
             ```py
@@ -225,7 +226,6 @@ class CFLDPipeline(CFLDPipelineBase):
             height=height,
             width=width,
             output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
@@ -266,7 +266,7 @@ class CFLDPipeline(CFLDPipelineBase):
                 if self.interrupt:
                     continue
 
-                conditions.prompt_embeds, conditions.null_prompt_embeds = prompt_embeds, null_prompt_embeds
+                conditions.replace_prompts(prompt_embeds, null_prompt_embeds)
                 latent_model_input = self.scheduler.scale_model_input(latents, t)
                 noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
@@ -287,6 +287,7 @@ class CFLDPipeline(CFLDPipelineBase):
         images: Images = latents
         if output_type != "latent":
             decoded = self.decode_latents(latents, output_size, generator, micro_batch_size)
+            check_finite(self, decoded)
             images = self.image_processor.postprocess(
                 decoded, output_type=output_type, do_denormalize=[False] * len(decoded)
             )

@@ -23,7 +23,7 @@ from ..image_utils import to_rgb
 from ..processors.cropping import CropWindow
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput, split_images
-from .checks import check_call
+from .checks import check_call, check_finite
 from .guidance import select_rows
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
 from .pipeline_utils import CFLDPipelineBase, Generators, SamplingOptions
@@ -215,7 +215,9 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         Raises:
             TypeError: An input has none of the accepted types.
             ValueError: A mask is empty or of another shape than its reference, the numbers of references, masks,
-                sources and poses do not fit together, or an argument is missing or out of range.
+                sources and poses do not fit together, or an argument is missing or out of range; or the result is not
+                finite and would be a black image.
+            RuntimeError: Another thread is using the U-Net.
 
         Examples:
             ```py
@@ -247,7 +249,6 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             height=height,
             width=width,
             output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
@@ -329,7 +330,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                 if self.interrupt:
                     continue
 
-                conditions.prompt_embeds, conditions.null_prompt_embeds = prompt_embeds, null_prompt_embeds
+                conditions.replace_prompts(prompt_embeds, null_prompt_embeds)
                 latent_model_input = self.scheduler.scale_model_input(latents, t)
                 noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
@@ -360,6 +361,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         images: Any = latents[layout.sample_of_result]
         if output_type != "latent":
             decoded = self.decode_latents(images, None, generator, micro_batch_size)
+            check_finite(self, decoded)
             made = self.image_processor.postprocess(decoded, output_type="pil", do_denormalize=[False] * len(decoded))
             feathered = [_feather(item.sum(axis=0).clip(max=1), feather) for item in masks]
             alphas = [PIL.Image.fromarray(np.rint(255 * mask).astype(np.uint8)) for mask in feathered]

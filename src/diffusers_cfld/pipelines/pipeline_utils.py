@@ -290,12 +290,13 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
     @property
     def pose_guidance_scale(self) -> float:
         """w_pose of Eq. 7 in the running call."""
-        return self._guidance_scale if self._pose_guidance_scale is None else self._pose_guidance_scale
+        return max(self._guidance_scale, 1.0) if self._pose_guidance_scale is None else self._pose_guidance_scale
 
     @property
     def appearance_guidance_scale(self) -> float:
         """w_app of Eq. 7 in the running call."""
-        return self._guidance_scale if self._appearance_guidance_scale is None else self._appearance_guidance_scale
+        scale = self._appearance_guidance_scale
+        return max(self._guidance_scale, 1.0) if scale is None else scale
 
     @property
     def guidance_rescale(self) -> float:
