@@ -104,6 +104,9 @@ def run(args: argparse.Namespace) -> int:
     for pair in range(num_pairs if args.align else len(targets)):
         target, source = pair % len(targets), pair % len(sources)
         poses += inputs.fit_poses(pipe, [targets[target]], sources[source][1], args.pose[target])
+    # What all pairs share is encoded once.
+    appearance = pipe.encode_appearance(inputs.crop(0, sources[0][0])) if len(sources) == 1 else None
+    pose_features = pipe.encode_pose(poses[0]) if len(poses) == 1 else None
     is_anew = not args.resume
     for start in range(0, num_pairs, args.batch_size):
         pairs = range(start, min(start + args.batch_size, num_pairs))
@@ -112,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
         if args.resume and all(path.exists() for path in paths):
             continue
         (images,) = pipe(
-            image=[inputs.crop(pair, sources[pair][0]) for pair in (pairs if len(sources) > 1 else [0])],
-            pose=[poses[pair] for pair in (pairs if len(poses) > 1 else [0])],
+            image=appearance or [inputs.crop(pair, sources[pair][0]) for pair in pairs],
+            pose=pose_features or [poses[pair] for pair in pairs],
             num_images_per_prompt=args.num_images,
             generator=None if args.seed is None else [torch.Generator().manual_seed(args.seed + i) for i in numbers],
             return_dict=False,

@@ -59,7 +59,7 @@ class CFLDPipeline(CFLDPipelineBase):
 
     def check_inputs(
         self,
-        image: ImageInput | None,
+        image: ImageInput | Appearance | None,
         pose: PoseInput | PoseFeatures | None,
         appearance: Appearance | None,
         output_type: str,
@@ -90,7 +90,7 @@ class CFLDPipeline(CFLDPipelineBase):
     @overload
     def __call__(
         self,
-        image: ImageInput | None = None,
+        image: ImageInput | Appearance | None = None,
         pose: PoseInput | PoseFeatures | None = None,
         *,
         output_size: tuple[int, int] | None = None,
@@ -101,7 +101,7 @@ class CFLDPipeline(CFLDPipelineBase):
     @overload
     def __call__(
         self,
-        image: ImageInput | None = None,
+        image: ImageInput | Appearance | None = None,
         pose: PoseInput | PoseFeatures | None = None,
         *,
         output_size: tuple[int, int] | None = None,
@@ -112,7 +112,7 @@ class CFLDPipeline(CFLDPipelineBase):
     @torch.no_grad()
     def __call__(
         self,
-        image: ImageInput | None = None,
+        image: ImageInput | Appearance | None = None,
         pose: PoseInput | PoseFeatures | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -145,8 +145,9 @@ class CFLDPipeline(CFLDPipelineBase):
 
         Args:
             image: Source image or images: PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1], a batch or a list of
-                these. Squashed to the source encoder's size, as the published model does; images of another shape than
-                256:176 are padded to it first (see [`fit_photo`], which also crops to the person).
+                these, or an [`Appearance`]. Squashed to the source encoder's size, as the published model does; images
+                of another shape than 256:176 are padded to it first (see [`fit_photo`], which also crops to the
+                person).
             pose: Target pose or poses: OpenPose-18 keypoints in any form of [`Keypoints.from_any`], pose maps
                 (B, 21, H, W) in [0, 1], images of people in that pose (PIL or paths; with `pipe.pose_estimator`),
                 paths of keypoint files, a list of these, or [`PoseFeatures`]. Keypoints that do not say otherwise
