@@ -65,14 +65,14 @@ def invert(
         width: Width of it, likewise.
         num_inference_steps: Steps of the inversion.
         guidance_scale: Both weights; 1 is one U-Net evaluation a step.
-        **kwargs: As of the pipeline's call, for example `pose_guidance_scale`.
+        **kwargs: As in the pipeline's call, for example `pose_guidance_scale`.
 
     Returns:
         (1, C, h, w), for `latents=` of the pipeline; close to standard-normal noise.
 
     Raises:
-        TypeError: As the pipeline.
-        ValueError: `source_image` and `appearance` are both given, or as the pipeline.
+        TypeError: As in the pipeline's call.
+        ValueError: `source_image` and `appearance` are both given, or as in the pipeline's call.
     """
     if source_image is not None and appearance is not None:
         raise ValueError("Pass either `source_image` or `appearance` (from `encode_appearance`), not both.")
@@ -114,17 +114,17 @@ def reconstruct(
     Args:
         pipe: The pipeline; whatever its scheduler, DDIM is used with its noise schedule. Not modified.
         latents: From [`invert`]; their height and width decide the image's.
-        pose: As of the pipeline's call.
+        pose: As in the pipeline's call.
         num_inference_steps: As many as in [`invert`].
         guidance_scale: As in [`invert`] to get the image back.
-        **kwargs: As of the pipeline's call: `image` or `appearance`, `output_type`, `output_size`, and so on.
+        **kwargs: As in the pipeline's call: `image` or `appearance`, `output_type`, `output_size`, and so on.
 
     Returns:
         What the pipeline's call returns.
 
     Raises:
-        TypeError: As the pipeline.
-        ValueError: As the pipeline.
+        TypeError: As in the pipeline's call.
+        ValueError: As in the pipeline's call.
     """
     height, width = (side * pipe.vae_scale_factor for side in latents.shape[2:])
     with _scheduler(pipe, DDIMScheduler):

@@ -150,7 +150,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=positive_int, metavar="N", help=f"denoising steps (default 50; {steps} for the small model)")
     add("--scheduler", metavar="NAME", help="a scheduler class of diffusers, e.g. DDIMScheduler")
-    add("--guidance-scale", type=float, metavar="X", help=f"both scales (default 2.0; {scale:g} for the small model)")
+    add(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        help=f"both scales, usefully 1.5 to 3; 1 turns guidance off (default 2.0; {scale:g} for the small model)",
+    )
     add("--pose-guidance-scale", type=float, metavar="X", help="scale of the pose alone")
     add("--appearance-guidance-scale", type=float, metavar="X", help="scale of the appearance alone")
     add("--height", type=int, metavar="H", help="height to generate, in pixels, a multiple of 8")

@@ -31,7 +31,7 @@ def prompt_attention_maps(pipe: CFLDPipeline, image: ImageInput) -> torch.Tensor
 
     Args:
         pipe: The pipeline.
-        image: Source image or images, as of the pipeline's call.
+        image: Source image or images, as in the pipeline's call.
 
     Returns:
         (B, R, Q, h, w), float32, on the CPU: for each of the decoder's R blocks and Q queries the cross-attention to
@@ -39,8 +39,8 @@ def prompt_attention_maps(pipe: CFLDPipeline, image: ImageInput) -> torch.Tensor
         the image as the pipeline squashes or pads it.
 
     Raises:
-        TypeError: `image` is an [`Appearance`], or as the pipeline.
-        ValueError: As the pipeline.
+        TypeError: `image` is an [`Appearance`], or as in the pipeline's call.
+        ValueError: As in the pipeline's call.
     """
     if isinstance(image, Appearance):
         raise TypeError("`image` must be the image itself: an `Appearance` no longer has the source's cells.")
@@ -97,7 +97,7 @@ class AttentionRecorder:
             (B, Q, h, w).
 
         Raises:
-            ValueError: As [`AttentionRecorder.maps`].
+            ValueError: See [`AttentionRecorder.maps`].
         """
         maps = [self.maps(name) for name in self.layer_names]
         largest: Any = max(tuple(one.shape[2:]) for one in maps)

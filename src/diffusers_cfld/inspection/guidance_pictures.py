@@ -54,17 +54,17 @@ def guidance_pictures(
     Args:
         pipe: The pipeline. Not modified.
         steps: Which of the scheduler's timesteps to show, from 0; by default the first, the middle and the last one.
-        num_inference_steps: As of the pipeline's call.
-        output_size: (height, width) in pixels of the images, as of the pipeline's call.
-        **kwargs: As of the pipeline's call: `image` or `appearance`, `pose`, `guidance_scale`, `generator`, and so on.
+        num_inference_steps: As in the pipeline's call.
+        output_size: (height, width) in pixels of the images, as in the pipeline's call.
+        **kwargs: As in the pipeline's call: `image` or `appearance`, `pose`, `guidance_scale`, `generator`, and so on.
 
     Returns:
         One entry for each step shown.
 
     Raises:
-        TypeError: As the pipeline.
+        TypeError: As in the pipeline's call.
         ValueError: A step is not among the steps, the scheduler is not one for noise or velocity prediction, the call
-            makes more than one image, or as the pipeline.
+            makes more than one image, or as in the pipeline's call.
     """
     if not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise ValueError(

@@ -159,7 +159,8 @@ class CFLDPipeline(CFLDPipelineBase):
             num_inference_steps: Denoising steps.
             timesteps: Custom timesteps, for schedulers that take them.
             sigmas: Custom sigmas, for schedulers that take them.
-            guidance_scale: Both weights of Eq. 7 where they are not given on their own; 1 and less turn guidance off.
+            guidance_scale: Both weights of Eq. 7 where they are not given on their own. 1 and less turn guidance off,
+                1.5 to 3 is a useful range, and values usual for text prompts, such as 7.5, give noise.
             pose_guidance_scale: w_pose, >= 0: how strongly the pose is followed.
             appearance_guidance_scale: w_app, >= 0: how strongly the source is followed, and an IP-Adapter's image with
                 it; 0 ignores both. Equal weights need two U-Net evaluations a step, a pose weight of 1 needs two, two

@@ -47,17 +47,17 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
     `CFLDInpaintPipeline.from_pipe(pipe)` shares them.
 
     Args:
-        vae: As of [`CFLDPipeline`].
-        unet: As of [`CFLDPipeline`].
-        scheduler: As of [`CFLDPipeline`]; one with `add_noise`.
-        source_encoder: As of [`CFLDPipeline`].
-        prompt_decoder: As of [`CFLDPipeline`].
-        appearance_encoder: As of [`CFLDPipeline`].
-        pose_adapter: As of [`CFLDPipeline`].
-        feature_extractor: As of [`CFLDPipeline`].
-        image_encoder: As of [`CFLDPipeline`].
-        frame_height: As of [`CFLDPipeline`].
-        frame_width: As of [`CFLDPipeline`].
+        vae: See [`CFLDPipeline`].
+        unet: See [`CFLDPipeline`].
+        scheduler: See [`CFLDPipeline`]; one with `add_noise`.
+        source_encoder: See [`CFLDPipeline`].
+        prompt_decoder: See [`CFLDPipeline`].
+        appearance_encoder: See [`CFLDPipeline`].
+        pose_adapter: See [`CFLDPipeline`].
+        feature_extractor: See [`CFLDPipeline`].
+        image_encoder: See [`CFLDPipeline`].
+        frame_height: See [`CFLDPipeline`].
+        frame_width: See [`CFLDPipeline`].
 
     Raises:
         ValueError: Components do not fit together.

@@ -203,14 +203,14 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Args:
             save_directory: The folder.
-            *args: As of `DiffusionPipeline.save_pretrained`.
+            *args: Passed on to `DiffusionPipeline.save_pretrained`.
             push_to_hub: Upload the folder, too.
             repo_id: Repository on the Hub; by default the folder's name, in your namespace.
             private: Whether a new repository is private.
             token: Hub token.
             commit_message: Message of the upload.
             create_pr: Open a pull request instead of committing.
-            **kwargs: As of `DiffusionPipeline.save_pretrained`, for example `variant` and `max_shard_size`.
+            **kwargs: Passed on to `DiffusionPipeline.save_pretrained`, for example `variant` and `max_shard_size`.
 
         Raises:
             ValueError: A LoRA is attached, whose layers `from_pretrained` could not load.
@@ -246,7 +246,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Args:
             repo_id: The repository; made if it does not exist.
-            **kwargs: As of [`~CFLDPipelineBase.save_pretrained`], for example `token`, `private` and `variant`.
+            **kwargs: Passed on to [`~CFLDPipelineBase.save_pretrained`], for example `token`, `private` and `variant`.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
@@ -265,7 +265,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Args:
             components: `["unet"]`, the only component with LoRAs and the default.
-            *args: As of `StableDiffusionLoraLoaderMixin.fuse_lora`.
+            *args: Passed on to `StableDiffusionLoraLoaderMixin.fuse_lora`.
             **kwargs: Likewise.
         """
         super().fuse_lora(components or ["unet"], *args, **kwargs)
@@ -275,7 +275,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Args:
             components: `["unet"]`, the only component with LoRAs and the default.
-            *args: As of `StableDiffusionLoraLoaderMixin.unfuse_lora`.
+            *args: Passed on to `StableDiffusionLoraLoaderMixin.unfuse_lora`.
             **kwargs: Likewise.
         """
         super().unfuse_lora(components or ["unet"], *args, **kwargs)
@@ -337,8 +337,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             The prompts and query biases, on the execution device.
 
         Raises:
-            TypeError: As [`SourceImageProcessor.preprocess`].
-            ValueError: As [`SourceImageProcessor.preprocess`].
+            TypeError: See [`SourceImageProcessor.preprocess`].
+            ValueError: See [`SourceImageProcessor.preprocess`].
         """
         if isinstance(image, Appearance):
             return image
@@ -365,8 +365,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             The pose adapter's residuals, on the execution device.
 
         Raises:
-            TypeError: As [`PoseProcessor.preprocess`].
-            ValueError: As [`PoseProcessor.preprocess`] and [`PoseAdapter.forward`]; or a pose is an image and there
+            TypeError: See [`PoseProcessor.preprocess`].
+            ValueError: See [`PoseProcessor.preprocess`] and [`PoseAdapter.forward`]; or a pose is an image and there
                 is no `pose_estimator`, or nobody in it.
             OSError: A file cannot be read.
         """
@@ -584,7 +584,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         Args:
             latent_model_input: (B, C, h, w), scaled by the scheduler.
             timestep: Timestep of the step.
-            conditions: Of all B samples.
+            conditions: Those of all B samples.
             branches: Which branches.
             rows: Which samples.
 
@@ -618,7 +618,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         Args:
             latent_model_input: (B, C, h, w), scaled by the scheduler.
             timestep: Timestep of the step.
-            conditions: Of all B samples.
+            conditions: Those of all B samples.
             micro_batch_size: Samples at once; None for all.
 
         Returns:

@@ -292,7 +292,7 @@ def fit_photo(
         already comes back as it is.
 
     Raises:
-        ValueError: As [`choose_crop`] and [`CropWindow.crop`].
+        ValueError: See [`choose_crop`] and [`CropWindow.crop`].
 
     Example:
         >>> fitted = fit_photo(photo, estimate_pose(photo, estimator))  # doctest: +SKIP

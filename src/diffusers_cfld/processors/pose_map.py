@@ -101,7 +101,7 @@ class PoseProcessor(ConfigMixin):
     Args:
         height: Height of the maps drawn from keypoints, pixels.
         width: Width of them, pixels.
-        image_shape: (height, width) whose aspect ratio the training images had, as of `SourceImageProcessor`.
+        image_shape: (height, width) whose aspect ratio the training images had, as in `SourceImageProcessor`.
             Keypoints measured on an image of another shape, unless it has the maps' own size, are moved to where they
             are once that image is padded to it; `fit_keypoints` also crops. None: they are squashed.
     """
@@ -219,10 +219,10 @@ def read_pose_sequence(
             the images have one size; None: they stay where they are.
 
     Returns:
-        As [`read_poses`].
+        See [`read_poses`].
 
     Raises:
-        ValueError: As [`read_poses`].
+        ValueError: See [`read_poses`].
         OSError: A file cannot be read.
     """
     read = [read_poses(pose, estimator, shape=None) for pose in poses]

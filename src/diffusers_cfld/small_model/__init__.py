@@ -31,7 +31,7 @@ SMALL_MODEL = _HERE / "pipeline"
 """Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")`; commands without `--model` use it."""
 
 SAMPLING_OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.5}
-"""Arguments of the pipeline's call that suit this model. With less, images are closer to the truth but blurred."""
+"""Arguments in the pipeline's call that suit this model. With less, images are closer to the truth but blurred."""
 
 
 def load_small_model(**kwargs: Any) -> CFLDPipeline:
