@@ -568,7 +568,7 @@ class TestErrors:
             ({"image": []}, ValueError, "`image` is an empty list"),
             ({"pose": []}, ValueError, "`pose` is empty"),
             ({"pose": "somebody"}, ValueError, r"A pose must be .*'somebody'"),
-            ({"pose": np.full((18, 2), np.nan)}, ValueError, "Joint 'nose' is NaN or infinite"),
+            ({"pose": np.full((18, 2), np.nan)}, ValueError, "All 18 joints are missing"),
             ({"pose": np.full((18, 2), np.inf)}, ValueError, "Joint 'nose' .* is far outside the image"),
             ({"pose": np.full((18, 2), -1.0)}, ValueError, "All 18 joints are missing"),
             ({"pose": np.ones((16, 2))}, ValueError, r"got shape \(16, 2\)"),

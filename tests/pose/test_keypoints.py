@@ -45,6 +45,7 @@ def poses(with_confidence=True):
         cells = draw(hnp.arrays(np.int64, (18, 2), elements=st.integers(0, 64 * 600)))
         xy = np.minimum(cells / 64, np.array(size[::-1]) - 1)
         visible = draw(hnp.arrays(np.bool_, 18).filter(np.any))
+        xy[visible & (xy < 1).all(axis=1)] = 1  # several joints that round to (0, 0) would be missing ones
         return Keypoints(xy, visible, draw(confidence) if with_confidence and draw(st.booleans()) else None, size)
 
     return build()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -114,12 +115,8 @@ def read_array(array: object, size: Size, min_confidence: float = 0.0) -> Joints
             f"{rows.shape}. COCO's 17 rows are read by `Keypoints.from_coco`, BODY_25's 75 numbers by "
             "`Keypoints.from_openpose`."
         )
-    visible = ~(rows[:, :2] == -1).any(axis=1)
-    confidence = None
-    if rows.shape[1] > 2:
-        visible &= rows[:, 2] > min_confidence
-        confidence = rows[:, 2].clip(0.0, 1.0)
-    return _measured(rows[:, :2], visible, confidence, check_size(size))
+    confidence = rows[:, 2].clip(0.0, 1.0) if rows.shape[1] > 2 else None
+    return _measured(rows[:, :2], _find_visible(rows, min_confidence), confidence, check_size(size))
 
 
 def read_coco(array: object, size: Size, min_confidence: float = 0.0) -> Joints:
@@ -130,6 +127,7 @@ def read_coco(array: object, size: Size, min_confidence: float = 0.0) -> Joints:
             "`array` must have shape (17, 2) or (17, 3), rows (x, y[, confidence]) in COCO order, got shape "
             f"{rows.shape}."
         )
+    rows = np.where(_find_visible(rows, min_confidence, max_zeros=0)[:, None], rows, -1.0)
     shoulders = rows[[COCO_NAMES.index("left_shoulder"), COCO_NAMES.index("right_shoulder")]]
     neck = shoulders.mean(axis=0)
     neck[2:] = shoulders[:, 2:].min(axis=0)
@@ -192,7 +190,7 @@ def read_openpose(data: object, size: Size | None, person: int | None = None, mi
     if len(rows) == 25:
         rows = rows[list(_BODY_25_ROWS)]
     xy, confidence = rows[:, :2], rows[:, 2]
-    visible = confidence > min_confidence
+    visible = _find_visible(rows, min_confidence)
     if is_json and ((xy[visible] >= 0) & (xy[visible] <= 1)).all():
         xy = xy * (size[1], size[0])
     return _measured(xy, visible, confidence.clip(0.0, 1.0), size)
@@ -318,11 +316,23 @@ def as_float_array(value: object, name: str) -> FloatArray:
     try:
         items = [_from_tensor(item) for item in value] if isinstance(value, (list, tuple)) else value
         array = np.asarray(_from_tensor(items))
+        if array.dtype == object and array.ndim and all(isinstance(item, (Real, type(None))) for item in array.flat):
+            array = array.astype(np.float64)  # `None`, for what is missing, becomes NaN
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{name} must be real numbers in rows of equal length ({error}).") from error
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be real numbers, got {type(value).__name__} with {array.dtype.name} entries.")
     return array.astype(np.float64, copy=False)
+
+
+def _find_visible(rows: FloatArray, min_confidence: float, max_zeros: int = 1) -> BoolArray:
+    """Which of rows (x, y[, confidence]) are known: no -1, NaN or low confidence, and no (0, 0) where many have it."""
+    xy = rows[:, :2]
+    visible = ~(np.isnan(rows).any(axis=1) | (xy == -1).any(axis=1))
+    if rows.shape[1] > 2:
+        visible &= rows[:, 2] > min_confidence
+    zeros = visible & (xy == 0).all(axis=1)
+    return visible & ~zeros if zeros.sum() > max_zeros else visible
 
 
 def _from_tensor(value: Any) -> Any:

@@ -96,8 +96,9 @@ class Keypoints:
 
         Args:
             array: (18, 2) or (18, 3), rows (x, y[, confidence]) in pixels: nested list, array or tensor. A joint is
-                missing when x or y is -1 or its confidence is at most `min_confidence`. Confidences above 1
-                (unnormalised scores, COCO's visibility flag 2) are stored as 1.
+                missing if x or y is -1, NaN or `None`, if its confidence is at most `min_confidence`, and if two or
+                more joints lie at (0, 0) and it is one of them. Confidences above 1 (unnormalised scores, COCO's
+                visibility flag 2) are stored as 1.
             size: (height, width) of the image that the joints were measured on, pixels.
             min_confidence: Threshold on the confidence column, >= 0; without that column it has no effect.
 
@@ -105,8 +106,8 @@ class Keypoints:
             The pose.
 
         Raises:
-            ValueError: The shape is wrong, a number is NaN or infinite, no joint is left, a joint lies outside the
-                image by more than half its size, or all lie in its corner, as fractions of its size would.
+            ValueError: The shape is wrong, no joint is left, a joint lies outside the image by more than half its
+                size, or all lie in its corner, as fractions of its size would.
             TypeError: `array` is not numeric.
         """
         return cls(*read_array(array, size, min_confidence))
@@ -119,7 +120,8 @@ class Keypoints:
         when either shoulder is.
 
         Args:
-            array: (17, 2) or (17, 3), rows (x, y[, confidence]) in pixels; otherwise as for `from_array`.
+            array: (17, 2) or (17, 3), rows (x, y[, confidence]) in pixels; otherwise as for `from_array`, except
+                that every joint at (0, 0) is missing, since many tools write COCO's missing joints so.
             size: (height, width) of the image that the joints were measured on, pixels.
             min_confidence: Threshold on the confidence column, >= 0.
 
