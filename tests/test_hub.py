@@ -1,8 +1,4 @@
-"""Loading from and pushing to the Hub, as users do it, against a stand-in on localhost.
-
-huggingface_hub reads its settings when it is imported. So the steps below (`@step`) run in fresh processes, several in
-one because the imports take seconds: this file is its own script. A test looks up how its step ended.
-"""
+"""Loading from and pushing to the Hub, as users do it, against the stand-in that `conftest.py` starts."""
 
 from __future__ import annotations
 
@@ -10,21 +6,23 @@ import json
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+import torch
+from diffusers import AutoModel, DiffusionPipeline
 from hub_standin import HubStandIn
+from testing_utils import tiny_image, tiny_pipeline, tiny_pose
+
+import diffusers_cfld
+from diffusers_cfld import CFLDPipeline, PoseAdapter
 
 TOKEN = "hf_x"
 REPO = "org/cfld-tiny"
@@ -39,349 +37,291 @@ NEEDED = {
 NEEDED_FP16 = {name.replace(f"{WEIGHTS}.safetensors", f"{WEIGHTS}.fp16.safetensors") for name in NEEDED}
 OTHER_FILES = ("README.md", "teaser.png", "optimizer.bin", "checkpoints/pytorch_model.pth", "unet/training_log.txt")
 
-STEPS: dict[str, dict[str, Callable[[Scenario], None]]] = {}
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline, with the variant fp16 and files that nobody needs."""
+    folder = tmp_path_factory.mktemp("hub") / "pipeline"
+    tiny_pipeline().save_pretrained(folder)
+    tiny_pipeline().to(torch.float16).save_pretrained(folder, variant="fp16")
+    for name in OTHER_FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"---\nlicense: other\n---\n" if name == "README.md" else b"0")
+    return folder
 
 
-def step(process: str) -> Callable[[Callable[[Scenario], None]], Callable[[Scenario], None]]:
-    """Run the function in that process, after those above it."""
-
-    def register(function: Callable[[Scenario], None]) -> Callable[[Scenario], None]:
-        STEPS.setdefault(process, {})[function.__name__] = function
-        return function
-
-    return register
-
-
-@dataclass
-class Scenario:
-    """What a step works with."""
-
-    hub: HubStandIn
-    folder: Path
-    """The saved pipeline, with the variant fp16 and files that nobody needs."""
-    folder_v2: Path
+@pytest.fixture(scope="module")
+def folder_v2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One with other weights."""
-    work: Path
-    """For files of the step."""
-
-    def new_folder(self) -> Path:
-        """An empty folder, e.g. for a cache of its own."""
-        return Path(tempfile.mkdtemp(dir=self.work))
-
-
-# In the fresh processes ------------------------------------------------------------------------------------------
+    folder = tmp_path_factory.mktemp("hub") / "pipeline-v2"
+    pipe = tiny_pipeline()
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias += 0.5
+    pipe.save_pretrained(folder)
+    return folder
 
 
-def pixels(pipe: Any) -> np.ndarray:
-    """A small image, always with the same inputs."""
-    import torch
-
-    pipe.set_progress_bar_config(disable=True)
-    image = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
-    pose = torch.linspace(0, 1, 21 * 128 * 128).reshape(1, 21, 128, 128)
-    generator = torch.Generator().manual_seed(0)
-    return pipe(
-        image=image, pose=pose, num_inference_steps=1, guidance_scale=1.0, generator=generator, output_type="np"
-    ).images
+@pytest.fixture(scope="module", autouse=True)
+def repository(hub_stand_in: HubStandIn, folder: Path, folder_v2: Path) -> None:
+    hub_stand_in.add_repo(REPO, folder)
+    hub_stand_in.add_repo(REPO, folder_v2, revision="v2")
 
 
-@lru_cache
-def local_pipeline(folder: Path, **kwargs: Any) -> Any:
-    """A pipeline from a folder, without the Hub; not to be changed."""
-    from diffusers_cfld import CFLDPipeline
-
-    return CFLDPipeline.from_pretrained(folder, **kwargs)
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> CFLDPipeline:
+    """The pipeline from its folder, without the Hub; not to be changed."""
+    return CFLDPipeline.from_pretrained(folder)
 
 
-@lru_cache
-def local_pixels(folder: Path, **kwargs: Any) -> np.ndarray:
+@pytest.fixture(scope="module")
+def expected(pipe: CFLDPipeline) -> np.ndarray:
     """Its image."""
-    return pixels(local_pipeline(folder, **kwargs))
+    return pixels(pipe)
 
 
-def state(model: Any) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in model.state_dict().items()}
+def pixels(pipe: CFLDPipeline) -> np.ndarray:
+    """A small image, always with the same inputs."""
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "np"}
+    return pipe(image=tiny_image(), pose=tiny_pose(), generator=generator, **options).images
 
 
-def assert_same_state(model: Any, expected: Any) -> None:
+def assert_same_state(model: torch.nn.Module, expected: torch.nn.Module) -> None:
     assert type(model) is type(expected)
-    actual, wanted = state(model), state(expected)
+    actual, wanted = model.state_dict(), expected.state_dict()
     assert actual.keys() == wanted.keys()
     for name, value in actual.items():
-        np.testing.assert_array_equal(value, wanted[name], err_msg=name)
+        assert torch.equal(value, wanted[name]), name
 
 
-@step("online")
-def generic_loading_needs_the_import(s: Scenario) -> None:
-    """`DiffusionPipeline` cannot know the package; it does not import what a repository names. The first step."""
-    from diffusers import DiffusionPipeline
-
-    assert "diffusers_cfld" not in sys.modules
-    with pytest.raises(ValueError, match=r"diffusers_cfld.py as defined in `model_index.json` does not exist"):
-        DiffusionPipeline.from_pretrained(REPO, cache_dir=s.new_folder())
-    assert "diffusers_cfld" not in sys.modules
+def run_python(program: str, *arguments: object, **environment: str) -> str:
+    """What a program prints in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+    environment = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
-@step("online")
-def loads_generically_after_the_import(s: Scenario) -> None:
-    from diffusers import DiffusionPipeline
+class TestLoading:
+    def test_generic_loading_needs_the_import(self, hub: HubStandIn, tmp_path: Path) -> None:
+        """`DiffusionPipeline` cannot know the package, and does not import what a repository names."""
+        program = """
+            import sys
+            from diffusers import DiffusionPipeline
 
-    from diffusers_cfld import CFLDPipeline
+            repo, cache = sys.argv[1:]
+            try:
+                DiffusionPipeline.from_pretrained(repo, cache_dir=cache)
+            except ValueError as error:
+                print(error)
+            assert "diffusers_cfld" not in sys.modules
+            from diffusers_cfld import CFLDInpaintPipeline  # any name brings all pipelines
 
-    pipe = DiffusionPipeline.from_pretrained(REPO, cache_dir=s.new_folder())
+            print(type(DiffusionPipeline.from_pretrained(repo, cache_dir=cache)))
+        """
+        output = run_python(program, REPO, tmp_path)
+        assert "diffusers_cfld.py as defined in `model_index.json` does not exist" in output
+        assert "<class 'diffusers_cfld.pipelines.pipeline_cfld.CFLDPipeline'>" in output
 
-    assert type(pipe) is CFLDPipeline
-    assert sorted(s.hub.downloads) == sorted(NEEDED), s.hub.downloads
-    np.testing.assert_array_equal(pixels(pipe), local_pixels(s.folder))
+    def test_loads_generically_after_the_import(self, hub: HubStandIn, expected: np.ndarray, tmp_path: Path) -> None:
+        pipe = DiffusionPipeline.from_pretrained(REPO, cache_dir=tmp_path)
+        assert type(pipe) is CFLDPipeline
+        assert sorted(hub.downloads) == sorted(NEEDED)
+        np.testing.assert_array_equal(pixels(pipe), expected)
 
+    def test_loads_in_one_line(self, hub: HubStandIn, folder: Path, expected: np.ndarray) -> None:
+        hub.add_repo("org/one-line", folder)
+        pipe = CFLDPipeline.from_pretrained("org/one-line")
+        assert sorted(hub.downloads) == sorted(NEEDED)
+        assert all(request.token is None for request in hub.requests)
+        np.testing.assert_array_equal(pixels(pipe), expected)
 
-@step("online")
-def loads_in_one_line(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline
+    def test_loads_a_revision(
+        self, hub: HubStandIn, folder_v2: Path, pipe: CFLDPipeline, expected: np.ndarray, tmp_path: Path
+    ) -> None:
+        v2 = CFLDPipeline.from_pretrained(REPO, revision="v2", cache_dir=tmp_path)
+        np.testing.assert_array_equal(pixels(v2), pixels(CFLDPipeline.from_pretrained(folder_v2)))
+        assert np.abs(pixels(v2) - expected).max() > 0.01
 
-    pipe = CFLDPipeline.from_pretrained(REPO)
+        commit = hub.repos[REPO].refs["main"]
+        assert Path(CFLDPipeline.download(REPO, revision=commit, cache_dir=tmp_path)).name == commit
+        with pytest.raises(OSError, match=REPO) as raised:
+            CFLDPipeline.from_pretrained(REPO, revision="v3", cache_dir=tmp_path)
+        assert "v3" in str(raised.value.__cause__)
 
-    assert sorted(s.hub.downloads) == sorted(NEEDED), s.hub.downloads
-    assert all(request.token is None for request in s.hub.requests)
-    np.testing.assert_array_equal(pixels(pipe), local_pixels(s.folder))
+    def test_loads_a_variant(self, hub: HubStandIn, folder: Path, tmp_path: Path) -> None:
+        options = {"variant": "fp16", "dtype": torch.float16}
+        pipe = CFLDPipeline.from_pretrained(REPO, **options, cache_dir=tmp_path / "fp16")
+        assert sorted(hub.downloads) == sorted(NEEDED_FP16)
+        assert {getattr(pipe, name).dtype for name in COMPONENTS} == {torch.float16}
+        np.testing.assert_array_equal(pixels(pipe), pixels(CFLDPipeline.from_pretrained(folder, **options)))
+        with pytest.raises(ValueError, match="bf16"):
+            CFLDPipeline.from_pretrained(REPO, variant="bf16", cache_dir=tmp_path / "bf16")
 
+    def test_caches_in_cache_dir(self, hub: HubStandIn, expected: np.ndarray, tmp_path: Path) -> None:
+        CFLDPipeline.from_pretrained(REPO, cache_dir=tmp_path)
+        assert {path.name for path in tmp_path.glob("models--*")} == {"models--org--cfld-tiny"}
+        assert len(hub.downloads) == len(NEEDED)
 
-@step("online")
-def loads_a_revision(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline
+        hub.requests.clear()
+        second = CFLDPipeline.from_pretrained(REPO, cache_dir=tmp_path)
+        assert hub.requests  # asked for the newest commit
+        assert not hub.downloads
 
-    v2 = pixels(CFLDPipeline.from_pretrained(REPO, revision="v2"))
+        hub.requests.clear()
+        local = CFLDPipeline.from_pretrained(REPO, cache_dir=tmp_path, local_files_only=True)
+        PoseAdapter.from_pretrained(REPO, subfolder="pose_adapter", cache_dir=tmp_path, local_files_only=True)
+        with pytest.raises(OSError, match=r"(?i)cache|disk"):
+            CFLDPipeline.from_pretrained(REPO, cache_dir=tmp_path / "empty", local_files_only=True)
+        assert not hub.requests
+        for pipe in (second, local):
+            np.testing.assert_array_equal(pixels(pipe), expected)
 
-    np.testing.assert_array_equal(v2, local_pixels(s.folder_v2))
-    assert np.abs(v2 - local_pixels(s.folder)).max() > 0.01
+    def test_loads_offline_from_the_cache_and_explains_an_empty_one(
+        self, hub: HubStandIn, folder: Path, folder_v2: Path, tmp_path: Path
+    ) -> None:
+        cache = tmp_path / "cache"
+        for revision in ("main", "v2"):
+            CFLDPipeline.download(REPO, revision=revision, cache_dir=cache)
+        hub.requests.clear()
+        program = """
+            import sys
+            from diffusers_cfld import CFLDPipeline, PoseAdapter
+            from diffusers import DiffusionPipeline
 
-    commit = s.hub.repos[REPO].refs["main"]
-    assert Path(CFLDPipeline.download(REPO, revision=commit)).name == commit
-    with pytest.raises(OSError, match=REPO) as raised:
-        CFLDPipeline.from_pretrained(REPO, revision="v3")
-    assert "v3" in str(raised.value.__cause__)
+            repo, cache, results = sys.argv[1:]
+            DiffusionPipeline.from_pretrained(repo, cache_dir=cache).save_pretrained(f"{results}/main")
+            CFLDPipeline.from_pretrained(repo, revision="v2", cache_dir=cache).save_pretrained(f"{results}/v2")
+            PoseAdapter.from_pretrained(repo, subfolder="pose_adapter", cache_dir=cache)
+            for cls, options in ((CFLDPipeline, {}), (PoseAdapter, {"subfolder": "pose_adapter"})):
+                try:
+                    cls.from_pretrained(repo, cache_dir=f"{results}/empty", **options)
+                except OSError as error:
+                    print(repr(str(error)))
+        """
+        of_pipeline, of_model = run_python(program, REPO, cache, tmp_path, HF_HUB_OFFLINE="1").splitlines()
+        assert "offline" in of_pipeline.lower() or "outgoing traffic has been disabled" in of_pipeline
+        assert REPO in of_model
+        assert not hub.requests
+        for loaded, expected in ((tmp_path / "main", folder), (tmp_path / "v2", folder_v2)):
+            for name in COMPONENTS:
+                weights = f"{name}/{WEIGHTS}.safetensors"
+                assert (loaded / weights).read_bytes() == (expected / weights).read_bytes(), weights
 
+    def test_loads_a_private_repo_with_a_token(
+        self, hub: HubStandIn, folder: Path, expected: np.ndarray, tmp_path: Path
+    ) -> None:
+        hub.add_repo("org/private", folder, private=True)
+        pipe = CFLDPipeline.from_pretrained("org/private", token=TOKEN, cache_dir=tmp_path / "a")
+        assert {request.token for request in hub.requests} == {TOKEN}
+        np.testing.assert_array_equal(pixels(pipe), expected)
+        for token in (None, "hf_wrong"):
+            options = {"token": token, "cache_dir": tmp_path / "b"}
+            with pytest.raises(OSError, match=r"org/private"):
+                CFLDPipeline.from_pretrained("org/private", **options)
+            with pytest.raises(OSError, match=r"org/private"):
+                PoseAdapter.from_pretrained("org/private", subfolder="pose_adapter", **options)
 
-@step("online")
-def loads_a_variant(s: Scenario) -> None:
-    import torch
+    def test_explains_a_gated_repo(self, hub: HubStandIn, folder: Path, tmp_path: Path) -> None:
+        hub.add_repo("org/gated", folder, gated=True)
+        with pytest.raises(OSError, match=r"(?i)gated"):
+            CFLDPipeline.from_pretrained("org/gated", cache_dir=tmp_path)
+        assert not hub.downloads
+        CFLDPipeline.download("org/gated", token=TOKEN, cache_dir=tmp_path)
+        assert sorted(hub.downloads) == sorted(NEEDED)
 
-    from diffusers_cfld import CFLDPipeline
-
-    pipe = CFLDPipeline.from_pretrained(REPO, variant="fp16", dtype=torch.float16, cache_dir=s.new_folder())
-
-    assert sorted(s.hub.downloads) == sorted(NEEDED_FP16), s.hub.downloads
-    assert {getattr(pipe, name).dtype for name in COMPONENTS} == {torch.float16}
-    np.testing.assert_array_equal(pixels(pipe), local_pixels(s.folder, variant="fp16", dtype=torch.float16))
-    with pytest.raises(ValueError, match="bf16"):
-        CFLDPipeline.from_pretrained(REPO, variant="bf16", cache_dir=s.new_folder())
-
-
-@step("online")
-def caches_in_cache_dir(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline
-
-    cache = s.new_folder()
-    first = pixels(CFLDPipeline.from_pretrained(REPO, cache_dir=cache))
-    assert {path.name for path in cache.glob("models--*")} == {"models--org--cfld-tiny"}
-    assert len(s.hub.downloads) == len(NEEDED)
-
-    s.hub.requests.clear()
-    second = pixels(CFLDPipeline.from_pretrained(REPO, cache_dir=cache))
-    assert s.hub.requests  # asked for the newest commit
-    assert not s.hub.downloads
-    np.testing.assert_array_equal(second, first)
-
-
-@step("online")
-def loads_local_files_only(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline, PoseAdapter
-
-    cache = s.new_folder()
-    CFLDPipeline.download(REPO, cache_dir=cache)
-
-    s.hub.requests.clear()
-    pipe = CFLDPipeline.from_pretrained(REPO, cache_dir=cache, local_files_only=True)
-    PoseAdapter.from_pretrained(REPO, subfolder="pose_adapter", cache_dir=cache, local_files_only=True)
-    np.testing.assert_array_equal(pixels(pipe), local_pixels(s.folder))
-    with pytest.raises(OSError, match=r"(?i)cache|disk"):
-        CFLDPipeline.from_pretrained(REPO, cache_dir=s.new_folder(), local_files_only=True)
-    assert not s.hub.requests
-
-
-@step("online")
-def loads_a_private_repo_with_a_token(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline, PoseAdapter
-
-    s.hub.add_repo("org/private", s.folder, private=True)
-    pipe = CFLDPipeline.from_pretrained("org/private", token=TOKEN, cache_dir=s.new_folder())
-    assert {request.token for request in s.hub.requests} == {TOKEN}
-    np.testing.assert_array_equal(pixels(pipe), local_pixels(s.folder))
-
-    for token in (None, "hf_wrong"):
-        with pytest.raises(OSError, match=r"org/private"):
-            CFLDPipeline.from_pretrained("org/private", token=token, cache_dir=s.new_folder())
-        with pytest.raises(OSError, match=r"org/private"):
-            PoseAdapter.from_pretrained("org/private", subfolder="pose_adapter", token=token, cache_dir=s.new_folder())
-
-
-@step("online")
-def explains_a_gated_repo(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline
-
-    s.hub.add_repo("org/gated", s.folder, gated=True)
-    with pytest.raises(OSError, match=r"(?i)gated"):
-        CFLDPipeline.from_pretrained("org/gated", cache_dir=s.new_folder())
-    assert not s.hub.downloads
-    CFLDPipeline.download("org/gated", token=TOKEN, cache_dir=s.new_folder())
-    assert sorted(s.hub.downloads) == sorted(NEEDED)
-
-
-@step("online")
-def explains_a_repo_that_does_not_exist(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline, PoseAdapter
-
-    for token in (None, TOKEN):
+    @pytest.mark.parametrize("token", [None, TOKEN])
+    def test_explains_a_repo_that_does_not_exist(self, hub: HubStandIn, token: str | None) -> None:
         with pytest.raises(OSError, match=r"org/nothing"):
             CFLDPipeline.from_pretrained("org/nothing", token=token)
         with pytest.raises(OSError, match=r"org/nothing"):
             PoseAdapter.from_pretrained("org/nothing", subfolder="pose_adapter", token=token)
 
-
-@step("online")
-def loads_each_model_alone(s: Scenario) -> None:
-    from diffusers import AutoModel
-
-    import diffusers_cfld
-
-    cache = s.new_folder()
-    classes = {
-        "appearance_encoder": diffusers_cfld.AppearanceEncoder,
-        "pose_adapter": diffusers_cfld.PoseAdapter,
-        "prompt_decoder": diffusers_cfld.PerceptionRefinedDecoder,
-        "source_encoder": diffusers_cfld.SwinImageEncoder,
-    }
-    for name, cls in classes.items():
-        s.hub.requests.clear()
-        model = cls.from_pretrained(REPO, subfolder=name, cache_dir=cache)
-        assert set(s.hub.downloads) == {f"{name}/config.json", f"{name}/{WEIGHTS}.safetensors"}
-        assert_same_state(model, cls.from_pretrained(s.folder, subfolder=name))
-    # diffusers' own entry point for a model whose class the repository names
-    assert type(AutoModel.from_pretrained(REPO, subfolder="pose_adapter", cache_dir=cache)) is classes["pose_adapter"]
+    @pytest.mark.parametrize(
+        ("name", "class_name"),
+        [
+            ("appearance_encoder", "AppearanceEncoder"),
+            ("pose_adapter", "PoseAdapter"),
+            ("prompt_decoder", "PerceptionRefinedDecoder"),
+            ("source_encoder", "SwinImageEncoder"),
+        ],
+    )
+    def test_loads_each_model_alone(
+        self, hub: HubStandIn, pipe: CFLDPipeline, tmp_path: Path, name: str, class_name: str
+    ) -> None:
+        model = getattr(diffusers_cfld, class_name).from_pretrained(REPO, subfolder=name, cache_dir=tmp_path)
+        assert set(hub.downloads) == {f"{name}/config.json", f"{name}/{WEIGHTS}.safetensors"}
+        assert_same_state(model, pipe.components[name])
+        # diffusers' own entry point for a model whose class the repository names
+        assert type(AutoModel.from_pretrained(REPO, subfolder=name, cache_dir=tmp_path)) is type(model)
 
 
-@step("online")
-def pushes_a_pipeline(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline
+class TestPushing:
+    def test_a_pipeline(self, hub: HubStandIn, pipe: CFLDPipeline, expected: np.ndarray, tmp_path: Path) -> None:
+        pipe.push_to_hub("org/new", token=TOKEN)
 
-    pipe = local_pipeline(s.folder)
-    pipe.push_to_hub("org/new", token=TOKEN)
+        assert {r.token for r in hub.requests if not r.path.startswith("/lfs/")} == {TOKEN}
+        assert set(hub.files("org/new")) == {".gitattributes", "README.md", *NEEDED}
+        loaded = CFLDPipeline.from_pretrained("org/new", cache_dir=tmp_path)
+        np.testing.assert_array_equal(pixels(loaded), expected)
 
-    assert {r.token for r in s.hub.requests if not r.path.startswith("/lfs/")} == {TOKEN}
-    assert set(s.hub.files("org/new")) == {".gitattributes", "README.md", *NEEDED}
-    loaded = CFLDPipeline.from_pretrained("org/new", cache_dir=s.new_folder())
-    np.testing.assert_array_equal(pixels(loaded), pixels(pipe))
-
-    with pytest.raises(OSError, match="401"):
-        pipe.push_to_hub("org/forbidden", token="hf_wrong")
-    assert "org/forbidden" not in s.hub.repos
-
-
-@step("online")
-def pushes_a_pipeline_while_saving(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline
-
-    pipe = local_pipeline(s.folder)
-    folder = s.new_folder()
-    pipe.save_pretrained(str(folder), push_to_hub=True, repo_id="org/saved", variant="fp16", private=True, token=TOKEN)
-
-    saved = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert saved == {"README.md", *NEEDED_FP16}
-    files = s.hub.files("org/saved")
-    assert set(files) == {".gitattributes", *saved}
-    assert all(files[name] == (folder / name).read_bytes() for name in saved)
-    assert s.hub.repos["org/saved"].private
-    loaded = CFLDPipeline.from_pretrained("org/saved", variant="fp16", token=TOKEN, cache_dir=s.new_folder())
-    np.testing.assert_array_equal(pixels(loaded), pixels(pipe))
-
-
-@step("online")
-def pushes_the_card_of_a_pipeline(s: Scenario) -> None:
-    """The card of both ways of pushing; the auto-generated one of diffusers names neither package nor class."""
-    pipe = local_pipeline(s.folder)
-    pipe.push_to_hub("org/card-1", token=TOKEN)
-    pipe.save_pretrained(str(s.new_folder()), push_to_hub=True, repo_id="org/card-2", token=TOKEN)
-    for repo_id in ("org/card-1", "org/card-2"):
-        card = s.hub.files(repo_id)["README.md"].decode()
+        card = hub.files("org/new")["README.md"].decode()
         front_matter = card.split("---\n")[1].splitlines()
-        assert "library_name: diffusers" in front_matter, card
-        assert "- diffusers-cfld" in front_matter, card
-        assert "from diffusers_cfld import CFLDPipeline" in card, card
-        assert "DeepFashion" not in card, card
-        assert f"The scheduler is `{type(pipe.scheduler).__name__}`" in card, card
-        assert f'CFLDPipeline.from_pretrained("{repo_id}"' in card, card
+        assert {"library_name: diffusers", "- diffusers-cfld"} <= set(front_matter)
+        assert 'CFLDPipeline.from_pretrained("org/new"' in card
+        assert "DeepFashion" not in card
+        assert f"The scheduler is `{type(pipe.scheduler).__name__}`" in card
 
+        with pytest.raises(OSError, match="401"):
+            pipe.push_to_hub("org/forbidden", token="hf_wrong")
+        assert "org/forbidden" not in hub.repos
 
-@step("online")
-def pushes_the_card_of_a_variant(s: Scenario) -> None:
-    """A repository with nothing but a variant does not load without its name."""
-    from diffusers_cfld import CFLDPipeline
+    def test_a_variant_while_saving(
+        self, hub: HubStandIn, pipe: CFLDPipeline, expected: np.ndarray, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "pipeline"
+        pipe.save_pretrained(folder, push_to_hub=True, repo_id="org/saved", variant="fp16", private=True, token=TOKEN)
 
-    local_pipeline(s.folder).push_to_hub("org/card-fp16", variant="fp16", token=TOKEN)
-    with pytest.raises(OSError, match="no file named"):
-        CFLDPipeline.from_pretrained("org/card-fp16", cache_dir=s.new_folder())
-    card = s.hub.files("org/card-fp16")["README.md"].decode()
-    assert 'CFLDPipeline.from_pretrained("org/card-fp16", variant="fp16"' in card, card
+        saved = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert saved == {"README.md", *NEEDED_FP16}
+        files = hub.files("org/saved")
+        assert set(files) == {".gitattributes", *saved}
+        assert all(files[name] == (folder / name).read_bytes() for name in saved)
+        assert hub.repos["org/saved"].private
+        options = {"token": TOKEN, "cache_dir": tmp_path / "cache"}
+        loaded = CFLDPipeline.from_pretrained("org/saved", variant="fp16", **options)
+        np.testing.assert_array_equal(pixels(loaded), expected)
 
+        # A repository with nothing but a variant does not load without its name, so the card has it.
+        with pytest.raises(OSError, match="no file named"):
+            CFLDPipeline.from_pretrained("org/saved", **options)
+        assert 'CFLDPipeline.from_pretrained("org/saved", variant="fp16"' in files["README.md"].decode()
 
-@step("online")
-def pushes_a_pipeline_without_a_component(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline
-
-    for name in ("source_encoder", "unet", "prompt_decoder"):
-        parts = local_pipeline(s.folder).components
-        parts[name] = None
+    @pytest.mark.parametrize("name", ["source_encoder", "unet", "prompt_decoder"])
+    def test_a_pipeline_without_a_component(self, hub: HubStandIn, pipe: CFLDPipeline, name: str) -> None:
         repo_id = f"org/without-{name}"
-        CFLDPipeline(**parts).push_to_hub(repo_id, token=TOKEN)
-        assert f"{name}/config.json" not in s.hub.files(repo_id)
-        assert "README.md" in s.hub.files(repo_id)
+        CFLDPipeline(**{**pipe.components, name: None}).push_to_hub(repo_id, token=TOKEN)
+        assert f"{name}/config.json" not in hub.files(repo_id)
+        assert "README.md" in hub.files(repo_id)
 
+    def test_the_card_that_the_folder_has(self, hub: HubStandIn, pipe: CFLDPipeline, tmp_path: Path) -> None:
+        card = "---\nlicense: mit\n---\n\nWritten by hand.\n"
+        (tmp_path / "README.md").write_text(card, encoding="utf-8")
+        pipe.save_pretrained(tmp_path, push_to_hub=True, repo_id="org/own-card", token=TOKEN)
+        assert hub.files("org/own-card")["README.md"].decode() == card
+        assert (tmp_path / "README.md").read_text(encoding="utf-8") == card
 
-@step("online")
-def pushes_the_card_that_the_folder_has(s: Scenario) -> None:
-    folder = s.new_folder()
-    card = "---\nlicense: mit\n---\n\nWritten by hand.\n"
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    local_pipeline(s.folder).save_pretrained(folder, push_to_hub=True, repo_id="org/own-card", token=TOKEN)
-    assert s.hub.files("org/own-card")["README.md"].decode() == card
-    assert (folder / "README.md").read_text(encoding="utf-8") == card
+        # Nor does a later push replace what the owner wrote.
+        pipe.push_to_hub("org/own-card", token=TOKEN)
+        assert hub.files("org/own-card")["README.md"].decode() == card
 
-
-@step("online")
-def keeps_a_card_that_is_on_the_hub(s: Scenario) -> None:
-    """A second push does not replace what the owner wrote."""
-    folder = s.new_folder()
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n\nWritten by hand.\n", encoding="utf-8")
-    s.hub.add_repo("org/with-card", folder)
-    local_pipeline(s.folder).push_to_hub("org/with-card", token=TOKEN)
-    card = s.hub.files("org/with-card")["README.md"].decode()
-    assert "Written by hand." in card
-    assert "license: mit" in card
-
-
-@step("online")
-def pushes_a_model_alone(s: Scenario) -> None:
-    from diffusers_cfld import PoseAdapter
-
-    model = PoseAdapter.from_pretrained(s.folder, subfolder="pose_adapter")
-    model.push_to_hub("org/pose-adapter", token=TOKEN)
-    assert set(s.hub.files("org/pose-adapter")) == {
-        ".gitattributes",
-        "README.md",
-        "config.json",
-        f"{WEIGHTS}.safetensors",
-    }
-    assert_same_state(PoseAdapter.from_pretrained("org/pose-adapter"), model)
+    def test_a_model_alone(self, hub: HubStandIn, pipe: CFLDPipeline, tmp_path: Path) -> None:
+        pipe.pose_adapter.push_to_hub("org/pose-adapter", token=TOKEN)
+        files = {".gitattributes", "README.md", "config.json", f"{WEIGHTS}.safetensors"}
+        assert set(hub.files("org/pose-adapter")) == files
+        assert_same_state(PoseAdapter.from_pretrained("org/pose-adapter", cache_dir=tmp_path), pipe.pose_adapter)
 
 
 class _Evil:
@@ -394,207 +334,84 @@ class _Evil:
         return (open, (str(self.mark), "w"))
 
 
-def make_evil(s: Scenario, *names: str) -> tuple[str, Path]:
-    """A repository with these files added, and the file that exists once one of them has been executed."""
-    folder = s.new_folder() / "repo"
-    mark = folder.parent / "executed"
-    shutil.copytree(s.folder, folder, ignore=shutil.ignore_patterns("*.fp16.safetensors"))
-    for name in names:
-        if name.endswith(".py"):
-            code = f"open({str(mark)!r}, 'w').close()\nclass CFLDPipeline: pass\nclass PoseAdapter: pass\n"
-            (folder / name).write_text(code)
-        else:
-            (folder / name).write_bytes(pickle.dumps(_Evil(mark)))
-    # A name of the Hub may not end with a dash or have two in a row, which a temporary folder's underscores may.
-    repo_id = f"org/{folder.parent.name}".replace("_", "x")
-    s.hub.add_repo(repo_id, folder)
-    return repo_id, mark
+class TestSafety:
+    """`mark` is the file that exists once something of a repository has been executed."""
 
+    @pytest.fixture
+    def mark(self, tmp_path: Path) -> Path:
+        return tmp_path / "executed"
 
-@step("online")
-def executes_no_python_file_of_a_repo(s: Scenario) -> None:
-    from diffusers import DiffusionPipeline
+    @pytest.fixture
+    def evil(self, hub: HubStandIn, folder: Path, tmp_path: Path, mark: Path) -> Callable[..., str]:
+        def add_repo(repo_id: str, *names: str, without: str = "") -> str:
+            """A repository with the files `names` added."""
+            copy = tmp_path / repo_id
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.fp16.safetensors"))
+            for name in names:
+                if name.endswith(".py"):
+                    code = f"open({str(mark)!r}, 'w').close()\nclass CFLDPipeline: pass\nclass PoseAdapter: pass\n"
+                    (copy / name).write_text(code)
+                else:
+                    (copy / name).write_bytes(pickle.dumps(_Evil(mark)))
+            hub.add_repo(repo_id, copy, ignore=lambda name: name == without)
+            return repo_id
 
-    from diffusers_cfld import CFLDPipeline
+        return add_repo
 
-    repo_id, mark = make_evil(s, "pipeline.py", "pose_adapter/pose_adapter.py", "pose_adapter/__init__.py")
-    cache = s.new_folder()
-    for cls in (CFLDPipeline, DiffusionPipeline):
-        pipe = cls.from_pretrained(repo_id, cache_dir=cache)
-        assert type(pipe) is CFLDPipeline
-        assert pipe.pose_adapter.__class__.__module__ == "diffusers_cfld.models.pose_adapter"
+    def test_no_python_file_of_a_repo_is_executed(
+        self, evil: Callable[..., str], mark: Path, expected: np.ndarray, tmp_path: Path
+    ) -> None:
+        repo_id = evil("org/python", "pipeline.py", "pose_adapter/pose_adapter.py", "pose_adapter/__init__.py")
+        for cls in (CFLDPipeline, DiffusionPipeline):
+            pipe = cls.from_pretrained(repo_id, cache_dir=tmp_path / "cache")
+            assert type(pipe) is CFLDPipeline
+            assert pipe.pose_adapter.__class__.__module__ == "diffusers_cfld.models.pose_adapter"
+            assert not mark.exists()
+        np.testing.assert_array_equal(pixels(pipe), expected)
+
+        # The name that diffusers would take for a component's own code: it has to ask for `trust_remote_code`.
+        repo_id = evil("org/python-module", "pose_adapter/diffusers_cfld.py")
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            CFLDPipeline.from_pretrained(repo_id, cache_dir=tmp_path / "cache")
         assert not mark.exists()
-    np.testing.assert_array_equal(pixels(pipe), local_pixels(s.folder))
 
-    # The name that diffusers would take for a component's own code: it has to ask for `trust_remote_code`.
-    repo_id, mark = make_evil(s, "pose_adapter/diffusers_cfld.py")
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        CFLDPipeline.from_pretrained(repo_id, cache_dir=cache)
-    assert not mark.exists()
+    def test_pickles_beside_safetensors_are_not_fetched(
+        self, hub: HubStandIn, evil: Callable[..., str], mark: Path, tmp_path: Path
+    ) -> None:
+        names = (f"pose_adapter/{WEIGHTS}.bin", "unet/pytorch_model.bin", "pytorch_model.bin")
+        CFLDPipeline.from_pretrained(evil("org/pickles", *names), cache_dir=tmp_path / "cache")
+        assert not [name for name in hub.downloads if name.endswith(".bin")]
+        assert not mark.exists()
 
-
-@step("online")
-def executes_no_pickle_of_a_repo(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline, PoseAdapter
-
-    # Beside safetensors, pickles are not even fetched.
-    repo_id, mark = make_evil(s, f"pose_adapter/{WEIGHTS}.bin", "unet/pytorch_model.bin", "pytorch_model.bin")
-    CFLDPipeline.from_pretrained(repo_id, cache_dir=s.new_folder())
-    assert not [name for name in s.hub.downloads if name.endswith(".bin")]
-    assert not mark.exists()
-
-    repo_id, mark = make_evil(s, f"pose_adapter/{WEIGHTS}.bin")
-    del s.hub.repos[repo_id].commits[s.hub.repos[repo_id].refs["main"]][f"pose_adapter/{WEIGHTS}.safetensors"]
-    for use_safetensors in (None, True):
-        kwargs = {"use_safetensors": use_safetensors, "cache_dir": s.new_folder()}
+    @pytest.mark.parametrize("use_safetensors", [None, True])
+    def test_no_pickle_of_a_repo_is_executed(
+        self, evil: Callable[..., str], mark: Path, tmp_path: Path, use_safetensors: bool | None
+    ) -> None:
+        weights = f"pose_adapter/{WEIGHTS}"
+        repo_id = evil(f"org/pickle-{use_safetensors}", f"{weights}.bin", without=f"{weights}.safetensors")
+        options = {"use_safetensors": use_safetensors, "cache_dir": tmp_path / "cache"}
         with pytest.raises((OSError, pickle.UnpicklingError)):
-            PoseAdapter.from_pretrained(repo_id, subfolder="pose_adapter", **kwargs)
+            PoseAdapter.from_pretrained(repo_id, subfolder="pose_adapter", **options)
         with pytest.raises((OSError, pickle.UnpicklingError)):
-            CFLDPipeline.from_pretrained(repo_id, **kwargs)
-    assert not mark.exists()
+            CFLDPipeline.from_pretrained(repo_id, **options)
+        assert not mark.exists()
 
 
-@step("offline")
-def loads_offline_from_the_cache(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline, PoseAdapter
-
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
-    pipe = CFLDPipeline.from_pretrained(REPO)
-    v2 = CFLDPipeline.from_pretrained(REPO, revision="v2")
-    PoseAdapter.from_pretrained(REPO, subfolder="pose_adapter")
-
-    np.testing.assert_array_equal(pixels(pipe), local_pixels(s.folder))
-    np.testing.assert_array_equal(pixels(v2), local_pixels(s.folder_v2))
-    assert not s.hub.requests
-
-
-@step("offline")
-def explains_an_empty_cache_offline(s: Scenario) -> None:
-    from diffusers_cfld import CFLDPipeline, PoseAdapter
-
-    with pytest.raises(OSError, match=r"(?i)offline|outgoing traffic has been disabled"):
-        CFLDPipeline.from_pretrained(REPO, cache_dir=s.new_folder())
-    with pytest.raises(OSError, match=r"org/cfld-tiny"):
-        PoseAdapter.from_pretrained(REPO, subfolder="pose_adapter", cache_dir=s.new_folder())
-    assert not s.hub.requests
+def test_the_stand_in_serves_ranges_and_users(hub: HubStandIn, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"0123456789")
+    hub.add_repo("org/a", tmp_path)
+    url = f"{hub.endpoint}/org/a/resolve/main/a.bin"
+    for wanted, expected in (("bytes=4-", b"456789"), ("bytes=2-3", b"23"), ("bytes=8-99", b"89")):
+        with urlopen(Request(url, headers={"Range": wanted})) as answer:
+            assert answer.status == 206
+            assert answer.read() == expected
+    user = Request(f"{hub.endpoint}/api/whoami-v2", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urlopen(user) as answer:
+        assert json.load(answer)["name"] == "org"
+    assert hub.downloads == ["a.bin"] * 3
+    assert hub.requests[-1].token == TOKEN
 
 
-def run_steps(process: str, work: Path) -> dict[str, str | None]:
-    """Run a process's steps; the traceback of each that failed."""
-    connect = socket.socket.connect
-
-    def connect_locally(self: socket.socket, address: Any) -> None:
-        assert address[0] == "127.0.0.1", f"Tried to reach {address}."
-        connect(self, address)
-
-    socket.socket.connect = connect_locally  # type: ignore[method-assign]
-    errors: dict[str, str | None] = {}
-    with HubStandIn(work / "hub", tokens={TOKEN: "org"}) as hub:
-        os.environ["HF_ENDPOINT"] = hub.endpoint
-        hub.add_repo(REPO, work / "pipeline")
-        hub.add_repo(REPO, work / "pipeline-v2", revision="v2")
-        for name, function in STEPS[process].items():
-            files = work / process / name
-            files.mkdir(parents=True)
-            hub.requests.clear()
-            try:
-                function(Scenario(hub, work / "pipeline", work / "pipeline-v2", files))
-                unknown = [request for request in hub.requests if request.status == 501]
-                assert not unknown, f"The stand-in lacks {unknown}."
-            except BaseException:
-                answers = "\n".join(str(request) for request in hub.requests if request.status >= 400)
-                errors[name] = f"{traceback.format_exc()}\n{answers}"
-            else:
-                errors[name] = None
-            shutil.rmtree(files)
-    return errors
-
-
-# In pytest's process ---------------------------------------------------------------------------------------------
-
-
-def save_pipelines(work: Path) -> None:
-    """Save what the steps load."""
-    import torch
-    from testing_utils import tiny_pipeline
-
-    folder = work / "pipeline"
-    pipe = tiny_pipeline()
-    pipe.save_pretrained(folder)
-    with torch.no_grad():
-        pipe.vae.decoder.conv_out.bias += 0.5
-    pipe.save_pretrained(work / "pipeline-v2")
-    with torch.no_grad():
-        pipe.vae.decoder.conv_out.bias -= 0.5
-    pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
-
-    for name in OTHER_FILES:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"---\nlicense: other\n---\n" if name == "README.md" else b"0")
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], dict[str, str | None]]]:
-    """How the steps of a process ended; runs it when it is first asked for."""
-    work = tmp_path_factory.mktemp("hub")
-    done: dict[str, dict[str, str | None]] = {}
-
-    def run(process: str) -> dict[str, str | None]:
-        if process == "offline":
-            run("online")  # fills the cache
-        if process not in done:
-            environment = {
-                name: value
-                for name, value in os.environ.items()
-                if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) and not name.lower().endswith("_proxy")
-            }
-            environment |= {
-                "HF_HOME": str(work / "home"),
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                "HF_HUB_DISABLE_XET": "1",
-                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            }
-            if process == "offline":
-                environment["HF_HUB_OFFLINE"] = "1"
-            answer = work / f"{process}.json"
-            command = [sys.executable, __file__, process, str(work), str(answer)]
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-            assert ended.returncode == 0, ended.stdout + ended.stderr
-            done[process] = json.loads(answer.read_text())
-        return done[process]
-
-    save_pipelines(work)
-    yield run
-    shutil.rmtree(work)
-
-
-def test_stand_in_serves_ranges_and_users(tmp_path: Path) -> None:
-    (tmp_path / "repo").mkdir()
-    (tmp_path / "repo" / "a.bin").write_bytes(b"0123456789")
-    with HubStandIn(tmp_path / "hub", tokens={TOKEN: "org"}) as hub:
-        hub.add_repo("org/a", tmp_path / "repo")
-        url = f"{hub.endpoint}/org/a/resolve/main/a.bin"
-        for wanted, expected in (("bytes=4-", b"456789"), ("bytes=2-3", b"23"), ("bytes=8-99", b"89")):
-            with urlopen(Request(url, headers={"Range": wanted})) as answer:
-                assert answer.status == 206
-                assert answer.read() == expected
-        user = Request(f"{hub.endpoint}/api/whoami-v2", headers={"Authorization": f"Bearer {TOKEN}"})
-        with urlopen(user) as answer:
-            assert json.load(answer)["name"] == "org"
-        assert hub.downloads == ["a.bin"] * 3
-        assert hub.requests[-1].token == TOKEN
-
-
-@pytest.mark.parametrize(
-    ("process", "name"),
-    [pytest.param(process, name, id=name) for process, steps in STEPS.items() for name in steps],
-)
-def test_hub(process: str, name: str, outcomes: Callable[[str], dict[str, str | None]]) -> None:
-    error = outcomes(process)[name]
-    if error is not None:
-        pytest.fail(error, pytrace=False)
-
-
-if __name__ == "__main__":
-    Path(sys.argv[3]).write_text(json.dumps(run_steps(sys.argv[1], Path(sys.argv[2]))))
+def test_nothing_but_localhost_can_be_reached() -> None:
+    with pytest.raises(pytest.fail.Exception, match="tried to reach"):
+        urlopen("http://192.0.2.1/")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from hub_standin import HubStandIn
 from safetensors.torch import load_file, save_file
 from testing_utils_reference import (
     MODEL_FILE,
@@ -279,24 +280,16 @@ ignore_symlinks_warning = pytest.mark.filterwarnings("ignore:The `local_dir_use_
 
 @ignore_symlinks_warning
 @pytest.mark.parametrize("base", ["./nothing", "/no/such/folder", "a/b/c", "nothing", "no-such-owner/no-such-name"])
-def test_a_base_that_is_nowhere_is_refused(
-    tiny_checkpoint: Path, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def test_a_base_that_is_nowhere_is_refused(tiny_checkpoint: Path, tmp_path: Path, base: str) -> None:
     with pytest.raises(OSError, match=rf"The base '{base}' must be Stable Diffusion 1\.5, a local folder or a Hub id"):
         convert_checkpoint(tiny_checkpoint, base, tmp_path / "output")
 
 
 @ignore_symlinks_warning
 def test_a_base_from_the_hub(
-    tiny_checkpoint: Path, tiny_base: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubStandIn, tiny_checkpoint: Path, tiny_base: Path, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
-    repository = tmp_path / "cache" / "models--org--base"
-    shutil.copytree(tiny_base, repository / "snapshots" / ("0" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.add_repo("org/base", tiny_base)
     output = convert_checkpoint(tiny_checkpoint, "org/base", tmp_path / "output")
     for name in ("vae/diffusion_pytorch_model.safetensors", "vae/config.json", "scheduler/scheduler_config.json"):
         assert (output / name).read_bytes() == (tiny_pipeline / name).read_bytes()

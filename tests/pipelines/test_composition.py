@@ -1,10 +1,8 @@
 """What users of diffusers add to a pipeline goes on working with the query biases on, and leaves no trace."""
 
 import importlib
-import io
 import threading
 from contextlib import contextmanager
-from functools import cache
 
 import diffusers
 import pytest
@@ -25,6 +23,7 @@ from testing_utils import (
     scheduler_config,
     tiny_components,
     tiny_image,
+    tiny_pipeline,
     tiny_pose,
 )
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -87,24 +86,10 @@ def assert_processors_unchanged(unet):
     assert all(after[name] is before[name] for name in before)
 
 
-def fresh_pipeline():
-    """As `tiny_pipeline`, but copying the components is faster than making them."""
-    pipe = CFLDPipeline(**torch.load(io.BytesIO(components_as_bytes()), weights_only=False))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@cache
-def components_as_bytes():
-    buffer = io.BytesIO()
-    torch.save(tiny_components(), buffer)
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def pipe():
     """A pipeline of the test's own, whose layers must have got their processors back in the end."""
-    pipe = fresh_pipeline()
+    pipe = tiny_pipeline()
     yield pipe
     names = {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
     assert "HybridGranularityAttnProcessor" not in names
@@ -113,7 +98,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def plain():
     """What the pipeline gives before a test adds anything."""
-    pipe = fresh_pipeline()
+    pipe = tiny_pipeline()
     with assert_processors_unchanged(pipe.unet):
         latents = run(pipe)
     assert_biases_matter(pipe, latents)
@@ -147,7 +132,7 @@ def test_lora_from_a_state_dict(pipe, plain, loras):
 
 def test_lora_changes_the_query_before_the_bias_is_added(pipe, loras):
     """Q = LoRA(W_q) h + B: a LoRA merged into the weights by hand gives the same."""
-    merged = fresh_pipeline()
+    merged = tiny_pipeline()
     modules = dict(merged.unet.named_modules())
     for key, down in loras[0].items():
         if ".lora_A." in key:
@@ -226,7 +211,7 @@ def test_lora_save_and_load_again(pipe, plain, loras, tmp_path):
     layers = get_peft_model_state_dict(pipe.unet, adapter_name="default_0")
     pipe.save_lora_weights(tmp_path, unet_lora_layers=layers)
     assert load_file(tmp_path / "pytorch_lora_weights.safetensors").keys() == loras[0].keys()
-    other = fresh_pipeline()
+    other = tiny_pipeline()
     other.load_lora_weights(tmp_path)
     assert torch.equal(run(other), expected)
     assert_clearly_different(expected, plain)
@@ -237,7 +222,7 @@ def test_lora_save_and_load_again(pipe, plain, loras, tmp_path):
 
 @pytest.mark.parametrize("branches", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_ip_adapter(branches):
-    pipe = fresh_pipeline()
+    pipe = tiny_pipeline()
     scales = BRANCHES[branches]
     plain = run(pipe, **scales)
     load_ip_adapter(pipe)
@@ -503,7 +488,7 @@ def test_second_thread_is_refused_during_an_evaluation_of_the_unet(pipe):
         done.set()
         first.join(timeout=60)
         handle.remove()
-    assert torch.equal(outcomes[0], run(fresh_pipeline()))
+    assert torch.equal(outcomes[0], run(tiny_pipeline()))
 
 
 # Two pipelines with one U-Net
@@ -547,7 +532,7 @@ def run_sd(sd, **arguments):
 
 def test_pipelines_that_share_a_unet_take_turns(pipe, plain):
     sd = stable_diffusion(pipe)
-    solo = run_sd(stable_diffusion(fresh_pipeline()))
+    solo = run_sd(stable_diffusion(tiny_pipeline()))
     assert torch.equal(run_sd(sd), solo)
     for _ in range(2):
         assert torch.equal(run(pipe), plain)
