@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-
 from testing_utils_reference import write_base, write_checkpoint
 
 

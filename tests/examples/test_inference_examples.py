@@ -15,11 +15,11 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    """At most three denoising steps, whatever a script asks for: enough for an image that is no noise."""
+    """At most two denoising steps, whatever a script asks for: enough for an image that is no noise."""
     for module in (pipeline_cfld, pipeline_cfld_inpaint):
 
         def retrieve_few(scheduler, steps, *args, all_of=module.retrieve_timesteps):
-            return all_of(scheduler, min(steps, 3), *args)
+            return all_of(scheduler, min(steps, 2), *args)
 
         monkeypatch.setattr(module, "retrieve_timesteps", retrieve_few)
 
