@@ -80,7 +80,7 @@ def test_inversion_does_not_depend_on_how_the_scheduler_was_made(scheduler):
 
 def test_a_scheduler_without_betas_is_named(small):
     pipe = CFLDPipeline(**{**small[0].components, "scheduler": FlowMatchEulerDiscreteScheduler()})
-    with pytest.raises(ValueError, match="needs the betas that noise is added by"):
+    with pytest.raises(ValueError, match="needs a scheduler with betas, for noise or velocity prediction"):
         invert(pipe, example_sources()[0], example_poses()[0])
 
 

@@ -1,7 +1,7 @@
 """CFLD (Coarse-to-Fine Latent Diffusion, CVPR 2024) for diffusers: put a person into another pose.
 
-The public names are listed in `__init__.pyi`, for type checkers and for this module. Each is imported when it is first
-used, because diffusers, transformers and timm take seconds to load.
+The public names are listed in `__init__.pyi`, for type checkers and for this module. Each is imported only when it is
+first used, because diffusers, transformers and timm take seconds to load.
 """
 
 import ast

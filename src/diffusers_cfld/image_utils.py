@@ -24,29 +24,29 @@ __all__ = [
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Turn an image as its EXIF data says.
+    """Rotate an image as its EXIF data says.
 
     Args:
         image: The image.
 
     Returns:
-        A copy, turned if need be.
+        A copy, rotated if necessary.
 
     Raises:
         ValueError: The EXIF data is damaged.
-        OSError: The image was opened from a file that cannot be read to its end.
+        OSError: The file that the image was opened from is truncated.
     """
-    image.load()  # here, so that a truncated file is not taken for damaged EXIF data
+    image.load()  # here, so that a truncated file is not mistaken for damaged EXIF data
     try:
         return PIL.ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises nearly anything on damaged EXIF data
+    except Exception as error:  # Pillow raises all kinds of errors on damaged EXIF data
         raise ValueError(f"The image's EXIF data is damaged ({error}): save the image again without it.") from error
 
 
 def has_transparency(image: PIL.Image.Image) -> bool:
-    """Tell whether an image has transparent parts, or could have.
+    """Return whether an image has transparent parts, or could have some.
 
     Args:
         image: The image.
@@ -58,14 +58,14 @@ def has_transparency(image: PIL.Image.Image) -> bool:
 
 
 def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> PIL.Image.Image:
-    """Turn an image upright by its EXIF data, lay transparency over a colour, convert greys and 16 bits.
+    """Convert an image to RGB: rotate it as its EXIF data says, lay it over a colour, convert grey and 16-bit values.
 
     Args:
         image: The image, of any mode.
-        background: RGB, 0 to 255.
+        background: Colour behind transparent parts, RGB, 0 to 255.
 
     Returns:
-        RGB.
+        An RGB image.
 
     Raises:
         ValueError: Values of an image of mode `F` lie outside [0, 1], or its EXIF data is damaged.
@@ -73,7 +73,7 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
     image = upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
-        # 16-bit files open as I;16, or as I in older formats; only F does not tell its range.
+        # 16-bit files are opened as I;16, or as I in older formats; only for F is the range unknown.
         if image.mode == "F" and not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
                 "An image of PIL mode 'F' must hold values in [0, 1], got "
@@ -88,7 +88,7 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
 
 
 def load_image(image: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image.Image:
-    """Open an image unless it is open.
+    """Open an image, unless it is open already.
 
     Args:
         image: A PIL image or a path.
@@ -107,31 +107,31 @@ def load_image(image: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image.Ima
         opened.load()
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError) as error:  # Pillow does not always name the file
+    except (OSError, SyntaxError) as error:  # raised again because Pillow does not always name the file
         raise OSError(f"{os.fspath(image)!r} cannot be read as an image: {error}") from error
     return upright(opened)
 
 
 def is_image(value: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
-    """Tell images and paths of images from anything else.
+    """Return whether a value is an image or the path of one.
 
     Args:
         value: Anything.
 
     Returns:
-        Whether it is a PIL image, or a path that ends like an image's.
+        Whether it is a PIL image, or a path with the suffix of an image file.
     """
     return isinstance(value, PIL.Image.Image) or path_suffix(value) in PIL.Image.registered_extensions()
 
 
 def path_suffix(value: object) -> str:
-    """Tell how a path ends.
+    """Return the suffix of a path.
 
     Args:
         value: Anything.
 
     Returns:
-        The suffix in lower case, with its dot; empty if there is none, or if `value` is no path.
+        The suffix in lower case, with its dot; empty if there is none, or if `value` is not a path.
     """
     return PurePath(value).suffix.lower() if isinstance(value, (str, os.PathLike)) else ""
 
@@ -140,7 +140,7 @@ def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Expand a size to (height, width).
 
     Args:
-        size: One number for a square, or both.
+        size: One number for a square, or both height and width.
 
     Returns:
         (height, width).
@@ -152,13 +152,13 @@ def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def unsquash_size(size: tuple[int, int], image_shape: tuple[int, int]) -> tuple[int, int]:
-    """Choose the size in which squashed images get their original aspect ratio back.
+    """Choose the size that gives squashed images their original aspect ratio back.
 
     Args:
         size: (height, width) of the squashed images, pixels.
         image_shape: (height, width) with the original aspect ratio.
 
     Returns:
-        (height, width), of the same height.
+        (height, width); the height is that of `size`.
     """
     return size[0], round(size[0] * image_shape[1] / image_shape[0])

@@ -1,7 +1,7 @@
-"""DDIM inversion: the noise from which the pipeline makes a given image.
+"""DDIM inversion: find the noise from which the pipeline makes a given image.
 
-Paper: arXiv:2010.02502, Sec. 4.3, run backwards. Official code: the test script of YanzuoLu/CFLD @ f2ea2a7 has it with
-diffusers' `DDIMInverseScheduler`, which is used here too.
+Paper: arXiv:2010.02502, Sec. 4.3, run backwards. As in the test script of YanzuoLu/CFLD @ f2ea2a7, diffusers'
+`DDIMInverseScheduler` is used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["invert", "reconstruct"]
 
-# What of a scheduler's configuration says how noise is added and what the U-Net predicts.
+# The part of a scheduler's configuration that says how noise is added and what the U-Net predicts.
 _SCHEDULE = (
     "num_train_timesteps",
     "beta_start",
@@ -52,27 +52,27 @@ def invert(
     """Find the latents that DDIM turns into an image, under the pipeline's conditions.
 
     Pass the result to [`reconstruct`] with the same conditions to get the image back, or with another appearance or
-    pose to edit it. More steps invert better; guidance inverts worse, since it amplifies every error.
+    pose to edit it. More steps make the inversion better; guidance makes it worse, since it amplifies every error.
 
     Args:
         pipe: The pipeline; its scheduler's noise schedule and prediction type are used. Not modified.
-        image: The image of the person; squashed to the generated size, and padded first if it has another shape
-            than 256:176, as its pose is.
-        pose: The pose in the image, measured on it, in any form of the pipeline's call.
-        source_image: The appearance to invert under; the image's own by default.
-        appearance: From `encode_appearance`, in place of `source_image`.
-        height: Height of the generated size in pixels, a multiple of 8; the U-Net's by default.
-        width: Width of it, likewise.
+        image: The image of the person; squashed to the generated size. If its aspect ratio is not 256:176, image and
+            pose are padded first.
+        pose: The pose of the person, measured on the image, in any form that the pipeline's call takes.
+        source_image: The image whose appearance is the condition; by default `image` itself.
+        appearance: From `encode_appearance`, instead of `source_image`.
+        height: Generated height in pixels, a multiple of 8; the U-Net's by default.
+        width: Generated width in pixels, likewise.
         num_inference_steps: Steps of the inversion.
-        guidance_scale: Both weights; 1 is one U-Net evaluation a step.
+        guidance_scale: Both weights; at 1, each step is one U-Net evaluation.
         **kwargs: As in the pipeline's call, for example `pose_guidance_scale`.
 
     Returns:
-        (1, C, h, w), for `latents=` of the pipeline; close to standard-normal noise.
+        (1, C, h, w), close to standard-normal noise; pass it to the pipeline as `latents`.
 
     Raises:
         TypeError: As in the pipeline's call.
-        ValueError: `source_image` and `appearance` are both given, or as in the pipeline's call.
+        ValueError: Both `source_image` and `appearance` are given, or as in the pipeline's call.
     """
     if source_image is not None and appearance is not None:
         raise ValueError("Pass either `source_image` or `appearance` (from `encode_appearance`), not both.")
@@ -113,10 +113,10 @@ def reconstruct(
 
     Args:
         pipe: The pipeline; whatever its scheduler, DDIM is used with its noise schedule. Not modified.
-        latents: From [`invert`]; their height and width decide the image's.
+        latents: From [`invert`]; the image has their size, times the VAE's scale factor.
         pose: As in the pipeline's call.
-        num_inference_steps: As many as in [`invert`].
-        guidance_scale: As in [`invert`] to get the image back.
+        num_inference_steps: The same number as in [`invert`].
+        guidance_scale: The same as in [`invert`], to get the image back.
         **kwargs: As in the pipeline's call: `image` or `appearance`, `output_type`, `output_size`, and so on.
 
     Returns:
@@ -141,16 +141,16 @@ def reconstruct(
 
 @contextmanager
 def _scheduler(pipe: CFLDPipeline, scheduler_class: Any) -> Iterator[None]:
-    """DDIM, or its inverse, in place of the pipeline's scheduler, on the same noise schedule."""
+    """Replace the pipeline's scheduler by DDIM or its inverse, with the same noise schedule."""
     previous = pipe.scheduler
     config = previous.config
     if config.get("trained_betas") is None and not {"beta_start", "beta_end", "beta_schedule"} <= set(config):
         raise ValueError(
-            f"Inversion needs the betas that noise is added by, which {type(previous).__name__} does not have: use a "
-            "scheduler for noise or velocity prediction, such as `DDIMScheduler`."
+            f"Inversion needs a scheduler with betas, for noise or velocity prediction, such as `DDIMScheduler`, but "
+            f"the pipeline has {type(previous).__name__}."
         )
     options = {name: config[name] for name in _SCHEDULE if name in config}
-    # Both directions have to agree on these, whatever the other scheduler says or leaves open.
+    # Both directions must agree on these, whatever the pipeline's own scheduler says or leaves open.
     spacing = config.get("timestep_spacing")
     options["timestep_spacing"] = spacing if spacing in ("leading", "trailing") else "leading"
     options["steps_offset"] = config.get("steps_offset", 0) if options["timestep_spacing"] == "leading" else 0

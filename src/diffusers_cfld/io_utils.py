@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, *, keep_suffix: bool = False) -> Iterator[Path]:
-    """Write a file beside its place and move it there, so that an interruption leaves no half of it.
+    """Write a file under a temporary name and rename it, so that an interruption never leaves half a file.
 
     Args:
         path: The file; replaced if it exists.
-        keep_suffix: Whether the temporary file has the suffix too, for writers that choose the format by it.
+        keep_suffix: Whether the temporary file has the same suffix, for writers that choose the format by it.
 
     Yields:
-        Where to write it. If nothing is there at the end of the block, nothing is moved.
+        The temporary path to write to. If no file is there at the end of the block, nothing is renamed.
 
     Raises:
         OSError: It cannot be moved.
@@ -32,7 +32,7 @@ def replacing(path: Path, *, keep_suffix: bool = False) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Args:
         path: The file; replaced if it exists.

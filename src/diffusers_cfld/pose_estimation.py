@@ -1,7 +1,7 @@
-"""Poses from images: one small interface, and two estimators behind it.
+"""Find poses in images: one small interface, and two estimators that implement it.
 
-Anything that takes an image and returns a list of [`Keypoints`] is a [`PoseEstimator`]; set one as
-`pipe.pose_estimator`, and images are accepted as poses.
+Anything that takes an image and returns a list of [`Keypoints`] is a [`PoseEstimator`]. If you set one as
+`pipe.pose_estimator`, the pipeline accepts images as poses.
 """
 
 from .pose.estimation import PoseEstimator as PoseEstimator

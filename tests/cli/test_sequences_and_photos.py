@@ -318,7 +318,7 @@ def test_interpolate_goes_from_the_one_to_the_other(folder, pipe, tmp_path):
     ("options", "message"),
     [
         (["--pose", "b.png"], "--pose: to find the pose in the image"),
-        (["--pose", "pose.json", "--pose-row", "first"], "chooses a line of a .csv"),
+        (["--pose", "pose.json", "--pose-row", "first"], "`row` is only for .csv and .txt files"),
     ],
     ids=str,
 )

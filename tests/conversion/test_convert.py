@@ -158,9 +158,13 @@ def test_tensors_that_share_memory(own_checkpoint: Path, tiny_base: Path, tiny_p
 @pytest.mark.parametrize(
     ("file", "key", "message"),
     [
-        (MODEL_FILE, "learnable_vector", "of 'learnable_vector', got no such tensor"),
+        (MODEL_FILE, "learnable_vector", "'learnable_vector' has at least 3 dimensions, got no such tensor"),
         (MODEL_FILE, "backbone.layers.1.blocks.0.norm1.bias", 'Missing key.*"backbone.layers.1.blocks.0.norm1.bias"'),
-        (MODEL_FILE, "backbone.layers.0.blocks.1.attn_mask", "unexpected or mis-shaped: .*0.blocks.1.attn_mask"),
+        (
+            MODEL_FILE,
+            "backbone.layers.0.blocks.1.attn_mask",
+            "unexpected or of the wrong shape: .*0.blocks.1.attn_mask",
+        ),
         (MODEL_FILE, "pose_encoder.resnets.0.conv2.weight", 'Missing key.*"resnets.0.conv2.weight"'),
         (UNET_FILE, "model.conv_in.bias", 'Missing key.*"conv_in.bias"'),
     ],
@@ -178,7 +182,11 @@ def test_missing_keys_are_named(
     [
         (MODEL_FILE, "decoder.extra", "'decoder.extra' is not a key of a published CFLD checkpoint"),
         (MODEL_FILE, "backbone.layers.0.blocks.7.norm1.weight", 'Unexpected key.*"backbone.layers.0.blocks.7.norm1'),
-        (MODEL_FILE, "backbone.layers.2.blocks.1.attn_mask", "unexpected or mis-shaped: .*2.blocks.1.attn_mask"),
+        (
+            MODEL_FILE,
+            "backbone.layers.2.blocks.1.attn_mask",
+            "unexpected or of the wrong shape: .*2.blocks.1.attn_mask",
+        ),
         (UNET_FILE, "conv_in.bias", "'conv_in.bias' is not a key of a published CFLD checkpoint"),
         (UNET_FILE, "model.extra", 'Unexpected key.*"extra"'),
     ],
@@ -313,7 +321,9 @@ def test_only_former_results_are_replaced(tiny_checkpoint: Path, tiny_base: Path
         other = tmp_path / name / name
         other.parent.mkdir()
         other.write_text(content)
-        with pytest.raises(ValueError, match="is not overwritten, since it is no former result"):
+        with pytest.raises(
+            ValueError, match=r"is not replaced, because its '.*' does not show that an earlier conversion wrote it"
+        ):
             convert_checkpoint(tiny_checkpoint, tiny_base, other.parent, overwrite=True)
         assert other.read_text() == content
 
@@ -360,10 +370,14 @@ def test_an_interrupted_run_leaves_nothing(
         (
             "scheduler/scheduler_config.json",
             {"prediction_type": "v_prediction"},
-            "`prediction_type` epsilon, got v_pr",
+            "`prediction_type` = epsilon, got v_pr",
         ),
-        ("pose_adapter/config.json", {"norm_num_groups": 8}, "`norm_num_groups` 32, got 8"),
-        ("appearance_encoder/config.json", {"feature_stages": [2, 1, 3]}, r"`feature_stages` \(1, 2, 3\), got \(2, 1"),
+        ("pose_adapter/config.json", {"norm_num_groups": 8}, "`norm_num_groups` = 32, got 8"),
+        (
+            "appearance_encoder/config.json",
+            {"feature_stages": [2, 1, 3]},
+            r"`feature_stages` = \(1, 2, 3\), got \(2, 1",
+        ),
     ],
 )
 def test_to_original_refuses_what_the_published_layout_cannot_hold(
@@ -395,7 +409,9 @@ def test_to_original_takes_other_spellings_of_the_same_sizes(tiny_pipeline: Path
 def test_to_original_needs_a_whole_pipeline(tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="must be the local folder of a saved CFLDPipeline"):
         convert_to_original(tmp_path / "nothing", tmp_path / "output")
-    with pytest.raises(FileNotFoundError, match=r"must hold 'diffusion_pytorch_model.own.safetensors' or its shards"):
+    with pytest.raises(
+        FileNotFoundError, match=r"must have 'diffusion_pytorch_model.own.safetensors' or its shards, but has neither"
+    ):
         convert_to_original(tiny_pipeline, tmp_path / "output", variant="own")
     broken = Path(shutil.copytree(tiny_pipeline, tmp_path / "broken"))
     weights = broken / "pose_adapter" / "diffusion_pytorch_model.safetensors"
@@ -404,7 +420,7 @@ def test_to_original_needs_a_whole_pipeline(tiny_pipeline: Path, tmp_path: Path)
     with pytest.raises(ValueError, match=r'pose_adapter\' do not fit: (?s:.)*Missing key.*"conv_in.bias"'):
         convert_to_original(broken, tmp_path / "output")
     shutil.rmtree(broken / "pose_adapter")
-    with pytest.raises(FileNotFoundError, match="pose_adapter' must hold"):
+    with pytest.raises(FileNotFoundError, match="pose_adapter' must have"):
         convert_to_original(broken, tmp_path / "output")
     assert not (tmp_path / "output").exists()
 

@@ -68,7 +68,8 @@ def test_the_written_config_is_the_trainers(size):
 
 def test_head_counts_of_other_widths_need_the_config(tiny):
     with pytest.raises(
-        ValueError, match=r"head count for the width 48.*config\.yaml with `MODEL.DECODER_CONFIG.HEADS`"
+        ValueError,
+        match=r"cannot be read from weights of width 48.*config\.yaml, which has it as `MODEL.DECODER_CONFIG.HEADS`",
     ):
         read_arguments(tiny[0], {})
 
@@ -109,7 +110,7 @@ def test_absent_settings_fall_back(tiny):
 def test_source_images_of_other_proportions_need_the_config(tiny):
     shapes, config = {**tiny[0], "decoder.kv_pos_embed": [1, 2, 128]}, tiny[1]
     del config["INPUT"]
-    with pytest.raises(ValueError, match=r"config\.yaml with `INPUT.COND.IMG_SIZE`.*got 44x44"):
+    with pytest.raises(ValueError, match=r"got 44x44 pixels: put a config\.yaml .* as `INPUT.COND.IMG_SIZE`"):
         read_arguments(shapes, config)
     arguments = read_arguments(shapes, with_setting(config, "INPUT.COND.IMG_SIZE", [64, 32]))
     assert arguments["source_encoder"]["image_size"] == (64, 32)

@@ -117,7 +117,7 @@ def test_broken_images_are_replaced_by_the_next_pair_and_named(deepfashion):
     paths, reasons = zip(*item["skipped"], strict=True)
     assert paths == (broken[0], broken[0], *broken[1:])
     assert "truncated" in reasons[0].lower()
-    assert reasons[2:] == ("is no image of a known format", "is no image of a known format", "does not exist")
+    assert reasons[2:] == ("is not an image in a known format", "is not an image in a known format", "does not exist")
     assert_equal({**item, "skipped": []}, dataset[0])
 
 
@@ -139,7 +139,7 @@ def test_wholly_wrong_data_is_one_sentence_out_of_a_worker_too(deepfashion):
     dataset = PosePairDataset(load_pairs(deepfashion), **SIZES)
     for name in NAMES:
         (deepfashion / "train_highres" / name).unlink()
-    with pytest.raises(UnreadableDataError, match=r"6 in a row cannot be read, .* does not exist") as error:
+    with pytest.raises(UnreadableDataError, match=r"6 files in a row cannot be read; .* does not exist") as error:
         dataset[0]
     assert "\n" not in str(error.value)
     # What a loader does with the error of a worker; with a real one it waits five seconds for it.
@@ -151,7 +151,7 @@ def test_wholly_wrong_data_is_one_sentence_out_of_a_worker_too(deepfashion):
 def test_tries_are_bounded(deepfashion):
     pair = load_pairs(deepfashion)[0]
     missing = [replace(pair, source=f"missing-{number}.jpg") for number in range(40)]
-    with pytest.raises(UnreadableDataError, match="32 in a row"):
+    with pytest.raises(UnreadableDataError, match="32 files in a row"):
         PosePairDataset([*missing, pair], **SIZES)[0]
     assert len(PosePairDataset([*missing, pair], **SIZES)[9]["skipped"]) == 31
 

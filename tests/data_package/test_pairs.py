@@ -111,7 +111,7 @@ def test_pairs_without_keypoints_are_left_out_and_named(deepfashion, caplog):
 
 def test_no_annotation_at_all_is_one_sentence(deepfashion):
     (deepfashion / "fasion-resize-annotation-train.csv").write_text(HEADER)
-    with pytest.raises(ValueError, match=r"must have usable pairs, got none in 6\. .*has no line in") as error:
+    with pytest.raises(ValueError, match=r"must have usable pairs, got none among 6\. .*has no line in") as error:
         load_pairs(deepfashion)
     assert "\n" not in str(error.value)
 
@@ -121,13 +121,13 @@ def test_no_annotation_at_all_is_one_sentence(deepfashion):
     [
         (
             shutil.rmtree,
-            "must have one of 'pairs.jsonl', 'fasion-resize-pairs-train.csv' and 'market-pairs-train.csv'",
+            "must have 'pairs.jsonl', 'fasion-resize-pairs-train.csv' or 'market-pairs-train.csv', but has none",
         ),
-        (lambda root: [file.unlink() for file in root.glob("*pairs*")], "must have one of 'pairs.jsonl'"),
+        (lambda root: [file.unlink() for file in root.glob("*pairs*")], "must have 'pairs.jsonl'"),
         (lambda root: (root / "fasion-resize-annotation-train.csv").unlink(), "'fasion-resize-annotation-train.csv'"),
         (lambda root: (root / "fasion-resize-pairs-train.csv").write_text("a;b\n"), "columns `from` and `to`"),
-        (lambda root: (root / "fasion-resize-pairs-train.csv").write_text("from,to\n"), "got none in 0"),
-        (lambda root: shutil.rmtree(root / "train_highres"), "must have the images in 'train_highres'"),
+        (lambda root: (root / "fasion-resize-pairs-train.csv").write_text("from,to\n"), "got none among 0"),
+        (lambda root: shutil.rmtree(root / "train_highres"), "must have a folder 'train_highres' with the images"),
     ],
 )
 def test_a_wholly_wrong_folder_is_one_sentence(deepfashion, break_it, message):
@@ -138,11 +138,11 @@ def test_a_wholly_wrong_folder_is_one_sentence(deepfashion, break_it, message):
 
 
 def test_wrong_arguments(deepfashion):
-    with pytest.raises(FileNotFoundError, match=r"must have the file 'fasion-resize-pairs-val.csv'"):
+    with pytest.raises(FileNotFoundError, match=r"'fasion-resize-pairs-val.csv' is missing in"):
         load_deepfashion_pairs(deepfashion, "val")
     with pytest.raises(ValueError, match=r"`format` must be 'auto', 'deepfashion', .* got 'coco'"):
         load_pairs(deepfashion, "coco")
-    with pytest.raises(FileNotFoundError, match=r"must have the file 'market-pairs-train.csv'"):
+    with pytest.raises(FileNotFoundError, match=r"'market-pairs-train.csv' is missing in"):
         load_pairs(deepfashion, "market1501")
     with pytest.raises(FileNotFoundError, match=r"pairs.jsonl"):
         load_pairs(deepfashion, "folder")
@@ -184,7 +184,7 @@ def test_keypoints_in_any_form_with_the_frame_they_need(tmp_path):
 def test_images_must_have_the_shape_of_keypoints_without_a_size(tmp_path):
     save_image(tmp_path / "a.png", 0, (64, 64))
     save_image(tmp_path / "b.png", 0, (128, 88))
-    with pytest.raises(ValueError, match=r"'.*a.png' must have the shape of 256x176 pixels, .* got 64x64"):
+    with pytest.raises(ValueError, match=r"'.*a.png' must have the aspect ratio of 256x176, .* got 64x64"):
         load_pairs(write_pairs(tmp_path, line()))
     (pair,) = load_pairs(write_pairs(tmp_path, line(size=[256, 176])))  # resized to another shape
     assert pair.source_keypoints.size == (256, 176)
@@ -212,5 +212,5 @@ def test_unusable_lines_are_named_with_their_number(tmp_path):
     reason = report.files[f"{tmp_path / 'pairs.jsonl'}:5"]["reason"]
     assert reason.startswith("is not a usable pair (it must be a JSON object with source, target, source_keypoints")
     write_pairs(tmp_path, *wrong)
-    with pytest.raises(ValueError, match=r"must have usable pairs, got none in 6"):
+    with pytest.raises(ValueError, match=r"must have usable pairs, got none among 6"):
         load_pairs(tmp_path)

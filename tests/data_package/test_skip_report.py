@@ -15,7 +15,7 @@ def test_files_are_counted_and_the_first_twenty_named(caplog):
         report.update((str(number), "is empty") for number in range(1, 23))
     messages = [record.getMessage() for record in caplog.records]
     assert messages[:20] == [f"Skipping '{number}': is empty." for number in range(20)]
-    assert messages[20:] == ["More than 20 files are skipped; no more are logged."]
+    assert messages[20:] == ["More than 20 files were skipped; the others are not logged."]
     assert len(report) == 23
     assert report.files["0"] == {"reason": "is empty", "times": 2}
 
@@ -45,4 +45,4 @@ def test_the_error_of_a_worker_is_reduced_to_its_sentence():
     error = UnreadableDataError.after([("a.jpg", "does not exist"), ("b.jpg", "is empty")])
     wrapped = f"Caught it in worker 0.\nTraceback ...\ndiffusers_cfld.data.UnreadableDataError: {error}\n"
     assert str(UnreadableDataError(wrapped)) == str(error)
-    assert "2 in a row cannot be read, the first because 'a.jpg' does not exist" in str(error)
+    assert "2 files in a row cannot be read; the first is 'a.jpg', which does not exist" in str(error)

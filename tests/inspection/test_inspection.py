@@ -239,7 +239,7 @@ def test_an_ip_adapters_tokens_are_left_out(pipe):
 
 
 def test_what_cannot_be_recorded_is_named(pipe):
-    with pytest.raises(TypeError, match="must be the image itself"):
+    with pytest.raises(TypeError, match="must be the source image, not an `Appearance`"):
         prompt_attention_maps(pipe, pipe.encode_appearance(tiny_image()))
     with (
         pytest.raises(ValueError, match="must be attention layers of the U-Net, got 'nothing'"),
@@ -247,7 +247,7 @@ def test_what_cannot_be_recorded_is_named(pipe):
     ):
         pass
     with record_attention(pipe) as recorder:
-        with pytest.raises(ValueError, match="Nothing is recorded"):
+        with pytest.raises(ValueError, match="No attention was recorded"):
             recorder.mean_maps()
         call(pipe, appearance_guidance_scale=0.0)
         with pytest.raises(ValueError, match="an appearance guidance above 0"):
@@ -302,8 +302,8 @@ def test_branches_that_the_scales_leave_out_are_shown_too(pipe, pose_scale, appe
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": [2]}, r"`steps` must be from 0 to 1, got \[2\]"),
-        ({"pose": tiny_pose(0, 2)}, "one image at a time, got 2"),
+        ({"steps": [2]}, r"`steps` must be numbers from 0 to 1, got \[2\]"),
+        ({"pose": tiny_pose(0, 2)}, "one source and one pose, got 2 pairs"),
     ],
 )
 def test_what_cannot_be_shown_is_named(pipe, options, message):
@@ -333,11 +333,11 @@ def test_a_heat_map_shows_its_most_and_least():
     assert least[2] > least[0]  # violet
     assert np.array_equal(draw_heat_map(photo, heat.numpy(), strength=0.0), np.asarray(photo))
     assert len(np.unique(np.asarray(draw_heat_map(photo, torch.ones(2, 2))).reshape(-1, 3), axis=0)) == 1
-    with pytest.raises(ValueError, match=r"of shape \(h, w\), got \(1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(h, w\) and finite values, got shape \(1, 2, 2\)"):
         draw_heat_map(photo, torch.ones(1, 2, 2))
     with pytest.raises(ValueError, match="finite"):
         draw_heat_map(photo, torch.full((2, 2), float("nan")))
-    with pytest.raises(ValueError, match="`strength` must be from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match=r"`strength` must be in \[0, 1\], got 2"):
         draw_heat_map(photo, heat, strength=2)
 
 

@@ -44,8 +44,8 @@ def reference():
 @pytest.mark.parametrize(
     ("absent", "changes", "message"),
     [
-        ("unet", {}, "The pipeline has no unet: load one"),
-        ("source_encoder", {}, "The pipeline has no source_encoder: load one"),
+        ("unet", {}, "The pipeline has no `unet`: load one"),
+        ("source_encoder", {}, "The pipeline has no `source_encoder`: load one"),
         (None, {"height": 0}, "`height` and `width` must be positive multiples of 8, got 0 and"),
     ],
 )
@@ -92,7 +92,9 @@ def test_a_map_for_a_reference_that_is_padded_is_refused(pipe):
     reference, mask = Image.new("RGB", (256, 400), "red"), Image.new("L", (256, 400), "white")
     pose = Keypoints.from_array(keypoints().xy, size=(400, 256))
     options = {"image": reference, "mask_image": mask, "source_image": tiny_image(), "num_inference_steps": 1}
-    with pytest.raises(ValueError, match="is padded, but a pose map is not"):
+    with pytest.raises(
+        ValueError, match="is padded to the model's aspect ratio, which is not possible for a pose map"
+    ):
         inpaint(pose=torch.from_numpy(render_pose_map(pose, (64, 64))), **options)
     assert len(inpaint(pose=pose, **options).images) == 1
 

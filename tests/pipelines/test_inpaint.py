@@ -390,14 +390,17 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
         ({"strength": 1.1}, "`strength` must be"),
         ({"feather": -1}, "`feather` must be a number of pixels >= 0"),
         ({"mask_image": []}, "the region to change as `mask_image`"),
-        ({"mask_image": rectangle(value=0)}, "be white where the reference is to change, got 0 to 0"),
+        ({"mask_image": rectangle(value=0)}, "be white where the reference should change, got 0 to 0"),
         ({"mask_image": [rectangle(), rectangle(value=0)]}, "be white where"),
-        ({"mask_image": rectangle((100, 100), (10, 10, 20, 20))}, "reference's shape, 256x176, got \\(100, 100\\)"),
+        (
+            {"mask_image": rectangle((100, 100), (10, 10, 20, 20))},
+            "reference's aspect ratio, that of 256x176 pixels, got shape \\(100, 100\\)",
+        ),
         ({"mask_image": np.full(SIZE, 2.0)}, "A mask must hold values in"),
-        ({"mask_image": np.zeros((*SIZE, 3))}, "must have its reference's shape"),
+        ({"mask_image": np.zeros((*SIZE, 3))}, "must have one channel and its reference's aspect ratio"),
         ({"mask_image": [rectangle()] * 2}, "one source for each mask, got 1 sources and 2 masks"),
         ({"image": [picture(*SIZE)] * 2}, "With 2 references, masks and poses must be lists"),
-        ({"pose": [tiny_pose()] * 2}, "must be the one pose of the person in the image, got 2"),
+        ({"pose": [tiny_pose()] * 2}, "must be a single pose, that of the person in the image, got 2"),
         (
             {"pose": example_poses()[0].rescale((300, 400))},
             "measured on an image of 300x400 .* but this image is",
@@ -411,7 +414,7 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
                 "source_image": [tiny_image()] * 2,
                 "generator": [torch.Generator()] * 3,
             },
-            "one generator per result, got 3 for 1",
+            "a list with one per result, got 3 for 1",
         ),
     ],
 )
@@ -482,14 +485,14 @@ def test_masks_of_other_modes(pipe, reference):
     for mask in (deep, floating, transparent):
         assert np.array_equal(edit(pipe, image=reference, mask_image=mask)[0], expected)
     faint = PIL.Image.fromarray((array > 0).astype(np.uint16) * 100)
-    with pytest.raises(ValueError, match="be white where the reference is to change"):
+    with pytest.raises(ValueError, match="be white where the reference should change"):
         edit(pipe, image=reference, mask_image=faint)
 
 
 def test_a_scheduler_that_adds_no_noise_is_named(reference):
     pipe = CFLDInpaintPipeline.from_pipe(tiny_pipeline())
     pipe.scheduler = IPNDMScheduler()
-    with pytest.raises(ValueError, match=r"must have `add_noise`.* but IPNDMScheduler does not"):
+    with pytest.raises(ValueError, match=r"must have `add_noise`.* but IPNDMScheduler has none"):
         edit(pipe, image=reference)
 
 

@@ -64,11 +64,11 @@ def test_arrays_on_a_larger_image():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((17, 2)), "COCO's 17 rows are read by `Keypoints.from_coco`"),
+        (np.zeros((17, 2)), "Use `Keypoints.from_coco` for COCO's 17 rows"),
         (np.zeros((18, 4)), r"must have shape \(18, 2\) or \(18, 3\).* got shape \(18, 4\)"),
         ([[1, 2], [3]], "rows of equal length"),
         (np.full((18, 2), -1), "All 18 joints are missing"),
-        (np.full((18, 2), 0.25), "as fractions of its size do: multiply x by the image's width"),
+        (np.full((18, 2), 0.25), "seem to be fractions of its size: multiply x by the image's width"),
         (np.full((18, 2), 400), r"'nose' at x=400, y=400 .* 256x176 .*pass `size=\(height, width\)`"),
         (np.full((18, 2), -90), "far outside the image"),
     ],
@@ -135,7 +135,7 @@ def test_deepfashion_columns_and_rows(standing):
     [
         (lambda: Keypoints.from_deepfashion("[1, 2", [1] * 18), "must be valid JSON, got '\\[1, 2'"),
         (lambda: Keypoints.from_deepfashion([1] * 18, [1] * 17), r"must have 18 numbers each"),
-        (lambda: Keypoints.from_csv_row("a,b,c"), "must read `name"),
+        (lambda: Keypoints.from_csv_row("a,b,c"), "must have the form `name"),
     ],
 )
 def test_columns_and_rows_that_are_no_pose(call, message):
@@ -187,17 +187,17 @@ def test_openpose_json_from_0_to_1_is_read_as_fractions(standing):
 def test_only_openpose_json_from_0_to_1_is_read_as_fractions():
     rows = np.column_stack([np.linspace(-0.2, 0.9, 18), np.linspace(0.1, 1, 18), np.ones(18)])
     for data in (rows.ravel(), {"pose_keypoints_2d": rows.ravel().tolist()}, abs(rows).ravel()):
-        with pytest.raises(ValueError, match="as fractions of its size do"):
+        with pytest.raises(ValueError, match="seem to be fractions of its size"):
             Keypoints.from_openpose(data, size=(256, 176))
 
 
 def test_one_of_several_openpose_people():
     data = openpose(**CANVAS)
     data["people"] = [*data["people"], {"pose_keypoints_2d": openpose_numbers(np.full((18, 2), 40))}]
-    with pytest.raises(ValueError, match="has 2 people: choose one with `person=0` to `1`"):
+    with pytest.raises(ValueError, match="has 2 people: choose one with `person=0` to `person=1`"):
         Keypoints.from_openpose(data)
     assert (Keypoints.from_openpose(data, person=1).xy == 40).all()
-    with pytest.raises(NobodyError, match="has 2 people, so there is no `person=2`"):
+    with pytest.raises(NobodyError, match="has 2 people, counted from 0, so there is no `person=2`"):
         Keypoints.from_openpose(data, person=2)
 
 
@@ -352,7 +352,7 @@ def test_load_chooses_a_row(tmp_path, standing):
     other = "other" + ROW.replace("88", "90")
     file.write_text(f"name:keypoints_y:keypoints_x\n{other}\n{ROW}\n")
     assert Keypoints.load(file, row="fashionWOMEN_1front.jpg") == standing
-    with pytest.raises(ValueError, match=r"annotation.csv.*2 rows: choose one with `row=`"):
+    with pytest.raises(ValueError, match=r"annotation.csv.*2 rows: choose one by its name, with `row=`"):
         Keypoints.load(file)
     with pytest.raises(ValueError, match=r"annotation.csv.*2 rows, none of them named 'nobody'"):
         Keypoints.load(file, row="nobody")
@@ -366,9 +366,9 @@ def test_load_chooses_a_row(tmp_path, standing):
         ("pose.json", json.dumps([[9, 9]] * 17 + [[float("inf"), 9]]).encode(), {}, "pose.json.*far outside"),
         ("pose.json", b"3", {}, r"Cannot read keypoints from .*pose.json.*A pose must be"),
         ("pose.npy", b"", {}, "Cannot read keypoints from .*pose.npy"),
-        ("pose.csv", b"one,two\n", {}, "pose.csv.*must read `name"),
-        ("pose.json", b"{}", {"row": "a"}, "`row` chooses a line of a .csv or .txt file"),
-        ("pose.csv", b"", {"person": 0}, "`person` one of a .json file's people"),
+        ("pose.csv", b"one,two\n", {}, "pose.csv.*must have the form `name"),
+        ("pose.json", b"{}", {"row": "a"}, "`row` is only for .csv and .txt files"),
+        ("pose.csv", b"", {"person": 0}, "`person` only for .json files"),
     ],
 )
 def test_load_refuses(tmp_path, name, content, arguments, message):

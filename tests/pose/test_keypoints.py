@@ -104,9 +104,9 @@ def test_unknown_confidence_equals_full_confidence(standing):
     [
         ({"xy": np.zeros((17, 2))}, r"`xy` must have shape \(18, 2\).* got shapes \(17, 2\)"),
         ({"visible": np.zeros(18, dtype=bool)}, "at least one visible joint"),
-        ({"xy": np.full((18, 2), np.nan)}, "Joint 'nose' is NaN"),
-        ({"confidence": np.full(18, np.nan)}, r"must lie in \(0, 1\]"),
-        ({"confidence": np.full(18, 1.5)}, r"must lie in \(0, 1\]"),
+        ({"xy": np.full((18, 2), np.nan)}, "Joint 'nose' must have finite coordinates, got NaN"),
+        ({"confidence": np.full(18, np.nan)}, r"must be in \(0, 1\]"),
+        ({"confidence": np.full(18, 1.5)}, r"must be in \(0, 1\]"),
         ({"size": (0, 176)}, r"`size` must be \(height, width\)"),
         ({"size": (256.5, 176)}, r"`size` must be \(height, width\)"),
         ({"size": 256}, r"`size` must be \(height, width\)"),
@@ -141,7 +141,7 @@ def test_lerp_goes_from_one_pose_to_the_other(whole_poses):
     np.testing.assert_allclose(one.lerp(other, 0.25).xy, 0.75 * one.xy + 0.25 * other.xy)
     assert one.lerp(other.rescale((512, 352)), 1).xy == pytest.approx(other.xy)
     assert one.lerp(other, 0.5).confidence is None
-    with pytest.raises(ValueError, match="`weight` must be a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"`weight` must be in \[0, 1\]"):
         one.lerp(other, 1.1)
 
 

@@ -47,7 +47,7 @@ def test_draw():
     assert large.getpixel((73 * 2, 144 * 2)) == (0, 153, 51)
     assert large.getpixel((5, 5)) == (0, 0, 0)
     assert np.count_nonzero(pose.draw(thickness=2)) > 1.5 * np.count_nonzero(pose.draw())
-    with pytest.raises(ValueError, match="`thickness` must be a positive number"):
+    with pytest.raises(ValueError, match="`thickness` must be above 0"):
         pose.draw(thickness=0)
 
 
@@ -101,7 +101,7 @@ def test_drawings_of_several_people_and_of_hands_are_refused(whole_pose):
     two = Image.new("RGB", (352, 256))
     two.paste(drawn, (0, 0))
     two.paste(drawn, (176, 0))
-    with pytest.raises(ValueError, match="must show one person without hands and face points"):
+    with pytest.raises(ValueError, match="must show one person's skeleton without the points of hands and face"):
         Keypoints.from_skeleton(two)
     hand = ImageDraw.Draw(drawn)
     for x in range(10, 60, 10):
@@ -111,5 +111,5 @@ def test_drawings_of_several_people_and_of_hands_are_refused(whole_pose):
 
 
 def test_an_image_without_a_skeleton_is_named():
-    with pytest.raises(ValueError, match="shows no joint in OpenPose's colours"):
+    with pytest.raises(ValueError, match="shows no joints in OpenPose's colours"):
         Keypoints.from_skeleton(Image.new("RGB", (50, 50), (90, 90, 90)))

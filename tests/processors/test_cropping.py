@@ -166,9 +166,9 @@ def test_poses_of_a_sequence_share_a_window():
     ("options", "message"),
     [
         ({"keypoints": standing((400, 900)), "box": (0, 0, 1, 1)}, "either `keypoints` or `box`"),
-        ({"keypoints": standing((500, 900))}, "on an image of 500x900 .* but this one has 400x900"),
-        ({"box": (950, 0, 1000, 10)}, "must lie on the image of 400x900"),
-        ({"box": (10, 10, 5, 20)}, "must lie on the image"),
+        ({"keypoints": standing((500, 900))}, "on an image of 500x900 .* but this one is 400x900"),
+        ({"box": (950, 0, 1000, 10)}, "overlap the image of 400x900"),
+        ({"box": (10, 10, 5, 20)}, "with left <= right and top <= bottom"),
     ],
 )
 def test_values_that_make_no_crop(options, message):

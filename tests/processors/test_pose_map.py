@@ -202,7 +202,10 @@ def test_array_maps_pass_through_without_sharing(processor, poses):
         (torch.full((21, 8, 8), float("nan")), r"must hold values in \[0, 1\], got nan"),
         (torch.full((21, 8, 8), 255.0), r"must hold values in \[0, 1\], got 255 to 255"),
         ([torch.zeros(21, 8, 8), np.full((18, 2), 40)], r"Pose 0 of 2: .* got numbers of shape \(21, 8, 8\)"),
-        ([np.full((18, 2), 40), np.full((18, 2), np.nan)], "Pose 1 of 2: Joint 'nose' is NaN"),
+        (
+            [np.full((18, 2), 40), np.full((18, 2), np.nan)],
+            "Pose 1 of 2: Joint 'nose' must have finite coordinates, got NaN",
+        ),
         (np.full((18, 2), 400), r"pass `size=\(height, width\)`"),
         ("nothing", "A pose must be .* got the string 'nothing'"),
     ],
@@ -262,7 +265,7 @@ def test_only_images_and_files_are_read(image, tmp_path):
 
 
 def test_files_that_cannot_be_read_are_named(image, tmp_path):
-    with pytest.raises(ValueError, match=r"no pose estimator .*`pip install diffusers-cfld\[vitpose\]`"):
+    with pytest.raises(ValueError, match=r"no pose estimator: .*`pip install diffusers-cfld\[vitpose\]`"):
         read_poses(image, None)
     (tmp_path / "broken.png").write_bytes(b"no image")
     for name in ("nowhere.png", "broken.png"):

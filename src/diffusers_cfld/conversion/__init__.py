@@ -1,1 +1,1 @@
-"""Conversion between the published CFLD checkpoint and diffusers folders, both ways, and of Swin weights."""
+"""Convert the published CFLD checkpoint to a diffusers folder and back, and Swin weights to a source encoder."""

@@ -1,6 +1,6 @@
 """Convert the published checkpoint into a pipeline folder, and such a folder back.
 
-Published: YanzuoLu/CFLD @ f2ea2a7, two pickles that accelerate wrote.
+The published checkpoint (YanzuoLu/CFLD @ f2ea2a7) consists of two pickles written by accelerate.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def convert_checkpoint(
     """Convert a published checkpoint into a folder for `CFLDPipeline.from_pretrained`.
 
     Args:
-        checkpoint: Folder with `pytorch_model.bin`, `pytorch_model_1.bin` and, when the sizes are not the published
+        checkpoint: Folder with `pytorch_model.bin`, `pytorch_model_1.bin` and, if the sizes are not the published
             ones, the `config.yaml` that the published trainer writes beside them.
-        base: Stable Diffusion 1.5, a local folder or a Hub id. Its VAE, its scheduler's betas and its U-Net's
-            configuration are used.
-        output: Folder to make. It is complete or not there at all.
-        dtype: Of all weights; `None` keeps the checkpoint's.
-        variant: Variant in the names of the weights' files, e.g. `"fp16"`.
-        overwrite: Replace `output` if it is a former conversion.
+        base: Stable Diffusion 1.5, as a local folder or a Hub id. Its VAE, the betas of its scheduler and the
+            configuration of its U-Net are used.
+        output: Folder to write. It is written completely or not at all.
+        dtype: Data type of all weights; `None` keeps the checkpoint's.
+        variant: Variant in the names of the weight files, e.g. `"fp16"`.
+        overwrite: Replace `output` if it is the result of an earlier conversion.
         token: Hub token for `base`.
         revision: Hub revision of `base`.
 
@@ -82,8 +82,8 @@ def convert_checkpoint(
 
     Raises:
         OSError: A file is missing or cannot be read or written, or `base` cannot be loaded.
-        ValueError: A file is damaged; keys are missing, unexpected or mis-shaped; the parts do not fit each other; or
-            `output` is in the way.
+        ValueError: A file is damaged; keys are missing, unexpected or have the wrong shape; the parts do not fit
+            together; or `output` exists already.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     with staged_folder(output, overwrite=overwrite, marker="model_index.json", made_by="CFLDPipeline") as folder:
@@ -94,11 +94,11 @@ def convert_checkpoint(
             scheduler_config = DDPMScheduler.load_config(str(base), subfolder="scheduler", **hub_options)
         except (OSError, ValueError) as error:
             raise OSError(
-                f"The base '{base}' must be Stable Diffusion 1.5, a local folder or a Hub id: {error}"
+                f"The base '{base}' must be Stable Diffusion 1.5, as a local folder or a Hub id: {error}"
             ) from error
         vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         models = _load_published(checkpoint, unet_config, vae_scale_factor, dtype)
-        # Built again, because the configuration of a loaded model names the folder it came from.
+        # Built anew, because the configuration of a loaded model names the folder it was loaded from.
         vae = _build(AutoencoderKL, vae.config, vae.state_dict(), str(base), dtype)
         pipe = CFLDPipeline(vae=vae, scheduler=DDPMScheduler.from_config(scheduler_config, **_SCHEDULE), **models)
         card = make_model_card(
@@ -120,17 +120,17 @@ def convert_to_original(
 
     Args:
         model: Local folder of a saved `CFLDPipeline`.
-        output: Folder to make, with `pytorch_model.bin`, `pytorch_model_1.bin` and a `config.yaml` of the sizes.
+        output: Folder to write, with `pytorch_model.bin`, `pytorch_model_1.bin` and a `config.yaml` with the sizes.
         variant: Variant of the weights to read.
-        overwrite: Replace `output` if it is a former conversion.
+        overwrite: Replace `output` if it is the result of an earlier conversion.
 
     Returns:
         The output folder.
 
     Raises:
         OSError: A part is missing or cannot be read or written.
-        ValueError: Keys are missing, unexpected or mis-shaped; the published layout cannot hold the pipeline; or
-            `output` is in the way.
+        ValueError: Keys are missing, unexpected or have the wrong shape; the published layout cannot hold the
+            pipeline; or `output` exists already.
     """
     model, output = Path(model), Path(output)
     if not (model / "model_index.json").is_file():
@@ -175,21 +175,21 @@ def convert_swin(
     """Convert a file of Swin weights into a folder for `SwinImageEncoder.from_pretrained`.
 
     Args:
-        weights: In timm's or the original Swin's layout; see [`SwinImageEncoder.from_timm`].
-        output: Folder to make.
+        weights: File in timm's or the original Swin's layout; see [`SwinImageEncoder.from_timm`].
+        output: Folder to write.
         model_name: timm name of the architecture.
         image_size: Side of the source image in pixels, or (height, width).
         window_size: Side of the attention window in tokens; the relative position tables are resized to it.
-        dtype: Of the written weights; `None` is float32.
-        variant: Variant in the name of the weights' file.
-        overwrite: Replace `output` if it is a former conversion.
+        dtype: Data type of the written weights; `None` is float32.
+        variant: Variant in the name of the weight file.
+        overwrite: Replace `output` if it is the result of an earlier conversion.
 
     Returns:
         The output folder.
 
     Raises:
         OSError: A file cannot be read or written.
-        ValueError: The weights do not fit, or `output` is in the way.
+        ValueError: The weights do not fit, or `output` exists already.
     """
     output = Path(output)
     with staged_folder(output, overwrite=overwrite, marker="config.json", made_by="SwinImageEncoder") as folder:
@@ -203,7 +203,7 @@ def convert_swin(
 def _load_published(
     checkpoint: Path, unet_config: Mapping[str, Any], vae_scale_factor: int, dtype: torch.dtype | None
 ) -> dict[str, Any]:
-    """Build the models of both pickles. No key is left over and none is missing."""
+    """Build the models from both pickles; no key may be missing or left over."""
     model_file, unet_file, config_file = _published_files(checkpoint)
     config = read_config(config_file) if config_file.exists() else {}
     published = read_pickle(model_file)
@@ -221,7 +221,7 @@ def _load_published(
         component, ours = from_published_key(key, num_encoders)
         components[component][ours] = published.pop(key)
     configs = {**arguments, UNET_COMPONENT: {**unet_config, "sample_size": sample_size}}
-    # One after the other: if `dtype` changes it, the mapped memory of a pickle is given back with its last tensor.
+    # One file after the other: if `dtype` changes the tensors, each pickle's memory is freed before the next is read.
     models = {
         name: _build(model_class, configs[name], components.pop(name), str(checkpoint), dtype)
         for name, model_class in _MODEL_CLASSES.items()
@@ -230,7 +230,8 @@ def _load_published(
     differing = sorted(key for key in buffers.keys() | expected.keys() if buffers.get(key) != expected.get(key))
     if differing:
         raise ValueError(
-            f"These masks and indices in '{model_file}' are missing, unexpected or mis-shaped: {', '.join(differing)}."
+            f"'{model_file}' must have exactly the masks and indices of its Swin; these are missing, unexpected or of "
+            f"the wrong shape: {', '.join(differing)}."
         )
     return models
 
@@ -242,7 +243,7 @@ def _build(
     source: str,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """Build a model around tensors, which stay where they are unless `dtype` changes them."""
+    """Build a model from tensors, which are not copied unless `dtype` changes them."""
     if dtype is not None:
         tensors = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
     with init_empty_weights():
@@ -255,12 +256,12 @@ def _build(
 
 
 def _swin_buffers(encoder: SwinImageEncoder) -> dict[str, torch.Tensor]:
-    """The masks and indices that the original Swin has in its state dict; timm computes the same."""
+    """The masks and indices in the original Swin's state dict; timm computes the same ones."""
     return {f"backbone.{name}": buffer for name, buffer in encoder.backbone.named_buffers()}
 
 
 def _refuse_other_layouts(models: Mapping[str, Any], scheduler_config: Mapping[str, Any]) -> None:
-    """Refuse settings that the published layout has no place for and that would come back as others."""
+    """Refuse settings that the published layout cannot store and that would be lost."""
     encoder, unet = models["appearance_encoder"], models[UNET_COMPONENT]
     num_levels, num_up_blocks = len(encoder.stages), len(unet.config.up_block_types)
     settings: dict[str, tuple[Any, Any]] = {
@@ -276,7 +277,7 @@ def _refuse_other_layouts(models: Mapping[str, Any], scheduler_config: Mapping[s
     }
     for name, (value, published) in settings.items():
         if value != published:
-            raise ValueError(f"The published layout holds only models with `{name}` {published}, got {value}.")
+            raise ValueError(f"The published layout can only hold models with `{name}` = {published}, got {value}.")
 
 
 def _swin_arguments(encoder: SwinImageEncoder) -> dict[str, Any]:

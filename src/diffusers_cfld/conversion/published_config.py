@@ -1,7 +1,7 @@
-"""Arguments of the four models from a published checkpoint, and the trainer's `config.yaml` from the arguments.
+"""Read the arguments of the four models from a published checkpoint, and write them as the trainer's `config.yaml`.
 
-Each size is read from one tensor; loading all others strictly shows whether they agree. What no tensor tells (head
-counts, above all) is in the `config.yaml` that the published trainer writes beside its weights.
+Each size is read from one tensor; strict loading then shows whether all other tensors agree. What the tensors do not
+show (above all, numbers of heads) is in the `config.yaml` that the published trainer writes beside its weights.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        Its nested settings.
+        The nested settings.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It does not hold settings in YAML.
+        ValueError: It does not contain settings in YAML.
     """
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -52,17 +52,17 @@ def read_arguments(shapes: Shapes, config: Mapping[str, Any], num_up_blocks: int
     """Read the constructor arguments of the four models from the published state dict.
 
     Args:
-        shapes: Shapes of `pytorch_model.bin` by published key.
-        config: The trainer's settings, or an empty dict. Needed for the head counts of widths other than the published
-            ones (768 in the decoder; 64, 128, 256 in the appearance encoder) and for source images that are not
-            square.
-        num_up_blocks: Up blocks of the U-Net; the query bias encoders serve the last ones.
+        shapes: Shapes of the tensors in `pytorch_model.bin` by published key.
+        config: The trainer's settings, or an empty dict. They are needed for the numbers of heads if widths are not
+            the published ones (768 in the decoder; 64, 128, 256 in the appearance encoder) and for source images that
+            are not square.
+        num_up_blocks: Number of up blocks in the U-Net; the query bias encoders belong to the last ones.
 
     Returns:
         Arguments by component.
 
     Raises:
-        ValueError: A tensor that tells a size is missing, or so is a setting that is needed.
+        ValueError: A tensor from which a size is read is missing, or a setting that is needed.
     """
     source_encoder = _read_source_encoder(shapes, config)
     stride = source_encoder["patch_size"] * 2 ** (len(source_encoder["depths"]) - 1)
@@ -83,17 +83,17 @@ def read_sample_size(config: Mapping[str, Any], vae_scale_factor: int) -> int | 
         vae_scale_factor: Image pixels per latent cell.
 
     Returns:
-        The U-Net's `sample_size`; `None` if `config` does not tell.
+        The U-Net's `sample_size`; `None` if `config` does not have it.
     """
     size = _setting(config, "INPUT.GT.IMG_SIZE")
     return None if size is None else _as_size(*(side // vae_scale_factor for side in as_pair(size)))
 
 
 def check_config(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check that the trainer's settings are those of its checkpoint and not of an ablation.
+    """Check that the trainer's settings fit the checkpoint and are not those of an ablation.
 
     Args:
-        config: The settings in `config.yaml`. Those that are absent are not checked.
+        config: The settings in `config.yaml`. Settings that are absent are not checked.
         expected: What [`make_config`] returns for the models of the checkpoint.
 
     Raises:
@@ -104,7 +104,7 @@ def check_config(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         if configured is not None and configured != value:
             raise ValueError(
                 f"`{name}` in config.yaml must be {value} for this checkpoint, got {configured}: use the config.yaml "
-                "that was written beside it. Ablations of the published code cannot be converted."
+                "that the trainer wrote beside it. Ablations of the published code cannot be converted."
             )
 
 
@@ -113,7 +113,7 @@ def make_config(arguments: Arguments, sample_size: int | Sequence[int], vae_scal
 
     Args:
         arguments: Arguments by component.
-        sample_size: The U-Net's: (height, width) of the latents, or one number for a square.
+        sample_size: The U-Net's `sample_size`: (height, width) of the latents, or one number for a square.
         vae_scale_factor: Image pixels per latent cell.
 
     Returns:
@@ -184,8 +184,9 @@ def _read_source_encoder(shapes: Shapes, config: Mapping[str, Any]) -> dict[str,
     height, width = as_pair(image_size)
     if height * width != num_patches * patch_size**2:
         raise ValueError(
-            f"The checkpoint reads source images of {num_patches} patches of {patch_size}x{patch_size} pixels: put a "
-            f"config.yaml with `INPUT.COND.IMG_SIZE`, their height and width, beside it; got {height}x{width}."
+            f"The checkpoint's source images must consist of {num_patches} patches of {patch_size}x{patch_size} "
+            f"pixels, got {height}x{width} pixels: put a config.yaml with their height and width as "
+            "`INPUT.COND.IMG_SIZE` beside the checkpoint."
         )
     drop_path_rate = _setting(config, "MODEL.COND_STAGE_CONFIG.DROP_PATH_RATE")
     return {
@@ -215,7 +216,7 @@ def _read_prompt_decoder(
 
 
 def _read_appearance_encoder(shapes: Shapes, config: Mapping[str, Any], num_up_blocks: int) -> dict[str, Any]:
-    # The encoders are listed from the U-Net's end to its beginning; those of one up block are alike.
+    # The encoders are listed from the end of the U-Net to its beginning; those of one up block have the same sizes.
     first_of_level = range(0, _count(shapes, "appearance_encoder.blocks"), ATTENTIONS_PER_BLOCK)
     inputs = [f"appearance_encoder.zero_conv_ins.{i}.weight" for i in first_of_level]
     outputs = [f"appearance_encoder.zero_conv_outs.{i}.weight" for i in first_of_level]
@@ -249,8 +250,8 @@ def _read_pose_adapter(shapes: Shapes) -> dict[str, Any]:
 def _published_heads(setting: str, published: Mapping[int, int], width: int) -> int:
     if width not in published:
         raise ValueError(
-            f"No tensor tells the head count for the width {width}, which is not a published one: put the trainer's "
-            f"config.yaml with `{setting}` beside the checkpoint."
+            f"The number of attention heads cannot be read from weights of width {width}, which is not a published "
+            f"width: put the trainer's config.yaml, which has it as `{setting}`, beside the checkpoint."
         )
     return published[width]
 
@@ -259,8 +260,8 @@ def _size(shapes: Shapes, key: str, dimension: int) -> int:
     shape = shapes.get(key, ())
     if dimension >= len(shape):
         raise ValueError(
-            f"pytorch_model.bin must be the published trainer's state dict, with a size in dimension {dimension} of "
-            f"'{key}', got {f'shape {tuple(shape)}' if shape else 'no such tensor'}."
+            f"pytorch_model.bin must be the published trainer's state dict, in which '{key}' has at least "
+            f"{dimension + 1} dimensions, got {f'shape {tuple(shape)}' if shape else 'no such tensor'}."
         )
     return shape[dimension]
 

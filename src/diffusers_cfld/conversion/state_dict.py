@@ -1,6 +1,6 @@
-"""Names of the published checkpoint's tensors and of our components', each from the other.
+"""Map the names of the published checkpoint's tensors to those of our components, and back.
 
-The published names are those of the two pickles that YanzuoLu/CFLD @ f2ea2a7 writes: `pytorch_model.bin` with the
+The published names are those in the two pickles that YanzuoLu/CFLD @ f2ea2a7 writes: `pytorch_model.bin` with the
 source encoder, decoder, appearance encoder, pose encoder and null prompt, and `pytorch_model_1.bin` with the U-Net.
 """
 
@@ -29,7 +29,7 @@ _SWIN_BUFFER = re.compile(
 
 
 def is_swin_buffer(key: str) -> bool:
-    """Tell whether a published key is a mask or an index of the Swin, which follows from its sizes.
+    """Return whether a published key is a mask or an index of the Swin, which is computed from its sizes.
 
     Args:
         key: A key of `pytorch_model.bin`.
@@ -38,11 +38,11 @@ def is_swin_buffer(key: str) -> bool:
 
 
 def from_published_key(key: str, num_encoders: int = 9) -> tuple[str, str]:
-    """Map a published key to one of our components and its key there.
+    """Map a published key to one of our components and the key there.
 
     Args:
         key: A key of `pytorch_model.bin`, or one of `pytorch_model_1.bin` with its `model.` prefix. Not a Swin buffer.
-        num_encoders: Number of query bias encoders; the published list runs from the U-Net's end to its beginning.
+        num_encoders: Number of query bias encoders; they are numbered from the end of the U-Net to its beginning.
 
     Returns:
         The name of the component in the pipeline, and the key in its state dict.

@@ -1,4 +1,4 @@
-"""Files of a conversion: weights mapped into memory, and folders that are complete or not there at all."""
+"""Files of a conversion: read weights mapped into memory, and write folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 
 def read_pickle(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a state dict that `torch.save` wrote; code in it is refused, never run.
+    """Read a state dict written by `torch.save`; a file with code in it is refused, and the code is never run.
 
-    The tensors are mapped from the file: they take memory when they are read, and give it back with the last of them.
+    The tensors are mapped from the file: they take up memory only once they are read, until the last one is deleted.
 
     Args:
         path: The file.
@@ -26,15 +26,15 @@ def read_pickle(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is damaged or holds anything but tensors by key.
+        ValueError: The file is damaged or holds anything but tensors by key.
     """
     content: Any = None
     try:
-        # Only today's zip format can be mapped.
+        # Only torch's current zip format can be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can raise any error
         raise ValueError(_describe(path)) from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(_describe(path))
@@ -57,28 +57,31 @@ def read_safetensors(folder: Path, variant: str | None) -> dict[str, torch.Tenso
     stem = "diffusion_pytorch_model" + (f".{variant}" if variant else "")
     files = [*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*-of-*.safetensors")]
     if not files:
-        raise FileNotFoundError(f"'{folder}' must hold '{stem}.safetensors' or its shards: is it another variant?")
+        raise FileNotFoundError(
+            f"'{folder}' must have '{stem}.safetensors' or its shards, but has neither: check the folder and the "
+            "variant."
+        )
     return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
 
 @contextmanager
 def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = "") -> Iterator[Path]:
-    """Fill a folder beside its place and rename it at the end, so that it is complete or not there at all.
+    """Write a folder under a temporary name and rename it at the end, so that it is written completely or not at all.
 
     Args:
-        output: The folder to make, with its parents.
-        overwrite: Replace `output` if it is a former result. Hidden entries, such as `.git`, stay.
+        output: The folder to write; its parents are created.
+        overwrite: Replace `output` if it is an earlier result. Hidden entries, such as `.git`, are kept.
         marker: Name of a file that every result has.
-        made_by: Text that is in this file.
+        made_by: Text that this file contains.
 
     Yields:
         The folder to fill; it is deleted if the body raises.
 
     Raises:
-        OSError: A folder cannot be made or renamed.
-        ValueError: `output` is not empty and must not be replaced.
+        OSError: A folder cannot be created or renamed.
+        ValueError: `output` is not empty and may not be replaced.
     """
-    output = output.resolve()  # of a link, what it leads to is replaced
+    output = output.resolve()  # for a link, its target is replaced
     if output.exists() and any(output.iterdir()):
         if not overwrite:
             raise ValueError(
@@ -87,8 +90,8 @@ def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = 
             )
         if not (output / marker).is_file() or made_by.encode() not in (output / marker).read_bytes():
             raise ValueError(
-                f"The output '{output}' is not overwritten, since it is no former result with a '{marker}': choose "
-                "another folder."
+                f"The output '{output}' is not replaced, because its '{marker}' does not show that an earlier "
+                "conversion wrote it: choose another folder."
             )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
@@ -103,4 +106,4 @@ def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = 
 
 
 def _describe(path: str | Path) -> str:
-    return f"'{path}' must be a state dict written by `torch.save`: it is damaged, or holds more than tensors by key."
+    return f"'{path}' must be a state dict written by `torch.save`, but it is damaged or holds more than tensors."

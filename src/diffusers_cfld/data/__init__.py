@@ -1,4 +1,4 @@
-"""Pairs of images and keypoints for training: `load_pairs` lists them, `PosePairDataset` reads them."""
+"""Pairs of images and keypoints for training: `load_pairs` lists them, and `PosePairDataset` reads them."""
 
 from .dataset import ImageDataset as ImageDataset
 from .dataset import PairTransform as PairTransform

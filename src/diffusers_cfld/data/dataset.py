@@ -25,16 +25,16 @@ Item = TypeVar("Item")
 class PairTransform:
     """Turn a pair into tensors.
 
-    The published code (YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7) flips the source image alone with
-    probability 0.5, so that left and right of a garment cannot be learned. Here this is off by default: see
+    The published code (YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7) flips only the source image, with
+    probability 0.5, so that the left and right sides of a garment cannot be learned. Here this is off by default; see
     docs/deviations.md.
 
     Args:
         source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
         image_size: (height, width) of the VAE's input, or one number for a square; pixels.
         pose_size: (height, width) of the pose maps, or one number for a square; pixels.
-        flip_source_prob: Probability in [0, 1] that `source_image` alone is flipped.
-        load_pixel_values: Whether the VAE's input is needed; not when its latents are cached.
+        flip_source_prob: Probability in [0, 1] that `source_image` is flipped, and nothing else.
+        load_pixel_values: Whether to load the VAE's input, which is not needed if its latents are cached.
         seed: Seed of the flips, >= 0.
 
     Raises:
@@ -65,15 +65,14 @@ class PairTransform:
 
         Args:
             pair: The pair.
-            index: Its number in the data set. Whether `source_image` is flipped follows from the seed, `epoch` and
-                `index`.
+            index: Its number in the data set. Seed, `epoch` and `index` decide whether `source_image` is flipped.
             epoch: Number of the epoch, >= 0.
 
         Returns:
             A dict of `source_image` (3, *source_size), `source_pixel_values` and `target_pixel_values`
             (3, *image_size), each float32 in [-1, 1]; `source_pose_map` and `target_pose_map` (21, *pose_size),
-            float32, [0, 1]; `index`. Without `load_pixel_values` there are no pixel values, and the target image is
-            not opened.
+            float32, [0, 1]; and `index`. Without `load_pixel_values`, there are no pixel values, and the target image
+            is not opened.
 
         Raises:
             UnreadableImageError: An image cannot be read.
@@ -95,20 +94,20 @@ class PairTransform:
 
 
 class PosePairDataset(Dataset[dict[str, Any]]):
-    """Pairs of images and pose maps, read and drawn on access.
+    """Pairs of images and pose maps; images are read and maps are drawn on access.
 
-    An item follows from the pairs, the arguments, the epoch and its index alone, whichever worker makes it. A pair
+    An item depends only on the pairs, the arguments, the epoch and its index, not on the worker that makes it. A pair
     whose images cannot be read is replaced by the next readable one, so that all processes keep the same number of
-    batches; the item's `skipped` names the unreadable images.
+    batches; `skipped` of the item names the unreadable images.
 
     Args:
         pairs: The pairs, at least one.
         source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
         image_size: (height, width) of the VAE's input, or one number for a square; pixels.
         pose_size: (height, width) of the pose maps, or one number for a square; pixels.
-        flip_source_prob: Probability in [0, 1] that `source_image` alone is flipped, as in the published training.
-        load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`; not needed when latents
-            are cached.
+        flip_source_prob: Probability in [0, 1] that only `source_image` is flipped, 0.5 in the published training.
+        load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`, which are not needed if
+            latents are cached.
         seed: Seed of the flips, >= 0.
 
     Raises:
@@ -146,14 +145,14 @@ class PosePairDataset(Dataset[dict[str, Any]]):
             load_pixel_values=load_pixel_values,
             seed=seed,
         )
-        # In shared memory, for workers that outlive an epoch.
+        # In shared memory, for workers that live longer than an epoch.
         self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, on which the flips depend; call it before iterating over an epoch.
+        """Set the epoch, on which the flips depend; call this before iterating over an epoch.
 
-        Accelerate's loaders call it themselves with their own count of epochs, which starts at 0 in a resumed run: set
-        `loader.iteration` there.
+        Accelerate's loaders call it with their own count of epochs, which starts at 0 in a resumed run; set
+        `loader.iteration` to change that.
 
         Args:
             epoch: Number of the epoch, >= 0.
@@ -172,8 +171,8 @@ class PosePairDataset(Dataset[dict[str, Any]]):
         Returns:
             A dict of `source_image` (3, *source_size), `source_pixel_values` and `target_pixel_values`
             (3, *image_size), each float32 in [-1, 1]; `source_pose_map` and `target_pose_map` (21, *pose_size),
-            float32, [0, 1]; `index`, the number of the pair that was read in the end; `skipped`, a list of
-            (path, reason) of the images that could not be read.
+            float32, [0, 1]; `index`, the number of the pair that was finally read; and `skipped`, a list with (path,
+            reason) for each image that could not be read.
 
         Raises:
             IndexError: There is no such pair.
@@ -186,7 +185,7 @@ class PosePairDataset(Dataset[dict[str, Any]]):
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Single images as the VAE takes them, for computing latents ahead of training.
+    """Single images as input of the VAE, for computing latents before training.
 
     Args:
         images: Paths, at least one; see [`unique_images`].
@@ -212,8 +211,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             index: Its number; negative ones count from the end.
 
         Returns:
-            A dict of `pixel_values` (3, *image_size), float32, [-1, 1]; `index`, the number of the image that was read
-            in the end; `skipped`, a list of (path, reason) of those that could not be read.
+            A dict of `pixel_values` (3, *image_size), float32, [-1, 1]; `index`, the number of the image that was
+            finally read; and `skipped`, a list with (path, reason) for each image that could not be read.
 
         Raises:
             IndexError: There is no such image.
@@ -230,17 +229,17 @@ def first_readable(candidates: Iterable[Item], read: Callable[[Item], dict[str, 
 
     Args:
         candidates: What to try, in this order.
-        read: Makes an item of a candidate, or raises `UnreadableImageError`.
+        read: Turns a candidate into an item, or raises `UnreadableImageError`.
 
     Returns:
-        The item, with `skipped`, a list of (path, reason) of the images that could not be read.
+        The item, with `skipped`, a list with (path, reason) for each image that could not be read.
 
     Raises:
         UnreadableDataError: 32 images in a row cannot be read, or none can.
     """
     skipped: list[tuple[str, str]] = []
-    # Distinct files are counted, since one may be in many pairs in a row. A few broken ones may come from an endless
-    # stream: hence the other limit.
+    # Distinct files are counted, since one file may be in many pairs in a row. The other limit is for endless streams
+    # that have only a few broken files.
     for candidate in islice(candidates, _MAX_TRIES):
         try:
             return {**read(candidate), "skipped": skipped}
@@ -252,7 +251,7 @@ def first_readable(candidates: Iterable[Item], read: Callable[[Item], dict[str, 
 
 
 def unique_images(pairs: Iterable[PosePair]) -> list[str]:
-    """List the distinct image files of pairs.
+    """List the distinct image files in pairs.
 
     Args:
         pairs: The pairs.
@@ -265,14 +264,14 @@ def unique_images(pairs: Iterable[PosePair]) -> list[str]:
 
 
 def collate_pose_pairs(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a batch of items.
+    """Collate items into a batch.
 
     Args:
         items: From [`PosePairDataset`] or [`ImageDataset`], all with the same keys.
 
     Returns:
-        The tensors stacked along a new first axis; `index` as (B,), int64; and `skipped`, the items' lists joined,
-        for a [`SkipReport`].
+        The tensors, stacked along a new first axis; `index` as (B,), int64; and `skipped`, the joined lists of the
+        items, for a [`SkipReport`].
     """
     batch: dict[str, Any] = {}
     for key, value in items[0].items():
@@ -287,7 +286,7 @@ def collate_pose_pairs(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def init_worker(worker_id: int) -> None:
-    """Keep OpenCV to one thread in a worker process; pass it to the loader as `worker_init_fn`.
+    """Limit OpenCV to one thread in a worker process; pass this function to the loader as `worker_init_fn`.
 
     Args:
         worker_id: Number of the worker; not used.
@@ -298,6 +297,6 @@ def init_worker(worker_id: int) -> None:
 
 
 def _from(index: int, length: int) -> Iterable[int]:
-    """Yield the index and all after it, and then those before it; raise `IndexError` if there is none."""
+    """Yield the index and all later ones, then all earlier ones; raise `IndexError` if there is no such index."""
     first = range(length)[index]
     return chain(range(first, length), range(first))

@@ -13,9 +13,9 @@ from ..pose.formats import DEEPFASHION_SIZE as DEEPFASHION_SIZE
 from ..pose.keypoints import Keypoints
 
 DEEPFASHION_PREFIXES = ("fasion-resize", "fashion-resize")
-"""How the names of DeepFashion's files begin; the first spelling is that of the published files."""
+"""What the names of DeepFashion's files begin with; the first spelling is that of the published files."""
 MARKET1501_PREFIXES = ("market",)
-"""How the names of Market-1501's files begin."""
+"""What the names of Market-1501's files begin with."""
 MARKET1501_SIZE = (128, 64)
 """(height, width) of the images that Market-1501's keypoints were measured on, pixels."""
 
@@ -24,8 +24,8 @@ def find_csv(folder: Path, prefixes: tuple[str, ...], kind: str, split: str) -> 
     """Find one of the files.
 
     Args:
-        folder: Where it is.
-        prefixes: How its name may begin.
+        folder: The folder that it is in.
+        prefixes: What its name may begin with.
         kind: "pairs" or "annotation".
         split: "train" or "test".
 
@@ -40,7 +40,7 @@ def find_csv(folder: Path, prefixes: tuple[str, ...], kind: str, split: str) -> 
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"'{folder}' must have the file '{names[0]}', which is missing: download the lists of pairs and keypoints."
+        f"'{names[0]}' is missing in '{folder}': download the lists of pairs and keypoints (see docs/data.md)."
     )
 
 
@@ -74,8 +74,8 @@ def read_poses(path: str | os.PathLike[str], size: tuple[int, int]) -> tuple[dic
         size: (height, width) of the images that the keypoints were measured on, pixels.
 
     Returns:
-        The pose of each image, by its name; and what is wrong with the others, as the ends of sentences that begin
-        with the name.
+        The pose of each image by name, and what is wrong with the others, also by name, worded to follow the name in a
+        sentence.
 
     Raises:
         OSError: The file cannot be read.

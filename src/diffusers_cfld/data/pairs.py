@@ -64,17 +64,17 @@ def read_image(image: str | bytes, name: str = "") -> PIL.Image.Image:
         The image, upright, 8-bit RGB.
 
     Raises:
-        UnreadableImageError: It does not exist, cannot be decoded, or has values or EXIF data of no use.
+        UnreadableImageError: It does not exist, cannot be decoded, or has unusable values or EXIF data.
     """
     try:
         with PIL.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return to_rgb(opened)
-    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         reason = f"cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
         if isinstance(error, FileNotFoundError):
             reason = "does not exist"
         elif isinstance(error, PIL.UnidentifiedImageError):
-            reason = "is no image of a known format"
+            reason = "is not an image in a known format"
         raise UnreadableImageError(name if isinstance(image, bytes) else image, reason) from error
 
 
@@ -86,15 +86,15 @@ def load_pairs(
     default_split: str = "train",
     report: SkipReport | None = None,
 ) -> list[PosePair]:
-    """Read the pairs of a folder of any known format.
+    """Read the pairs of a folder in any known format.
 
     Args:
         root: The folder.
         format: "deepfashion", "market1501", "folder" (with a `pairs.jsonl`), or "auto" to choose by the files in it.
-        split: "train" or "test" of DeepFashion and Market-1501, by default `default_split`; of a folder with a
-            `pairs.jsonl` the subfolder of that name, by default none.
+        split: "train" or "test" for DeepFashion and Market-1501, by default `default_split`; for a folder with a
+            `pairs.jsonl`, the name of a subfolder, by default none.
         default_split: See `split`.
-        report: Where pairs that are left out are entered; by default they are logged.
+        report: Report to which pairs that are left out are added; by default they are logged.
 
     Returns:
         The pairs, in the order of the file.
@@ -122,17 +122,17 @@ def load_deepfashion_pairs(
 
     Args:
         root: Folder with `fasion-resize-pairs-{split}.csv` and `fasion-resize-annotation-{split}.csv` (or `fashion-`),
-            and the images in `{split}_highres` or `{split}`. `examples/pose_transfer/prepare_deepfashion.py` makes it
-            from the archive.
+            and the images in `{split}_highres` or `{split}`. `examples/pose_transfer/prepare_deepfashion.py` creates
+            it from the archive.
         split: "train" (101,966 pairs) or "test" (8,570).
-        report: Where images without usable keypoints are entered; by default they are logged.
+        report: Report to which images without usable keypoints are added; by default they are logged.
 
     Returns:
         The pairs, in the order of the file.
 
     Raises:
         OSError: A file or folder does not exist or cannot be read.
-        ValueError: The list of pairs lacks its columns, or no pair can be used.
+        ValueError: The list of pairs does not have the right columns, or no pair can be used.
     """
     image_folders = (f"{split}_highres", split)
     return _load_csv_pairs(Path(root), split, DEEPFASHION_PREFIXES, image_folders, DEEPFASHION_SIZE, report)
@@ -147,14 +147,14 @@ def load_market1501_pairs(
         root: Folder with `market-pairs-{split}.csv`, `market-annotation-{split}.csv` and the images in `{split}` or
             `bounding_box_{split}`.
         split: "train" or "test".
-        report: Where images without usable keypoints are entered; by default they are logged.
+        report: Report to which images without usable keypoints are added; by default they are logged.
 
     Returns:
         The pairs, in the order of the file.
 
     Raises:
         OSError: A file or folder does not exist or cannot be read.
-        ValueError: The list of pairs lacks its columns, or no pair can be used.
+        ValueError: The list of pairs does not have the right columns, or no pair can be used.
     """
     image_folders = (split, f"bounding_box_{split}")
     return _load_csv_pairs(Path(root), split, MARKET1501_PREFIXES, image_folders, MARKET1501_SIZE, report)
@@ -165,20 +165,20 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
 
     Each line is a JSON object with `source` and `target`, paths of images relative to the folder, and
     `source_keypoints` and `target_keypoints`, anything that `Keypoints.from_any` reads. The optional `size`, [height,
-    width] in pixels, is that of the images that the keypoints were measured on. Without it this is 256x176, and the
-    images must have this shape; OpenPose's data must then have a canvas size.
+    width] in pixels, is the size of the images that the keypoints were measured on. It defaults to 256x176, and the
+    images must then have that aspect ratio; without it, OpenPose data must contain a canvas size.
 
     Args:
         root: The folder.
-        report: Where unusable lines are entered, as `pairs.jsonl:number`; by default they are logged.
+        report: Report to which unusable lines are added, as `pairs.jsonl:number`; by default they are logged.
 
     Returns:
         The pairs, in the order of the file.
 
     Raises:
         OSError: The file does not exist or cannot be read.
-        ValueError: No line can be used, or keypoints lack the `size` and the first such image has another shape than
-            256x176.
+        ValueError: No line can be used, or keypoints have no `size` and the first such image does not have the aspect
+            ratio of 256x176.
     """
     file = Path(root, _PAIRS_FILE)
     report = SkipReport() if report is None else report
@@ -208,8 +208,8 @@ def _detect_format(folder: Path, split: str | None) -> str:
         if any(next(folder.glob(f"{prefix}-pairs-*.csv"), None) for prefix in prefixes):
             return name
     raise FileNotFoundError(
-        f"'{folder}' must have one of '{_PAIRS_FILE}', 'fasion-resize-pairs-train.csv' and 'market-pairs-train.csv', "
-        "got none: see docs/data.md for the formats."
+        f"'{folder}' must have '{_PAIRS_FILE}', 'fasion-resize-pairs-train.csv' or 'market-pairs-train.csv', but has "
+        "none of them: see docs/data.md for the formats."
     )
 
 
@@ -224,7 +224,7 @@ def _load_csv_pairs(
     pairs_file, poses_file = (find_csv(folder, prefixes, kind, split) for kind in ("pairs", "annotation"))
     images = next((folder / name for name in image_folders if (folder / name).is_dir()), None)
     if images is None:
-        raise FileNotFoundError(f"'{folder}' must have the images in '{image_folders[0]}', which is missing.")
+        raise FileNotFoundError(f"'{folder}' must have a folder '{image_folders[0]}' with the images, but has none.")
     report = SkipReport() if report is None else report
     listed = read_pair_list(pairs_file)
     poses, problems = read_poses(poses_file, size)
@@ -243,7 +243,7 @@ def _load_csv_pairs(
 def _parse_pair(
     line: str, folder: Path, poses: dict[tuple[str, str], Keypoints], unsized: dict[str, Keypoints]
 ) -> PosePair:
-    """Read a line; `poses` keeps one object for each pose, `unsized` the images whose keypoints have no size."""
+    """Read a line; `poses` caches one object per pose, and `unsized` collects images with keypoints without a size."""
     entry = json.loads(line)
     needed = ("source", "target", "source_keypoints", "target_keypoints")
     if not isinstance(entry, dict) or any(entry.get(key) is None for key in needed):
@@ -265,20 +265,20 @@ def _parse_pair(
 
 
 def _check_shape(path: str, pose: Keypoints) -> None:
-    """Refuse keypoints without a size that cannot be those of the image; one that cannot be read is reported later."""
+    """Refuse an image whose keypoints have no size and do not fit its shape; unreadable images are reported later."""
     try:
         width, height = read_image(path).size
     except UnreadableImageError:
         return
     if not has_shape((height, width), pose.size):
         raise ValueError(
-            f"'{path}' must have the shape of {pose.size[0]}x{pose.size[1]} pixels, the default `size` of keypoints, "
-            f"got {height}x{width}: add the right `size`, [height, width], to every line."
+            f"'{path}' must have the aspect ratio of {pose.size[0]}x{pose.size[1]}, the default `size` of keypoints, "
+            f"got {height}x{width} (height x width): add the right `size`, [height, width], to every line."
         )
 
 
 def _report_left_out(pairs: list[PosePair], num_listed: int, file: Path, report: SkipReport) -> None:
     if not pairs:
-        raise ValueError(f"'{file}' must have usable pairs, got none in {num_listed}. {report.summary()}")
+        raise ValueError(f"'{file}' must have usable pairs, got none among {num_listed}. {report.summary()}")
     if len(pairs) < num_listed:
-        logger.warning("%d of the %d pairs of '%s' are left out.", num_listed - len(pairs), num_listed, file)
+        logger.warning("%d of the %d pairs in '%s' are left out.", num_listed - len(pairs), num_listed, file)

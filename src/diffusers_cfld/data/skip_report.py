@@ -1,4 +1,4 @@
-"""What was left out of a data set and why: one broken file in a hundred thousand must not end a run."""
+"""Record what was left out of a data set and why: one broken file in a hundred thousand must not end a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MAX_IN_A_ROW = 32
-"""How many unreadable files in a row end a run."""
+"""Number of unreadable files in a row that ends a run."""
 
 _MAX_LOGGED, _MAX_IN_SUMMARY = 20, 5
 
@@ -19,7 +19,7 @@ class UnreadableImageError(ValueError):
 
     Args:
         path: Its path, or its name if it was passed as bytes.
-        reason: What is wrong with it, as the end of a sentence that begins with the path.
+        reason: What is wrong with it, worded to follow the path in a sentence.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -31,8 +31,8 @@ class UnreadableDataError(ValueError):
     """So much of the data cannot be read that there is no point in continuing.
 
     Args:
-        message: One sentence. A `DataLoader` recreates the error of a worker process with the worker's traceback in
-            front of it; only the sentence is kept.
+        message: The message. A `DataLoader` raises the error of a worker process again, with the worker's traceback
+            before the message; the traceback is removed.
     """
 
     def __init__(self, message: str) -> None:
@@ -50,20 +50,20 @@ class UnreadableDataError(ValueError):
         """
         path, reason = skipped[0]
         return cls(
-            f"Expected readable images, but {len(skipped)} in a row cannot be read, the first because '{path}' "
-            f"{reason}: check that the data set is complete and that its path is right."
+            f"{len(skipped)} files in a row cannot be read; the first is '{path}', which {reason}. Check that the "
+            "data set is complete and that its path is right."
         )
 
 
 class SkipReport:
     """Counts and names the files that were skipped.
 
-    The first 20 files are logged as warnings; all are kept with the reason. Data sets run in worker processes, so what
-    they skip travels in the batch, as `batch["skipped"]`, and the training process enters it here.
+    The first 20 files are logged as warnings; all of them are kept with the reason. Data sets run in worker processes,
+    so the files that they skip are part of the batch, as `batch["skipped"]`, and the training process adds them here.
 
     Attributes:
-        files: For each path a dict of `reason`, the end of a sentence that begins with the path, and `times`, how
-            often the file was skipped.
+        files: For each path, a dict of `reason`, worded to follow the path in a sentence, and `times`, how often the
+            file was skipped.
 
     Examples:
         >>> from diffusers_cfld.data import SkipReport
@@ -77,7 +77,7 @@ class SkipReport:
         self.files: dict[str, dict[str, Any]] = {}
 
     def add(self, path: str, reason: str, times: int = 1) -> None:
-        """Enter a file.
+        """Add a file.
 
         Args:
             path: The file, or its name in the data set.
@@ -91,10 +91,10 @@ class SkipReport:
         if len(self) <= _MAX_LOGGED:
             logger.warning("Skipping '%s': %s.", path, reason)
         elif len(self) == _MAX_LOGGED + 1:
-            logger.warning("More than %d files are skipped; no more are logged.", _MAX_LOGGED)
+            logger.warning("More than %d files were skipped; the others are not logged.", _MAX_LOGGED)
 
     def update(self, skipped: Iterable[tuple[str, str]]) -> None:
-        """Enter the files of a batch.
+        """Add the files of a batch.
 
         Args:
             skipped: (path, reason) of each, as in `batch["skipped"]`.
@@ -128,7 +128,7 @@ class SkipReport:
         return {"files": {path: dict(entry) for path, entry in self.files.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace the report by a saved one.
+        """Replace the contents of the report by those of a saved one.
 
         Args:
             state: From `state_dict()`.

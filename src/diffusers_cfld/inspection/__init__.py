@@ -1,4 +1,4 @@
-"""Seeing inside: attention maps of the prompt decoder and of the U-Net, and the guidance's predictions as images."""
+"""Look inside the models: attention maps of prompt decoder and U-Net, and the guidance's predictions as images."""
 
 from .attention_maps import AttentionRecorder as AttentionRecorder
 from .attention_maps import prompt_attention_maps as prompt_attention_maps

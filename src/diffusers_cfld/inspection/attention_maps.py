@@ -1,7 +1,7 @@
 """Where attention looks: the prompt decoder's queries over the source, and the U-Net's layers over the prompt.
 
-Paper: arXiv:2402.18078, Fig. 7 (maps of different queries, averaged over the heads). The models are watched by hooks;
-they compute what they compute without.
+Paper: arXiv:2402.18078, Fig. 7 (maps of different queries, averaged over the heads). The models are watched by hooks,
+which do not change what they compute.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def prompt_attention_maps(pipe: CFLDPipeline, image: ImageInput) -> torch.Tensor:
-    """What each query of the prompt decoder looks at in the source (Fig. 7).
+    """Compute what each query of the prompt decoder looks at in the source (Fig. 7).
 
     Args:
         pipe: The pipeline.
         image: Source image or images, as in the pipeline's call.
 
     Returns:
-        (B, R, Q, h, w), float32, on the CPU: for each of the decoder's R blocks and Q queries the cross-attention to
+        (B, R, Q, h, w), float32, on the CPU: for each of the decoder's R blocks and Q queries, the cross-attention to
         the cells of the source's coarsest features, averaged over the heads; sums to 1 over the cells. The cells cover
-        the image as the pipeline squashes or pads it.
+        the image after the pipeline has padded and squashed it.
 
     Raises:
         TypeError: `image` is an [`Appearance`], or as in the pipeline's call.
         ValueError: As in the pipeline's call.
     """
     if isinstance(image, Appearance):
-        raise TypeError("`image` must be the image itself: an `Appearance` no longer has the source's cells.")
+        raise TypeError("`image` must be the source image, not an `Appearance`, which no longer has its feature maps.")
     maps: list[torch.Tensor] = []
 
     def watch(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -59,15 +59,15 @@ class AttentionRecorder:
     """The U-Net's cross-attention maps of one or more calls, filled while they run; see [`record_attention`].
 
     Args:
-        layer_names: The U-Net's attention layers that are watched.
+        layer_names: The attention layers of the U-Net that are watched.
     """
 
     def __init__(self, layer_names: Sequence[str]) -> None:
         self.layer_names = list(layer_names)
-        # For each call of the pipeline its number of steps, and by layer the sum of their maps.
+        # For each call of the pipeline: its number of steps, and the sum of their maps by layer.
         self._counts: list[int] = []
         self._sums: list[dict[str, torch.Tensor]] = []
-        self._conditions: BranchConditions | None = None  # of the present call
+        self._conditions: BranchConditions | None = None  # those of the running call
 
     def maps(self, layer_name: str) -> torch.Tensor:
         """A layer's attention to each token of the prompt, averaged over heads and over the steps so far.
@@ -76,22 +76,25 @@ class AttentionRecorder:
             layer_name: One of `layer_names`.
 
         Returns:
-            (B, Q, h, w), float32, on the CPU, of the fully conditioned branch; the Q values of a cell sum to 1. B are
-            all images of the size of the last one that were made in the `with` block, in their order.
+            (B, Q, h, w), float32, on the CPU, from the fully conditioned branch; the Q values of a cell sum to 1. B
+            counts the images made in the `with` block that have the size of the last one, in the order they were made.
 
         Raises:
-            ValueError: Nothing has run yet, or with an appearance guidance of 0.
+            ValueError: The pipeline has not run yet, or only with an appearance guidance of 0.
         """
         if not self._sums:
-            raise ValueError("Nothing is recorded: call the pipeline first, with an appearance guidance above 0.")
+            raise ValueError(
+                "No attention was recorded: call the pipeline inside the `with` block, with an appearance guidance "
+                "above 0."
+            )
         means = [sums[layer_name] / count for sums, count in zip(self._sums, self._counts, strict=True)]
         return torch.cat([mean for mean in means if mean.shape[1:] == means[-1].shape[1:]])
 
     def mean_maps(self, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """The mean over all layers.
+        """Average the maps over all layers.
 
         Args:
-            size: (height, width) that the maps are resized to, bilinearly; the largest layer's by default.
+            size: (height, width) to which the maps are resized bilinearly; by default that of the largest layer.
 
         Returns:
             (B, Q, h, w).
@@ -105,7 +108,7 @@ class AttentionRecorder:
         return torch.stack(resized).mean(dim=0)
 
     def _begin(self, conditions: BranchConditions, rows: slice) -> None:
-        """Note that the U-Net is about to run for some samples of a call, which is known by its conditions."""
+        """Note that the U-Net is about to run for some samples of a call; its conditions identify the call."""
         if conditions is not self._conditions:
             self._conditions = conditions
             self._counts.append(0)
@@ -124,11 +127,11 @@ def record_attention(pipe: CFLDPipeline, layer_names: Sequence[str] | None = Non
     """Watch the U-Net's cross-attention to the prompt while the pipeline is called.
 
     Args:
-        pipe: The pipeline. After the block it is as before; inside it a compiled U-Net runs uncompiled.
+        pipe: The pipeline. Inside the block a compiled U-Net runs uncompiled; after it, everything is as before.
         layer_names: Attention layers of its U-Net; by default those with query biases (the hybrid-granularity ones).
 
     Yields:
-        The recorder; read it inside the block or after it.
+        The recorder, which you can read inside the block or after it.
 
     Raises:
         ValueError: A name is not an attention layer of the U-Net.
@@ -177,7 +180,7 @@ def record_attention(pipe: CFLDPipeline, layer_names: Sequence[str] | None = Non
 
 @contextmanager
 def _hooks(watches: dict[Any, Any]) -> Iterator[None]:
-    """Have a function called before each forward of a layer."""
+    """Call a function before each forward of a layer."""
     handles = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer, watch in watches.items()]
     try:
         yield
@@ -190,14 +193,14 @@ def _hooks(watches: dict[Any, Any]) -> Iterator[None]:
 def _running_uncompiled(module: nn.Module) -> Iterator[None]:
     """Run a module's own code, since compiled code bypasses hooks."""
     if module is unwrap_module(module) and not any(part._compiled_call_impl for part in module.modules()):
-        yield  # without the slow import of the compiler
+        yield  # avoids the slow import of the compiler
         return
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 def _attention_probabilities(attn: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Softmax of a layer about to run, (B, queries, keys), averaged over its heads, with its query bias if any.
+    """The attention of a layer that is about to run, (B, queries, keys), averaged over heads, with its query bias.
 
     Equation:
         softmax((Q + B) K^T / sqrt(d)), Eq. 4.
@@ -205,7 +208,7 @@ def _attention_probabilities(attn: Attention, args: tuple[Any, ...], kwargs: dic
     hidden_states = args[0] if args else kwargs["hidden_states"]
     encoder_hidden_states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
     if isinstance(encoder_hidden_states, tuple):
-        encoder_hidden_states = encoder_hidden_states[0]  # before those of an IP-Adapter
+        encoder_hidden_states = encoder_hidden_states[0]  # the others are those of an IP-Adapter
     query = attn.to_q(hidden_states)
     if isinstance(attn.processor, HybridGranularityAttnProcessor) and attn.processor.query_bias is not None:
         query = query + attn.processor.query_bias.to(query)

@@ -22,12 +22,12 @@ class GuidancePictures:
     """The predictions of one step, decoded.
 
     Args:
-        step: Number of the step among the scheduler's timesteps, from 0.
-        timestep: Its timestep.
+        step: Index into the scheduler's timesteps, from 0.
+        timestep: The timestep.
         null: Prediction without any condition.
-        pose: With the pose alone.
-        full: With pose and appearance.
-        guided: Their combination by Eq. 7, which the step takes.
+        pose: Prediction with the pose alone.
+        full: Prediction with pose and appearance.
+        guided: Their combination by Eq. 7, which the step uses.
     """
 
     step: int
@@ -47,13 +47,13 @@ def guidance_pictures(
     output_size: tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> list[GuidancePictures]:
-    """Run the pipeline for one source and pose, and show what its branches predict on the way.
+    """Run the pipeline for one source and one pose, and show what its branches predict on the way.
 
-    At the steps that are shown all three branches are evaluated, also those that the scales leave out of Eq. 7.
+    At the steps that are shown, all three branches are evaluated, even those that Eq. 7 does not need at these scales.
 
     Args:
         pipe: The pipeline. Not modified.
-        steps: Which of the scheduler's timesteps to show, from 0; by default the first, the middle and the last one.
+        steps: Which of the scheduler's timesteps to show, counted from 0; by default first, middle and last.
         num_inference_steps: As in the pipeline's call.
         output_size: (height, width) in pixels of the images, as in the pipeline's call.
         **kwargs: As in the pipeline's call: `image` or `appearance`, `pose`, `guidance_scale`, `generator`, and so on.
@@ -63,13 +63,13 @@ def guidance_pictures(
 
     Raises:
         TypeError: As in the pipeline's call.
-        ValueError: A step is not among the steps, the scheduler is not one for noise or velocity prediction, the call
-            makes more than one image, or as in the pipeline's call.
+        ValueError: A step does not exist, the scheduler is not one for noise or velocity prediction, the call makes
+            more than one image, or as in the pipeline's call.
     """
     if not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise ValueError(
-            f"The scheduler must have `alphas_cumprod`, which {type(pipe.scheduler).__name__} does not have: use "
-            "another one, such as `DDIMScheduler`."
+            f"The scheduler must have `alphas_cumprod`, but {type(pipe.scheduler).__name__} has none: use another "
+            "one, such as `DDIMScheduler`."
         )
     shown: list[GuidancePictures] = []
     numbers = itertools.count()
@@ -82,9 +82,9 @@ def guidance_pictures(
         step, num_steps = next(numbers), watched.num_timesteps
         chosen = [0, num_steps // 2, num_steps - 1] if steps is None else steps
         if not set(chosen) <= set(range(num_steps)):
-            raise ValueError(f"`steps` must be from 0 to {num_steps - 1}, got {list(chosen)}.")
+            raise ValueError(f"`steps` must be numbers from 0 to {num_steps - 1}, got {list(chosen)}.")
         if len(sample) != 1:
-            raise ValueError(f"`guidance_pictures` shows one image at a time, got {len(sample)}.")
+            raise ValueError(f"`guidance_pictures` takes one source and one pose, got {len(sample)} pairs.")
         guided = predict_noise(sample, timestep, conditions, *args)
         if step in chosen:
             branches = watched.predict_branches(sample, timestep, conditions, tuple(GuidanceBranch), slice(0, 1))
@@ -102,13 +102,13 @@ def guidance_pictures(
 def predict_original(
     scheduler: Any, sample: torch.Tensor, timestep: torch.Tensor, predictions: torch.Tensor
 ) -> torch.Tensor:
-    """The latents at timestep 0 that predictions of the noise or velocity amount to.
+    """Convert predictions of the noise or velocity to the latents at timestep 0 that they imply.
 
     Equation:
         x0 = (x_t - sqrt(1 - a_t) e) / sqrt(a_t), or sqrt(a_t) x_t - sqrt(1 - a_t) v for velocity prediction.
 
     Args:
-        scheduler: Of diffusers, with `alphas_cumprod`.
+        scheduler: A scheduler of diffusers with `alphas_cumprod`.
         sample: x_t, (1, C, h, w), as the U-Net takes it: variance-preserving with every scheduler.
         timestep: t.
         predictions: e or v, (B, C, h, w).

@@ -22,7 +22,7 @@ _BACKGROUND, _INK = (255, 255, 255), (40, 40, 40)
 def draw_heat_map(
     image: PIL.Image.Image, heat_map: torch.Tensor | npt.NDArray[Any], *, strength: float = 0.6
 ) -> PIL.Image.Image:
-    """Lay a map over an image, from dark violet where it is least to yellow where it is most.
+    """Lay a map over an image, from dark violet for its smallest values to yellow for its largest.
 
     Args:
         image: What the map covers, as the model saw it (`fit_photo(photo).image` for a photo of another shape).
@@ -30,17 +30,17 @@ def draw_heat_map(
         strength: Opacity of the colours over the greyed image, in [0, 1].
 
     Returns:
-        RGB, of the image's size.
+        An RGB image of the same size.
 
     Raises:
-        ValueError: The map has another number of dimensions or is not finite, or `strength` is out of range.
+        ValueError: The map has the wrong number of dimensions or is not finite, or `strength` is out of range.
     """
     values = heat_map.detach().float().cpu().numpy() if isinstance(heat_map, torch.Tensor) else heat_map
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"`heat_map` must be finite and of shape (h, w), got {values.shape}.")
+        raise ValueError(f"`heat_map` must have shape (h, w) and finite values, got shape {values.shape}.")
     if not 0 <= strength <= 1:
-        raise ValueError(f"`strength` must be from 0 to 1, got {strength!r}.")
+        raise ValueError(f"`strength` must be in [0, 1], got {strength!r}.")
     image = to_rgb(image)
     span = values.max() - values.min()
     scaled = (values - values.min()) / (span if span > 0 else 1)
@@ -52,14 +52,14 @@ def draw_heat_map(
 def contact_sheet(
     rows: Sequence[Sequence[PIL.Image.Image]], labels: Sequence[Sequence[str]] | None = None
 ) -> PIL.Image.Image:
-    """Lay images out in rows, each with its label above.
+    """Lay out images in rows, each with its label above.
 
     Args:
         rows: The images; all are shown at the size of the first one.
         labels: One for each image.
 
     Returns:
-        RGB.
+        An RGB image.
 
     Raises:
         ValueError: There is no image, or there are not as many labels as images.

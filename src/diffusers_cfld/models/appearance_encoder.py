@@ -1,4 +1,4 @@
-"""Appearance encoder phi_A: the source's fine features as biases on the queries of the U-Net's cross-attentions.
+"""Appearance encoder phi_A: turns the source's fine features into query biases for the U-Net's cross-attentions.
 
 Paper: arXiv:2402.18078, Sec. 3.4, Eq. 4 (H_A). Reference: YanzuoLu/CFLD `models/appearance_encoder.py` @ f2ea2a7.
 """
@@ -23,8 +23,8 @@ class AppearanceEncoderOutput(BaseOutput):
     Args:
         sample: The first of `query_biases`, so that the tuple form begins with a tensor.
         query_biases: One map per biased layer, keyed by the layer's name in the U-Net,
-            `"up_blocks.{b}.attentions.{a}.transformer_blocks.0.attn2"`; shape (B, C_b, h_b, w_b), C_b the layer's
-            query width and (h_b, w_b) the size of the feature map it is computed from.
+            `"up_blocks.{b}.attentions.{a}.transformer_blocks.0.attn2"`; shape (B, C_b, h_b, w_b), where C_b is the
+            layer's query width and (h_b, w_b) is the size of the feature map that the bias is computed from.
     """
 
     sample: torch.Tensor
@@ -32,14 +32,14 @@ class AppearanceEncoderOutput(BaseOutput):
 
 
 class QueryBiasEncoder(nn.Module):
-    """One layer's phi_A: 1x1 convolution, transformer, 1x1 convolution. Both convolutions start at zero.
+    """phi_A of one layer: 1x1 convolution, transformer, 1x1 convolution. Both convolutions start at zero.
 
     Args:
         in_channels: Channels of the feature map.
         hidden_channels: Width of the transformer.
         out_channels: Width of the biased layer's query.
-        num_attention_heads: Heads of every attention; must divide `hidden_channels`.
-        num_layers: Transformer layers, each self-attention, self-attention, GEGLU feed-forward.
+        num_attention_heads: Heads of each attention; must divide `hidden_channels`.
+        num_layers: Number of transformer layers, each self-attention, self-attention, GEGLU feed-forward.
     """
 
     _gradient_checkpointing_func: Callable[..., torch.Tensor]
@@ -87,23 +87,24 @@ class QueryBiasEncoder(nn.Module):
 class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
     """Encode the source's feature maps into one query bias per biased cross-attention.
 
-    Level l of the arguments reads feature map `feature_stages[l]` and serves the cross-attentions of the U-Net's up
-    block `up_block_indices[l]`, with one encoder for each. Without arguments this is the published encoder.
+    Entry l of each argument describes level l, which reads feature map `feature_stages[l]` and computes the biases of
+    the cross-attentions in the U-Net's up block `up_block_indices[l]`, with one encoder for each. The default
+    arguments give the published encoder.
 
     Args:
         feature_channels: Channels of each level's feature map, finest first.
         hidden_channels: Width of the transformers of each level.
-        query_channels: Channels of the biases of each level: the U-Net block's width.
+        query_channels: Channels of the biases of each level, the width of the U-Net block.
         num_attention_heads: Heads of each level's transformers; must divide `hidden_channels`.
-        num_layers: K, transformer layers of each encoder.
-        up_block_indices: Which up block of the U-Net each level serves.
-        attentions_per_block: Cross-attentions in each of these up blocks.
-        feature_stages: Number of the feature map that each level reads, 1 for the finest; `None` for 1, 2, ... A map
-            of about the size at which the up block works costs least: biases of another size are resized.
+        num_layers: K, number of transformer layers in each encoder.
+        up_block_indices: Up block of the U-Net for which each level computes biases.
+        attentions_per_block: Number of cross-attentions in each of these up blocks.
+        feature_stages: Number of the feature map that each level reads, 1 for the finest; `None` for 1, 2, ... It
+            costs least to read a map of about the size at which the up block works; other biases are resized.
 
     Raises:
-        ValueError: The per-level arguments differ in length, an up block has two levels, or heads do not divide a
-            width.
+        ValueError: The per-level arguments differ in length, an up block has two levels, or a width is not divisible
+            by its number of heads.
     """
 
     _supports_gradient_checkpointing = True
@@ -130,7 +131,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
             raise ValueError(
                 "`feature_channels`, `hidden_channels`, `query_channels`, `num_attention_heads`, `up_block_indices` "
                 "and `feature_stages` must have one entry per level, got "
-                f"{[len(level) for level in levels]} entries."
+                f"{[len(level) for level in levels]} entries in this order."
             )
         if len(set(up_block_indices)) < len(up_block_indices):
             raise ValueError(f"`up_block_indices` must name each up block once, got {up_block_indices}.")
@@ -183,7 +184,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
             The bias maps by layer name; the input is not modified.
 
         Raises:
-            ValueError: A stage is missing or has other than its `feature_channels`.
+            ValueError: A stage is missing or does not have its `feature_channels`.
         """
         for stage, channels in zip(self.stages, self.config.feature_channels, strict=True):
             feature_map = feature_maps.get(f"stage{stage}")

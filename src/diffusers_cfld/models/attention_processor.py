@@ -1,7 +1,7 @@
 """Hybrid-granularity attention: the U-Net's own cross-attention with a bias added to its query.
 
 Paper: arXiv:2402.18078, Sec. 3.4, Eq. 4: Q = W_q h, K = W_k c, V = W_v c, out = softmax((Q + B) K^T / sqrt(d)) V.
-Reference: YanzuoLu/CFLD `models/xf.py` @ f2ea2a7, a processor of its own for xformers.
+Reference: YanzuoLu/CFLD `models/xf.py` @ f2ea2a7, a custom processor for xformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 
 class _BiasedLayer:
-    """An attention layer as its processor sees it: the layer itself, except that its query is biased."""
+    """What the processor gets instead of the attention layer: the same layer, except that its query is biased."""
 
     def __init__(self, attn: Attention, query_bias: torch.Tensor) -> None:
         self._attn = attn
@@ -36,7 +36,7 @@ class _BiasedLayer:
                 f"`query_bias` must have shape {tuple(query.shape)} here (or batch 1), got {tuple(bias.shape)}. "
                 "Resize it to the latents with `query_bias_to_tokens` and repeat it for every sample of the batch."
             )
-        # Q + B of Eq. 4. `to`: hooks that spread a model over several devices move only what is passed as an argument.
+        # Q + B of Eq. 4. `to` is needed because the hooks that spread a model over devices only move arguments.
         return query + bias.to(query)
 
 
@@ -44,14 +44,14 @@ class HybridGranularityAttnProcessor(nn.Module):
     """Wrap a layer's attention processor so that a bias is added to the query.
 
     The attention itself is left to whatever processor the layer has (scaled dot-product, sliced, IP-Adapter, fused,
-    a user's own), so everything that works with the layer keeps working. The wrapper has no weights; it is a module
-    only to keep those of an IP-Adapter in the U-Net's tree, where offloading finds them. Put it on a U-Net with
-    [`hybrid_granularity_attention`].
+    a user's own), so everything that works with the layer keeps working. The wrapper has no weights of its own; it is
+    a module only so that the weights of an IP-Adapter stay in the U-Net's tree, where offloading finds them. Use
+    [`hybrid_granularity_attention`] to put it on a U-Net.
 
     Args:
         inner: The processor that computes the attention.
         query_bias: (B or 1, L, C), added to the query of L tokens and C channels before the heads are split; with
-            `None` the result is exactly that of `inner`. The attribute may be replaced between forwards; compiled code
+            `None` the result is exactly that of `inner`. You may replace the attribute between forwards; compiled code
             is reused if shape and dtype stay the same.
     """
 
@@ -61,8 +61,8 @@ class HybridGranularityAttnProcessor(nn.Module):
         self.query_bias = query_bias
         self._zeros: torch.Tensor | None = None
         self._thread = threading.get_ident()
-        # `Attention.forward` passes on only arguments that the signature of this attribute names: those of `inner`.
-        # The call itself goes to the method below, since Python looks it up in the class.
+        # `Attention.forward` reads the signature of this attribute to decide which arguments to pass on, so it must be
+        # that of `inner`. The call itself goes to the method below, since Python looks it up in the class.
         self.__call__ = inner.__call__  # type: ignore[method-assign]
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -71,8 +71,8 @@ class HybridGranularityAttnProcessor(nn.Module):
         Args:
             attn: The layer.
             hidden_states: (B, L, C).
-            *args: As `inner` takes them, the prompt first.
-            **kwargs: As `inner` takes them.
+            *args: Arguments for `inner`, the prompt first.
+            **kwargs: Arguments for `inner`.
 
         Returns:
             (B, L, C).
@@ -88,7 +88,7 @@ class HybridGranularityAttnProcessor(nn.Module):
         return output
 
     def _refuse_other_threads(self) -> None:
-        # Autograd replays a checkpointed forward on threads of its own; those are no second call.
+        # Autograd repeats a checkpointed forward on threads of its own; that is not a second call.
         in_backward = torch._C._current_graph_task_id() != -1
         if threading.get_ident() != self._thread and not in_backward:
             raise RuntimeError(
@@ -97,13 +97,13 @@ class HybridGranularityAttnProcessor(nn.Module):
             )
 
     def _fill_with_zeros(self, transformer: Any, args: tuple[torch.Tensor]) -> None:
-        """Hook for a transformer about to run: a layer without a bias gets one of zeros."""
+        """Hook for a transformer that is about to run: give its layer a bias of zeros if it has none."""
         if self.query_bias is None or self.query_bias is self._zeros:
             batch, _, height, width = args[0].shape
             self.query_bias = self._zeros = args[0].new_zeros(batch, height * width, transformer.inner_dim)
 
 
-# Held while processors are exchanged, so that two threads cannot both find a U-Net without biases.
+# Held while processors are replaced, so that two threads cannot both find a U-Net without biases.
 _exchange = threading.Lock()
 
 
@@ -113,15 +113,15 @@ def hybrid_granularity_attention(
 ) -> Iterator[dict[str, HybridGranularityAttnProcessor]]:
     """Put query biases on a stock U-Net for the duration of a `with` block.
 
-    On exit, also after an exception, every layer gets back the processor it had before, unless another one was set
-    inside the block. Blocks may be nested in one thread: the biases of the inner one replace those of the outer one
-    until it ends. In training, keep the block open until `backward()` has run: gradient checkpointing repeats the
-    forward there, and without the biases the gradients would be silently wrong.
+    On exit, even after an exception, every layer gets back the processor it had before, unless another one was set
+    inside the block. Within one thread, blocks may be nested: the biases of the inner block replace those of the outer
+    one until it ends. In training, keep the block open until `backward()` has run: gradient checkpointing repeats the
+    forward there, and without the biases the gradients would be wrong without any error.
 
     Args:
         unet: A `UNet2DConditionModel`, compiled or not.
-        query_biases: By layer name as in [`AppearanceEncoder`]: (B or 1, L, C) with L the layer's tokens (see
-            [`query_bias_to_tokens`]) and C its query channels, or `None` for no bias yet.
+        query_biases: Biases by layer name, as in [`AppearanceEncoder`]: (B or 1, L, C), where L is the layer's number
+            of tokens (see [`query_bias_to_tokens`]) and C its query channels, or `None` for no bias yet.
 
     Yields:
         The processors by layer name; assign to their `query_bias` to change a bias inside the block.
@@ -136,7 +136,7 @@ def hybrid_granularity_attention(
     """
     modules: dict[str, Any] = dict(unwrap_module(unet).named_modules())
     # Compiled code is specialised on whether a layer has a bias. After `compile_repeated_blocks` every cross-attention
-    # therefore gets one, so that one compiled variant serves all blocks of a width, as in the stock U-Net.
+    # therefore gets one, so that all blocks of one width share one compiled variant, as in the stock U-Net.
     compiled = [n for n in modules if n.endswith(".attn2") and modules[n.removesuffix(".attn2")]._compiled_call_impl]
     previous: dict[str, Any] = {}
     processors: dict[str, HybridGranularityAttnProcessor] = {}
@@ -166,20 +166,20 @@ def hybrid_granularity_attention(
         with _exchange:
             for name, processor in processors.items():
                 if modules[name].processor is processor:
-                    # What `set_processor` does, but it would log each time that trained weights may be removed.
+                    # As `set_processor` does, which would also log each time that it may remove trained weights.
                     del modules[name].processor
                     modules[name].processor = previous[name]
 
 
 def query_bias_to_tokens(query_bias: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Turn a bias map into the tokens of a layer, resized if the layer works at another resolution.
+    """Turn a bias map into the tokens of a layer, and resize it if the layer works at another resolution.
 
     Args:
         query_bias: (B, C, h, w), one map of [`AppearanceEncoder`]'s `query_biases`.
         size: (height, width) of the layer's hidden states, in cells.
 
     Returns:
-        (B, height * width, C), row by row. At the map's own size nothing is interpolated, otherwise bilinearly.
+        (B, height * width, C), row by row; resized bilinearly unless the map has this size already.
     """
     return _resize(query_bias, size).flatten(2).transpose(1, 2)
 
@@ -189,15 +189,16 @@ def fit_query_biases(
 ) -> dict[str, torch.Tensor]:
     """Turn bias maps into the tokens of their layers, at any size of the latents.
 
-    Ours: the published code runs at one size only, at which nothing is interpolated.
+    The published code runs at one size only, at which nothing is interpolated.
 
     Args:
-        query_biases: Of [`AppearanceEncoder`], by layer name, (B, C, h, w) each.
+        query_biases: Those of [`AppearanceEncoder`], by layer name, (B, C, h, w) each.
         latent_size: (height, width) of the latents, in cells.
-        num_up_blocks: Up blocks of the U-Net; the last one works at the latents' size, each one before at half of it.
+        num_up_blocks: Number of up blocks in the U-Net. The last one works at the size of the latents, and each
+            earlier one at half the size of the next.
 
     Returns:
-        By layer name, (B, L, C) with L the layer's tokens; see [`query_bias_to_tokens`].
+        The biases by layer name, (B, L, C) with L tokens in the layer; see [`query_bias_to_tokens`].
     """
     return {
         name: query_bias_to_tokens(bias, halve_size(latent_size, num_up_blocks - 1 - int(name.split(".")[1])))
@@ -209,21 +210,21 @@ def fit_pose_residuals(residuals: Mapping[str, torch.Tensor], latent_size: tuple
     """Resize pose residuals to the outputs of their down blocks.
 
     Args:
-        residuals: Of [`PoseAdapter`], from the first down block on, (B, C_i, h_i, w_i) each.
+        residuals: Those of [`PoseAdapter`], from the first down block on, (B, C_i, h_i, w_i) each.
         latent_size: (height, width) of the latents, in cells.
 
     Returns:
-        One (B, C_i, h, w) for each residual: the tensor itself where the size fits, otherwise resized bilinearly.
+        One tensor (B, C_i, h, w) per residual: the residual itself if its size fits, otherwise resized bilinearly.
     """
     return [_resize(residual, halve_size(latent_size, i)) for i, residual in enumerate(residuals.values())]
 
 
 def halve_size(size: tuple[int, int], times: int) -> tuple[int, int]:
-    """Size after some of the U-Net's stride-2 convolutions, which round up.
+    """Compute the size after several of the U-Net's stride-2 convolutions, which round up.
 
     Args:
         size: (height, width), in cells.
-        times: How often it is halved.
+        times: How often to halve it.
 
     Returns:
         (height, width), in cells.

@@ -23,7 +23,7 @@ class PoseAdapterOutput(BaseOutput):
 
     Args:
         sample: The first of `residuals`, so that the tuple form begins with a tensor.
-        residuals: `"down_blocks.{i}"` of shape (B, C_i, H / (f * 2^i), W / (f * 2^i)) with f the unshuffle factor, to
+        residuals: `"down_blocks.{i}"` of shape (B, C_i, H / (f * 2^i), W / (f * 2^i)), f being the unshuffle factor;
             added to the output of down block i before the block halves its resolution.
     """
 
@@ -34,13 +34,13 @@ class PoseAdapterOutput(BaseOutput):
 class PoseAdapter(ModelMixin, ConfigMixin):
     """Encode a target pose so that the frozen U-Net follows it.
 
-    Pixel-unshuffle, a 1x1 convolution, then per scale one ResNet block without time embedding, with 2x average pooling
-    in between. Without arguments this is the published adapter.
+    It consists of a pixel-unshuffle, a 1x1 convolution, and one ResNet block without time embedding per scale, with 2x
+    average pooling in between. The default arguments give the published adapter.
 
     Args:
         pose_channels: Channels of the pose map, 3 + number of joints.
         block_out_channels: C_i, one per residual; the widths of the U-Net's down blocks that receive them.
-        unshuffle_factor: f, side of the pixel block folded into channels: pose pixels per latent cell.
+        unshuffle_factor: f, side of the block of pixels that is folded into channels: pose pixels per latent cell.
         norm_num_groups: Groups of the ResNet blocks' normalisation; must divide every width.
 
     Raises:
@@ -92,7 +92,7 @@ class PoseAdapter(ModelMixin, ConfigMixin):
             The residuals by down block; the input is not modified.
 
         Raises:
-            ValueError: `pose_map` is not 4-D, has other than `pose_channels` channels, or H or W is not a multiple of
+            ValueError: `pose_map` is not 4-D or does not have `pose_channels` channels, or H or W is not a multiple of
                 f * 2^(number of residuals - 1).
         """
         channels = self.config.pose_channels

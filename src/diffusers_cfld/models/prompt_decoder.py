@@ -1,4 +1,4 @@
-"""Perception-refined decoder D: learnable queries that read the source image into a coarse-grained prompt.
+"""Perception-refined decoder D: learnable queries that turn the source image into a coarse-grained prompt.
 
 Paper: arXiv:2402.18078, Sec. 3.3 and Fig. 3 (H_D). Reference: YanzuoLu/CFLD `models/decoder.py` @ f2ea2a7.
 """
@@ -34,10 +34,10 @@ class PerceptionRefinedDecoderOutput(BaseOutput):
 class PerceptionRefinedDecoderBlock(nn.Module):
     """Cross-attention to the source, then self-attention among the queries, then a GEGLU feed-forward, all pre-norm.
 
-    The query positions are added to the stream before each of the two attentions.
+    The query positions are added to the hidden states before each of the two attentions.
 
     Args:
-        dim: D, width of the stream.
+        dim: D, width of the hidden states.
         num_attention_heads: Heads of both attentions; must divide `dim`.
         cross_attention_dim: Channels of the source tokens.
     """
@@ -80,16 +80,16 @@ class PerceptionRefinedDecoderBlock(nn.Module):
 class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
     """Decode the coarsest source features into the prompt of the U-Net's cross-attentions.
 
-    It also holds the null prompt, the learned stand-in for an absent source, so that it is saved, cast and offloaded
-    like any other weight. Without arguments this is the published decoder.
+    The decoder also holds the null prompt, the learned stand-in for an absent source, so that it is saved, cast and
+    offloaded like any other weight. The default arguments give the published decoder.
 
     Args:
-        num_queries: Q, tokens of the prompt.
+        num_queries: Q, number of tokens in the prompt.
         dim: D, width of the prompt; the U-Net's `cross_attention_dim`.
         num_attention_heads: Heads of each attention; must divide `dim`.
         num_layers: R, number of blocks.
         feature_channels: C, channels of the source's coarsest feature map.
-        feature_size: (height, width) of that map, or one number for a square: each cell has a learned position.
+        feature_size: (height, width) of that map, or one number for a square; each cell has a learned position.
 
     Raises:
         ValueError: `num_attention_heads` does not divide `dim`.
@@ -137,7 +137,7 @@ class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
             The coarse-grained prompt (B, Q, D) and the null prompt (1, Q, D); the input is not modified.
 
         Raises:
-            ValueError: `feature_map` has another shape; the message names both.
+            ValueError: `feature_map` has the wrong shape; the message names both shapes.
         """
         expected = (self.config.feature_channels, *self.feature_size)
         if feature_map.ndim != 4 or tuple(feature_map.shape[1:]) != expected:
@@ -155,7 +155,7 @@ class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
                 )
             else:
                 hidden_states = block(hidden_states, self.query_position_embeds, encoder_hidden_states)
-        # A copy: changing the output in place must not change the weight.
+        # A copy, so that changing the output in place does not change the weight.
         null_prompt_embeds = self.null_prompt_embeds.to(hidden_states.dtype).clone()
         if not return_dict:
             return hidden_states, null_prompt_embeds

@@ -1,7 +1,7 @@
 """Source image encoder S: a timm Swin Transformer that returns one feature map per stage.
 
-Paper: arXiv:2402.18078, Sec. 3.2 and Fig. 2 (H_S). Reference: YanzuoLu/CFLD `models/swin_transformer.py` @ f2ea2a7,
-there a copy of the original Swin; here timm's, which computes the same.
+Paper: arXiv:2402.18078, Sec. 3.2 and Fig. 2 (H_S). Reference: YanzuoLu/CFLD `models/swin_transformer.py` @ f2ea2a7, a
+copy of the original Swin. timm's computes the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 from ..image_utils import as_pair
 
 _DOWNSAMPLE = re.compile(r"(?<![^.])layers\.(\d+)\.downsample\.")
-# Classifier, final norm, and buffers that follow from the sizes.
+# The classifier, the final norm, and buffers that are computed from the sizes.
 _UNUSED = re.compile(r"(head|norm)\..+|(.+\.)?(relative_position_index|relative_coords_table|attn_mask)")
 
 
@@ -33,8 +33,8 @@ class SwinImageEncoderOutput(BaseOutput):
 
     Args:
         sample: (B, C_L, H / s_L, W / s_L), the map of the last stage, the same tensor as the last of `feature_maps`.
-        feature_maps: `"stage1"` ... `"stageL"`, stage i of shape (B, C_i, H / s_i, W / s_i) with strides
-            s = 4, 8, 16, 32, taken before the next patch merging and without a final norm.
+        feature_maps: `"stage1"` ... `"stageL"`; that of stage i has shape (B, C_i, H / s_i, W / s_i) with strides
+            s = 4, 8, 16, 32, and is taken before the next patch merging, without a final norm.
     """
 
     sample: torch.Tensor
@@ -44,22 +44,22 @@ class SwinImageEncoderOutput(BaseOutput):
 class SwinImageEncoder(ModelMixin, ConfigMixin):
     """Encode the source image into multi-scale features f1..f4.
 
-    Without arguments this is the published encoder: Swin-B at 256x256 pixels with window 16. A new encoder is in eval
-    mode; stochastic depth acts in `train()` mode only. [`SwinImageEncoder.from_timm`] starts from timm's ImageNet
+    The default arguments give the published encoder: Swin-B at 256x256 pixels with window 16. A new encoder is in eval
+    mode; stochastic depth acts only in `train()` mode. [`SwinImageEncoder.from_timm`] starts from timm's ImageNet
     weights.
 
     Args:
-        model_name: Architecture name of a timm Swin Transformer (with or without pretrained tag). Only the
-            architecture is taken from it: the constructor never downloads.
+        model_name: Name of a timm Swin Transformer (with or without pretrained tag). Only the architecture is taken
+            from it: the constructor never downloads weights.
         image_size: Height and width of the input in pixels, or one number for a square. Each must be a multiple of
             the coarsest stride (32 for every four-stage Swin with patch 4).
-        window_size: Side of the attention window in tokens; `None` keeps that of `model_name`. A window larger than a
-            stage's map is clamped to the map, as in the original Swin.
+        window_size: Side of the attention window in tokens; `None` keeps that of `model_name`. A window larger than
+            the feature map of a stage is reduced to the map's size, as in the original Swin.
         embed_dim: Channels of the first stage; `None` keeps that of `model_name`.
         depths: Blocks per stage; `None` keeps those of `model_name`.
         num_heads: Attention heads per stage; `None` keeps those of `model_name`.
         patch_size: Side of a patch in pixels; `None` keeps that of `model_name`.
-        drop_path_rate: Stochastic depth rate of the last block, in [0, 1), rising linearly from 0.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1); the rate rises linearly from 0.
 
     Raises:
         ValueError: `model_name` is not a timm Swin Transformer, or `image_size` is not a multiple of the stride.
@@ -103,28 +103,28 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
             **{name: value for name, value in options.items() if value is not None},
         )
         self.gradient_checkpointing = False
-        self.eval()  # diffusers' models are deterministic when they are new
+        self.eval()  # new models of diffusers are deterministic
 
     @classmethod
     def from_timm(
         cls, model_name: str, *, pretrained: bool = True, checkpoint_path: str | None = None, **config: Any
     ) -> SwinImageEncoder:
-        """Build an encoder with pretrained Swin weights, the relative position tables resized to its windows.
+        """Build an encoder with pretrained Swin weights; relative position tables are resized to its windows.
 
         Args:
-            model_name: timm name, with a tag for particular weights, e.g.
+            model_name: timm name, with a tag to choose particular weights, e.g.
                 `"swin_base_patch4_window12_384.ms_in22k_ft_in1k"`.
             pretrained: Load timm's weights (from the Hub or timm's cache). Ignored when `checkpoint_path` is given.
-            checkpoint_path: A local file of weights in timm's or the original Swin's key layout (`.safetensors`,
+            checkpoint_path: Local file of weights with the keys of timm or of the original Swin (`.safetensors`,
                 `.pth`, `.bin`; pickles are read with `weights_only=True`).
-            **config: Any argument of the constructor but `model_name`.
+            **config: Any argument of the constructor except `model_name`.
 
         Returns:
             An encoder in eval mode. Its saved config does not ask for pretrained weights.
 
         Raises:
             OSError: `checkpoint_path` cannot be read.
-            ValueError: As the constructor; or keys of the weights are missing, unexpected or of another shape.
+            ValueError: As in the constructor; or keys of the weights are missing, unexpected or have the wrong shape.
         """
         import timm
 
@@ -136,7 +136,7 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
         elif Path(checkpoint_path).is_file():
             weights = timm.models.load_state_dict(checkpoint_path, weights_only=True)
         else:
-            raise FileNotFoundError(f"'{checkpoint_path}' does not exist: expected a file of Swin weights.")
+            raise FileNotFoundError(f"`checkpoint_path` must be a file of Swin weights, got '{checkpoint_path}'.")
         try:
             encoder.backbone.load_state_dict(_fit_swin_weights(weights, encoder.backbone))
         except RuntimeError as error:
@@ -178,7 +178,7 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
             The feature maps; the input is not modified.
 
         Raises:
-            ValueError: `image` has another shape; the message names both.
+            ValueError: `image` has the wrong shape; the message names both shapes.
         """
         height, width = self.image_size
         if image.ndim != 4 or image.shape[1] != 3 or tuple(image.shape[2:]) != (height, width):
@@ -194,16 +194,16 @@ class SwinImageEncoder(ModelMixin, ConfigMixin):
 
 
 def shift_downsample(key: str, by: int) -> str:
-    """Renumber the stage of a Swin patch merging.
+    """Renumber the stage of a Swin's patch merging.
 
-    The original Swin has it at the end of the stage before, timm at the beginning of the stage after.
+    In the original Swin, patch merging ends a stage; in timm, it begins the next one.
 
     Args:
         key: A key of a Swin state dict, with or without a prefix.
-        by: Stages to add: 1 from the original to timm, -1 back.
+        by: What to add to the stage: 1 from the original to timm, -1 from timm to the original.
 
     Returns:
-        The key in the other layout; keys of other layers are returned as they are.
+        The key in the other layout; keys of other layers are returned unchanged.
     """
     return _DOWNSAMPLE.sub(lambda match: f"layers.{int(match[1]) + by}.downsample.", key)
 
@@ -220,13 +220,13 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
     stride = options.get("patch_size", 4) * 2 ** (len(options.get("depths", (0,) * 4)) - 1)
     if any(side <= 0 or side % stride for side in img_size):
         raise ValueError(
-            f"`image_size` must be positive multiples of {stride}, the coarsest stride, got "
+            f"Both sides of `image_size` must be positive multiples of {stride}, the coarsest stride, got "
             f"{img_size[0]}x{img_size[1]}."
         )
     create = partial(timm.create_model, architecture, pretrained=False, num_classes=0, img_size=img_size, **options)
     if _is_loading_on_meta():
-        # timm creates its masks and position indices on the weights' device. No checkpoint holds them, so they must
-        # be real although the weights are not yet.
+        # timm creates its masks and position indices on the device of the weights. No checkpoint holds them, so they
+        # must be real tensors even while the weights are still on the meta device.
         backbone = create(device="meta").to_empty(device="cpu")
         for module in backbone.modules():
             if module is not backbone and hasattr(module, "init_non_persistent_buffers"):
@@ -240,22 +240,22 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
 
 
 def _fit_swin_weights(state_dict: Mapping[str, torch.Tensor], backbone: nn.Module) -> dict[str, torch.Tensor]:
-    """Bring weights in timm's or the original layout to timm's keys and to this window size."""
+    """Convert weights in timm's or the original layout to timm's keys and to this window size."""
     from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 
-    # Not timm's `checkpoint_filter_fn`, which in older versions needs the classifier to tell the layouts apart.
+    # timm's `checkpoint_filter_fn` does not serve: older versions need the classifier to tell the layouts apart.
     shift = int("layers.0.downsample.reduction.weight" in state_dict)
     weights = {shift_downsample(key, shift): value for key, value in state_dict.items() if not _UNUSED.fullmatch(key)}
     for name, module in backbone.named_modules():
         key = f"{name}.relative_position_bias_table"
         if key in weights:
             shape = module.relative_position_bias_table.shape
-            # Plain bicubic, as the original Swin; timm would resize on a geometric grid.
+            # Plain bicubic, as in the original Swin; timm would resize on a geometric grid.
             resized = resize_rel_pos_bias_table_simple(weights[key].float(), module.window_size, shape)
             weights[key] = resized.to(weights[key].dtype)
     return weights
 
 
 def _is_loading_on_meta() -> bool:
-    """Tell whether diffusers is loading a model: new weights go to the meta device, other new tensors do not."""
+    """Whether diffusers is loading a model: new weights then go to the meta device, other new tensors do not."""
     return nn.Linear(1, 1, bias=False).weight.is_meta and not torch.empty(0).is_meta

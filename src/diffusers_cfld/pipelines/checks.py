@@ -1,4 +1,4 @@
-"""Do a pipeline's components fit together, and does a call make sense? Asked once, at the door."""
+"""Check, once, that a pipeline's components fit together and that the arguments of a call make sense."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_components(
         pose_adapter: P, or None.
 
     Raises:
-        ValueError: Two components do not fit; the message names both and what must be equal.
+        ValueError: Two components do not fit together; the message names both and what must be equal.
     """
     facts: list[tuple[str, Any, str, Any]] = []
     if unet is not None and vae is not None:
@@ -108,21 +108,21 @@ def check_call(
     optional = {*pipe._optional_components, *(["vae"] if output_type == "latent" else [])}
     for name, component in pipe.components.items():
         if component is None and name not in optional:
-            raise ValueError(f"The pipeline has no {name}: load one.")
+            raise ValueError(f"The pipeline has no `{name}`: load one.")
     if not hasattr(pipe.scheduler, "init_noise_sigma") or not hasattr(pipe.scheduler, "scale_model_input"):
         raise ValueError(
-            "`scheduler` must predict noise or velocity, as `DDIMScheduler` does, got "
+            "`scheduler` must be one for noise or velocity prediction, such as `DDIMScheduler`, got "
             f"{type(pipe.scheduler).__name__}."
         )
     if appearance is not None:
         if not isinstance(appearance, Appearance):
             raise TypeError(
-                f"`appearance` must come from `encode_appearance`, got {type(appearance).__name__}: pass an image as "
-                "`image`."
+                f"`appearance` must come from `encode_appearance`, got {type(appearance).__name__}: pass images as "
+                "`image` instead."
             )
         widths = {name: bias.shape[1] for name, bias in appearance.query_biases.items()}
         if widths != pipe.appearance_encoder.layer_widths:
-            # Missing biases would give another image without an error.
+            # Missing biases would change the image without any error.
             raise ValueError("`appearance` was encoded by another model: encode it with this pipeline.")
     factor = pipe.vae_scale_factor
     if height <= 0 or width <= 0 or height % factor or width % factor:
@@ -139,7 +139,7 @@ def check_call(
     unknown = [name for name in callback_on_step_end_tensor_inputs if name not in pipe._callback_tensor_inputs]
     if unknown:
         raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` must be among {pipe._callback_tensor_inputs}, got {unknown}."
+            f"`callback_on_step_end_tensor_inputs` must be some of {pipe._callback_tensor_inputs}, got {unknown}."
         )
     if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
         raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, not both.")

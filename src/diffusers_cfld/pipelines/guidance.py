@@ -1,4 +1,4 @@
-"""Guidance of CFLD: which evaluations of the U-Net Eq. 7 needs, what the U-Net sees in each, and how they combine.
+"""CFLD's guidance: which evaluations of the U-Net Eq. 7 needs, what each is conditioned on, and how they combine.
 
 Paper: arXiv:2402.18078, Eq. 7. Official code: the `uc_down_full` branch of `pose_transfer_test.py` @ f2ea2a7.
 """
@@ -31,7 +31,7 @@ class GuidanceBranch(Enum):
 
 
 def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: float) -> dict[GuidanceBranch, float]:
-    """Weights of the predictions in Eq. 7, without those of weight zero.
+    """Compute the weights of the predictions in Eq. 7, leaving out predictions with weight zero.
 
     Equation:
         As printed: e = e_null + w_pose (e_pose - e_null) + w_app (e_full - e_pose).
@@ -44,7 +44,7 @@ def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: floa
         appearance_guidance_scale: w_app, unitless, >= 0; 0 ignores the source person.
 
     Returns:
-        Weight by branch, in the order null, pose, full; one to three entries that sum to 1.
+        Weights by branch, in the order null, pose, full; one to three entries that sum to 1.
     """
     w_pose, w_app = float(pose_guidance_scale), float(appearance_guidance_scale)
     weights = {
@@ -59,15 +59,15 @@ def combine_guidance(noise_preds: Sequence[torch.Tensor], weights: Sequence[floa
     """Combine the branches' predictions.
 
     Equation:
-        e = e_1 + sum_{i > 1} w_i (e_i - e_1), which equals sum_i w_i e_i because the weights sum to 1, and loses less
-        to rounding in half precision.
+        e = e_1 + sum_{i > 1} w_i (e_i - e_1). This equals sum_i w_i e_i because the weights sum to 1, and is more
+        exact in half precision.
 
     Args:
         noise_preds: The branches' predictions, each (B, C, h, w).
         weights: One per prediction, from [`guidance_weights`].
 
     Returns:
-        (B, C, h, w), the dtype of the inputs; with one prediction, that prediction itself.
+        (B, C, h, w), in the dtype of the inputs; if there is only one prediction, that prediction itself.
     """
     base = noise_preds[0]
     combined = base
@@ -78,13 +78,13 @@ def combine_guidance(noise_preds: Sequence[torch.Tensor], weights: Sequence[floa
 
 @dataclass
 class BranchConditions:
-    """What conditions the U-Net for a batch of B samples, before it is laid out for the guidance branches.
+    """The conditions of the U-Net for a batch of B samples, before they are laid out for the guidance branches.
 
-    Each tensor has n samples, of which each stands for B / n neighbouring samples of the batch.
+    Each tensor has n rows, and each row holds for B / n neighbouring samples of the batch.
 
     Args:
         batch_size: B.
-        prompt_embeds: (n, Q, D), the sources' prompts.
+        prompt_embeds: (n, Q, D), the prompts of the sources.
         null_prompt_embeds: (1, Q, D), the learned prompt of an absent source.
         pose_residuals: One per down block, (n, C, h, w).
         query_biases: By layer name, (n, L, C).
@@ -116,11 +116,11 @@ class BranchConditions:
         self.prompt_embeds, self.null_prompt_embeds = prompt_embeds, null_prompt_embeds
 
     def batch(self, branches: Sequence[GuidanceBranch], rows: slice) -> UNetConditions:
-        """Lay the conditions of some samples out branch by branch, as one batch for the U-Net.
+        """Lay out the conditions of some samples branch by branch, as one batch for the U-Net.
 
         Args:
-            branches: The branches that are evaluated.
-            rows: Which of the B samples.
+            branches: The branches to evaluate.
+            rows: Which of the B samples to use.
 
         Returns:
             Conditions for `len(branches)` times as many samples.
@@ -152,9 +152,9 @@ class UNetConditions:
     """The conditions of one evaluation of the U-Net.
 
     Args:
-        encoder_hidden_states: (B, Q, D), prompts.
+        encoder_hidden_states: (B, Q, D), the prompts.
         pose_residuals: One per down block, (B, C, h, w).
-        query_biases: By layer name, (B, L, C), or `None` where no sample has one.
+        query_biases: By layer name, (B, L, C), or `None` for layers where no sample has a bias.
         image_embeds: One per IP-Adapter, (B, ...).
     """
 
@@ -165,15 +165,15 @@ class UNetConditions:
 
 
 def select_rows(tensor: torch.Tensor, rows: slice, batch_size: int) -> torch.Tensor:
-    """Take some samples of a batch in which each of a tensor's samples stands for several neighbours.
+    """Select samples of a batch from a tensor whose rows each hold for several neighbouring samples.
 
     Args:
-        tensor: (n, ...), n a divisor of `batch_size`.
-        rows: Which samples of the batch.
-        batch_size: Samples of the batch.
+        tensor: (n, ...), where n divides `batch_size`.
+        rows: Which samples of the batch to select.
+        batch_size: Number of samples in the batch.
 
     Returns:
-        (number of rows, ...).
+        (number of selected samples, ...).
     """
     copies = batch_size // tensor.shape[0]
     if copies == 1:

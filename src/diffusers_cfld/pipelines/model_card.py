@@ -1,4 +1,4 @@
-"""The model card of a pipeline: what the weights are, where they came from and what they may be used for."""
+"""The model card of a pipeline: what the weights are, where they come from and what they may be used for."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def make_model_card(
 
     Args:
         pipe: The `CFLDPipeline`.
-        location: What `from_pretrained` loads it from: a Hub id or a folder.
+        location: Where `from_pretrained` loads it from: a Hub id or a folder.
         base_model: Hub id of the Stable Diffusion 1.5 that the authors' published weights were trained from. The card
-            then states what is known of these weights; `None` makes no claim about data, licences and quality.
+            then states what is known about these weights; with `None` it makes no claims about data, licences and
+            quality.
         variant: Variant of the saved weights.
-        source_files: sha256 of each converted file by name, if the weights were converted.
+        source_files: SHA-256 of each converted file by name, if the weights were converted.
 
     Returns:
         The text of the card, with its YAML front matter.
@@ -74,14 +75,14 @@ def make_model_card(
 
 
 def output_size_option(target_size: tuple[int, int], image_shape: tuple[int, int] | None) -> str:
-    """Write the option that gives results the aspect ratio of the training images, for a snippet in a card.
+    """Write the option that gives results the aspect ratio of the training images, for the code in a card.
 
     Args:
-        target_size: (height, width) in pixels of the results.
+        target_size: (height, width) of the results in pixels.
         image_shape: (height, width) with the aspect ratio of the training images; `None` if they had several.
 
     Returns:
-        `, output_size=(height, width)`, or an empty string if the results need no other shape.
+        `, output_size=(height, width)`, or an empty string if the results have this aspect ratio already.
     """
     if image_shape is None or unsquash_size(target_size, image_shape) == target_size:
         return ""

@@ -1,4 +1,4 @@
-"""Pose transfer: an image of a person and a target pose in, that person in that pose out.
+"""Pose transfer: make an image of a person in a target pose from another image of that person.
 
 Paper: arXiv:2402.18078, Fig. 2 and Eq. 7. Official code: `pose_transfer_test.py` of YanzuoLu/CFLD @ f2ea2a7.
 """
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
 class CFLDPipeline(CFLDPipelineBase):
     """Put the person of an image into another pose with CFLD (Coarse-to-Fine Latent Diffusion).
 
-    Inherits from [`DiffusionPipeline`] saving, loading, offloading and device placement, from
-    [`StableDiffusionMixin`] FreeU and fused projections, and takes LoRAs ([`StableDiffusionLoraLoaderMixin`]) and
+    The pipeline inherits saving, loading, offloading and device placement from [`DiffusionPipeline`], and FreeU and
+    fused projections from [`StableDiffusionMixin`]. It takes LoRAs ([`StableDiffusionLoraLoaderMixin`]) and
     IP-Adapters ([`IPAdapterMixin`]) made for Stable Diffusion 1.5's U-Net. The U-Net is the stock one; its attention
-    processors are changed only while its forward runs.
+    processors are replaced only while its forward runs.
 
     Args:
         vae: Autoencoder between images and latents.
         unet: The denoising U-Net, whose keys and values in the up blocks' cross-attentions CFLD trains.
         scheduler: Any scheduler of diffusers for epsilon or v prediction; the published one is `DDPMScheduler`.
-        source_encoder: S, features of the source image.
-        prompt_decoder: D, the coarse-grained prompt from the coarsest features; holds the null prompt.
-        appearance_encoder: A, the query biases from the fine features.
-        pose_adapter: P, the residuals of the target pose.
+        source_encoder: S, computes the features of the source image.
+        prompt_decoder: D, computes the coarse-grained prompt from the coarsest features; holds the null prompt.
+        appearance_encoder: A, computes the query biases from the fine features.
+        pose_adapter: P, computes the residuals of the target pose.
         feature_extractor: Only for an IP-Adapter: the preprocessing of its image.
         image_encoder: Only for an IP-Adapter: its CLIP vision model.
-        frame_height: With `frame_width` the shape that the training images had, at any size; images and poses of
-            another shape are padded to it. None: everything is squashed. Saved in `model_index.json`.
+        frame_height: With `frame_width`, the aspect ratio of the training images; images and poses with another one
+            are padded to it. None: everything is squashed. Saved in `model_index.json`.
         frame_width: See `frame_height`.
 
     Attributes:
         pose_estimator: Finds the poses of images that are passed as `pose`; see [`diffusers_cfld.pose_estimation`].
             None until you set one.
-        target_size: (height, width) of images made without `height` and `width`: those of the training, pixels.
-        image_shape: (height, width) whose aspect ratio the training images had, or None.
+        target_size: (height, width) in pixels of images made without `height` and `width`, the size of the training.
+        image_shape: (height, width) with the aspect ratio of the training images, or None.
 
     Raises:
-        ValueError: Components do not fit together, for example a prompt width other than the U-Net's, or only one of
-            `frame_height` and `frame_width` is None.
+        ValueError: Components do not fit together, for example because the prompt is not as wide as the U-Net's
+            cross-attention, or only one of `frame_height` and `frame_width` is None.
     """
 
     def check_inputs(
@@ -145,52 +145,52 @@ class CFLDPipeline(CFLDPipelineBase):
 
         Args:
             image: Source image or images: PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1], a batch or a list of
-                these, or an [`Appearance`]. Squashed to the source encoder's size, as the published model does; images
-                of another shape than 256:176 are padded to it first (see [`fit_photo`], which also crops to the
-                person).
-            pose: Target pose or poses: OpenPose-18 keypoints in any form of [`Keypoints.from_any`], pose maps
-                (B, 21, H, W) in [0, 1], images of people in that pose (PIL or paths; with `pipe.pose_estimator`),
-                paths of keypoint files, a list of these, or [`PoseFeatures`]. Keypoints that do not say otherwise
-                are read as pixels of a 256x176 (height x width) image. One image and many poses broadcast, as do many
-                images and one pose.
+                these, or an [`Appearance`]. Squashed to the source encoder's size, as in the published code; images
+                with another aspect ratio than 256:176 are padded to it first (see [`fit_photo`], which also crops to
+                the person).
+            pose: Target pose or poses: OpenPose-18 keypoints in any form that [`Keypoints.from_any`] reads, pose maps
+                (B, 21, H, W) in [0, 1], images of people in that pose (PIL or paths; needs `pipe.pose_estimator`),
+                paths of keypoint files, a list of these, or [`PoseFeatures`]. Keypoints without a size are read as
+                pixels of a 256x176 (height x width) image. You can pass one image with many poses, or many images
+                with one pose.
             height: Height of the generated image in pixels, a multiple of 8; the U-Net's sample size by default, 512
                 for the published model. At other sizes query biases and pose residuals are resized to the latents.
             width: Width of the generated image in pixels, likewise.
             num_inference_steps: Denoising steps.
             timesteps: Custom timesteps, for schedulers that take them.
             sigmas: Custom sigmas, for schedulers that take them.
-            guidance_scale: Both weights of Eq. 7 where they are not given on their own. 1 and less turn guidance off,
-                1.5 to 3 is a useful range, and values usual for text prompts, such as 7.5, give noise.
+            guidance_scale: Both weights of Eq. 7, unless they are given separately. Values up to 1 turn guidance off,
+                1.5 to 3 is a useful range, and values that are usual for text prompts, such as 7.5, give noise.
             pose_guidance_scale: w_pose, >= 0: how strongly the pose is followed.
-            appearance_guidance_scale: w_app, >= 0: how strongly the source is followed, and an IP-Adapter's image with
-                it; 0 ignores both. Equal weights need two U-Net evaluations a step, a pose weight of 1 needs two, two
-                weights of 1 need one, and others need three.
+            appearance_guidance_scale: w_app, >= 0: how strongly the source (and the image of an IP-Adapter) is
+                followed; 0 ignores it. Equal weights need two U-Net evaluations per step, a pose weight of 1 needs
+                two, two weights of 1 need one, and all others need three.
             num_images_per_prompt: Images for each pair of source and pose.
             eta: DDIM's eta in [0, 1], ignored by other schedulers.
             generator: Source of randomness, one for the batch or a list with one per image.
             latents: (B, 4, height / 8, width / 8) standard-normal noise to start from.
-            appearance: From [`~CFLDPipeline.encode_appearance`], in place of `image`.
-            ip_adapter_image: Image of a loaded IP-Adapter.
-            ip_adapter_image_embeds: Precomputed embeddings of a loaded IP-Adapter, negative and positive halves
-                concatenated, or the positive ones alone without guidance.
+            appearance: From [`~CFLDPipeline.encode_appearance`], instead of `image`.
+            ip_adapter_image: Image for a loaded IP-Adapter.
+            ip_adapter_image_embeds: Precomputed embeddings for a loaded IP-Adapter: the negative ones followed by the
+                positive ones, or only the positive ones without guidance.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
-            output_size: (height, width) in pixels of a final bicubic resize with antialias; this field compares at
-                (256, 176) and (512, 352).
+            output_size: (height, width) in pixels of a final bicubic resize with antialiasing; published results are
+                measured at (256, 176) and (512, 352).
             return_dict: Return a [`CFLDPipelineOutput`] instead of a tuple.
             cross_attention_kwargs: Arguments for the attention processors, for example `{"scale": 0.5}` for a LoRA.
             guidance_rescale: Phi of arXiv:2305.08891 Sec. 3.4, in [0, 1].
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after each step; tensors that it
                 returns replace the pipeline's.
-            callback_on_step_end_tensor_inputs: Which tensors it gets, among `_callback_tensor_inputs`.
-            micro_batch_size: Images that the models work on at once, if memory does not hold all. The
+            callback_on_step_end_tensor_inputs: Which tensors the callback gets, among `_callback_tensor_inputs`.
+            micro_batch_size: How many images the models process at once, if they do not all fit into memory. The
                 results are those of one large batch, to rounding.
 
         Returns:
-            The images, those of one pair next to each other, pairs in the order of the inputs.
+            The images, in the order of the inputs; the images of one pair are next to each other.
 
         Raises:
             TypeError: An input has none of the accepted types.
-            ValueError: An input is out of range, contradicts another, or the numbers of images, poses, generators and
+            ValueError: An input is out of range or contradicts another; the numbers of images, poses, generators and
                 latents do not fit together; or the result is not finite and would be a black image.
             RuntimeError: Another thread is using the U-Net.
 
@@ -247,7 +247,7 @@ class CFLDPipeline(CFLDPipelineBase):
             ip_adapter_image_embeds,
         )
         batch_size = conditions.batch_size
-        # Copies: a callback may change them in place, and the appearance may be used again.
+        # Copies, because a callback may change them in place, and the appearance may be used again.
         prompt_embeds = select_rows(conditions.prompt_embeds, slice(None), batch_size).clone()
         null_prompt_embeds = conditions.null_prompt_embeds.clone()
 
@@ -257,7 +257,7 @@ class CFLDPipeline(CFLDPipelineBase):
         )
         self._num_timesteps = len(timesteps)
 
-        # 4. Prepare latents and what the scheduler's step takes
+        # 4. Prepare latents and extra arguments of the scheduler's step
         latents = self.prepare_latents(batch_size, height, width, dtype, device, generator, latents)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 

@@ -1,4 +1,4 @@
-"""Appearance editing: regions of a reference image take other sources' appearance, the rest stays as it is.
+"""Appearance editing: give regions of a reference image the appearance of other sources, and keep the rest as it is.
 
 Paper: arXiv:2402.18078, Sec. 4.6 and Fig. 6a, "style transfer", which needs no training.
 """
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 Mask: TypeAlias = "PIL.Image.Image | npt.NDArray[Any] | torch.Tensor"
 MaskInput: TypeAlias = "Mask | list[Mask] | list[list[Mask]]"
 
-# An 8-bit mask that is black but for rounding selects nothing.
+# An 8-bit mask that is black apart from rounding selects nothing.
 _SMALLEST_MASK = 1 / 255
 
 
 class CFLDInpaintPipeline(CFLDPipelineBase):
     """Give regions of a reference image the appearance of other people's images, in the reference's own pose.
 
-    At every step the region follows its source's appearance and the reference's pose; outside the regions the
-    reference's own noised latents are put back. At the end the result is laid over the reference with the masks, so
-    that every pixel outside them is the reference's. Components and saved folders are those of [`CFLDPipeline`]:
-    `CFLDInpaintPipeline.from_pipe(pipe)` shares them.
+    At every step, each region follows the appearance of its source and the reference's pose; outside the regions, the
+    reference's own noised latents are put back. At the end the masks are used to paste the result into the reference,
+    so that every pixel outside them is the reference's. Components and saved folders are those of [`CFLDPipeline`];
+    `CFLDInpaintPipeline.from_pipe(pipe)` shares the components of `pipe`.
 
     Args:
         vae: See [`CFLDPipeline`].
         unet: See [`CFLDPipeline`].
-        scheduler: See [`CFLDPipeline`]; one with `add_noise`.
+        scheduler: See [`CFLDPipeline`]; it must have `add_noise`.
         source_encoder: See [`CFLDPipeline`].
         prompt_decoder: See [`CFLDPipeline`].
         appearance_encoder: See [`CFLDPipeline`].
@@ -98,11 +98,11 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         if not feather >= 0:
             raise ValueError(f"`feather` must be a number of pixels >= 0, got {feather}.")
         if self.vae is None:
-            raise ValueError("The pipeline has no vae, which encodes the reference: load one.")
+            raise ValueError("The pipeline has no `vae` to encode the reference with: load one.")
         if not hasattr(self.scheduler, "add_noise"):
             raise ValueError(
-                f"`scheduler` must have `add_noise`, which adds noise to the reference, but "
-                f"{type(self.scheduler).__name__} does not."
+                "`scheduler` must have `add_noise`, to add noise to the reference, but "
+                f"{type(self.scheduler).__name__} has none: use another one, such as `DDIMScheduler`."
             )
 
     @overload
@@ -173,21 +173,21 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         Args:
             image: The reference or references: PIL images of any size, arrays (H, W, 3) or tensors (3, H, W) in
                 [0, 1], or a list of these.
-            mask_image: Where a reference is to change: white, or 1, in an image of the reference's shape; greys in
-                between are soft. A PIL image, an array (H, W) or a tensor (H, W), floats in [0, 1], booleans or 8 bits
-                (0 to 255, or labels 0 and 1). For several regions of one reference a list of masks, for several
-                references a list with a mask or a list of masks for each.
-            source_image: As `image` of [`CFLDPipeline`]: the image whose appearance the region takes, one for each
+            mask_image: Where a reference should change: a mask with the reference's aspect ratio that is white (or 1)
+                there; grey values blend. A PIL image, an array (H, W) or a tensor (H, W) with floats in [0, 1],
+                booleans or 8 bits (0 to 255, or labels 0 and 1). For several regions of one reference, a list of
+                masks; for several references, a list with a mask or a list of masks for each.
+            source_image: The image whose appearance the region takes, as `image` in [`CFLDPipeline`]; one for each
                 mask, in lists like those of `mask_image`; or an [`Appearance`].
-            pose: Each reference's own pose, measured on it, in any form of [`CFLDPipeline`]; may be left out with
-                `pipe.pose_estimator`, which then finds it in the reference.
-            strength: In (0, 1]: how much of the denoising is done. 1 makes the region anew; less starts from the
-                reference's own pixels there with that much noise.
-            feather: Pixels of the reference over which a region's edge blends, inwards from the mask's edge.
+            pose: The pose of each reference, measured on it, in any form that [`CFLDPipeline`] takes; may be left out
+                if `pipe.pose_estimator` is set, which then finds the pose in the reference.
+            strength: How much of the denoising is done, in (0, 1]. At 1 the region is made from scratch; below 1 it
+                starts from the reference's own pixels with that much noise.
+            feather: Width in pixels of the reference of the blend at a region's edge, inwards from the mask's edge.
             height: Height of the generated image in pixels, a multiple of 8; the U-Net's sample size by default. The
                 result has the reference's size in any case.
-            width: Width of it, likewise.
-            num_inference_steps: Denoising steps for strength 1.
+            width: Width of the generated image in pixels, likewise.
+            num_inference_steps: Denoising steps at strength 1.
             timesteps: Custom timesteps, for schedulers that take them.
             sigmas: Custom sigmas, for schedulers that take them.
             guidance_scale: As in [`CFLDPipeline`].
@@ -197,26 +197,26 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             eta: DDIM's eta in [0, 1], ignored by other schedulers.
             generator: Source of randomness, one for all or a list with one per result.
             latents: (B, 4, height / 8, width / 8) standard-normal noise to start from, one sample per result.
-            appearance: From [`~CFLDPipeline.encode_appearance`], in place of `source_image`; one source per mask.
+            appearance: From [`~CFLDPipeline.encode_appearance`], instead of `source_image`; one source per mask.
             ip_adapter_image: As in [`CFLDPipeline`].
             ip_adapter_image_embeds: As in [`CFLDPipeline`].
-            output_type: `"pil"`, `"np"`, `"pt"`, each of the reference's size, or `"latent"`.
+            output_type: `"pil"`, `"np"` or `"pt"`, with images of the reference's size, or `"latent"`.
             return_dict: Return a [`CFLDPipelineOutput`] instead of a tuple.
             cross_attention_kwargs: Arguments for the attention processors.
             guidance_rescale: As in [`CFLDPipeline`].
-            callback_on_step_end: As in [`CFLDPipeline`]; batches have a sample for each region and result.
+            callback_on_step_end: As in [`CFLDPipeline`]; the tensors have one sample for each region of each result.
             callback_on_step_end_tensor_inputs: As in [`CFLDPipeline`].
             micro_batch_size: As in [`CFLDPipeline`].
 
         Returns:
-            The results, those of one reference next to each other. Where all masks are 0, their pixels are the
+            The results; those of one reference are next to each other. Where all masks are 0, their pixels are the
             reference's.
 
         Raises:
             TypeError: An input has none of the accepted types.
-            ValueError: A mask is empty or of another shape than its reference, the numbers of references, masks,
-                sources and poses do not fit together, or an argument is missing or out of range; or the result is not
-                finite and would be a black image.
+            ValueError: A mask is empty or does not have its reference's aspect ratio; the numbers of references,
+                masks, sources and poses do not fit together; an argument is missing or out of range; or the result is
+                not finite and would be a black image.
             RuntimeError: Another thread is using the U-Net.
 
         Examples:
@@ -268,7 +268,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             poses = [self.read_reference_pose(item, size) for item, size in zip(found, sizes, strict=True)]
             poses = poses[0] if len(poses) == 1 else poses
 
-        # 3. Encode sources and poses; every region and result is a sample
+        # 3. Encode sources and poses; every region of every result is a sample
         if appearance is None:
             items: list[Any] = list(source_image) if isinstance(source_image, (list, tuple)) else [source_image]
             flat: list[Any] = [one for item in items for one in (item if isinstance(item, (list, tuple)) else [item])]
@@ -291,14 +291,14 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         prompt_embeds = select_rows(conditions.prompt_embeds, slice(None), batch_size).clone()
         null_prompt_embeds = conditions.null_prompt_embeds.clone()
 
-        # 4. Prepare timesteps; less strength leaves the first ones out
+        # 4. Prepare timesteps; a strength below 1 leaves out the first ones
         timesteps, num_inference_steps = retrieve_timesteps(
             self.scheduler, num_inference_steps, device, timesteps, sigmas
         )
         timesteps, num_inference_steps = self.get_timesteps(timesteps, num_inference_steps, strength)
         self._num_timesteps = len(timesteps)
 
-        # 5. Prepare latents: of the references, and noise that is the same for all regions of a result
+        # 5. Prepare the references' latents, and noise that is the same for all regions of a result
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         reference_latents = torch.cat(
             [
@@ -335,8 +335,8 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                 noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
 
-                # Sec. 4.6: each region's own latents in its mask, the reference's with this step's noise elsewhere.
-                # Between the evaluations of one step the noise level is the scheduler's own.
+                # Sec. 4.6: keep each region's own latents inside its mask, and put the reference's latents with this
+                # step's noise elsewhere. Within a step of several evaluations, only the scheduler knows the noise.
                 is_last = i == len(timesteps) - 1
                 if is_last or (i + 1) % self.scheduler.order == 0:
                     outside = reference_latents
@@ -357,7 +357,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                 if is_last or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
                     progress_bar.update()
 
-        # 7. Decode, and lay the results over their references
+        # 7. Decode, and paste the results into their references
         images: Any = latents[layout.sample_of_result]
         if output_type != "latent":
             decoded = self.decode_latents(images, None, generator, micro_batch_size)
@@ -378,18 +378,18 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         return CFLDPipelineOutput(images=images) if return_dict else (images,)
 
     def get_timesteps(self, timesteps: Any, num_inference_steps: int, strength: float) -> tuple[Any, int]:
-        """Leave out the first timesteps, as many as `strength` says.
+        """Leave out the first timesteps, depending on `strength`.
 
         Args:
             timesteps: All timesteps of the scheduler, a tensor.
-            num_inference_steps: Steps that they make.
+            num_inference_steps: The number of steps they make.
             strength: In (0, 1].
 
         Returns:
-            The remaining timesteps, and how many steps they make.
+            The remaining timesteps, and the number of steps they make.
         """
         order = self.scheduler.order
-        # Of custom timesteps there are as many as evaluations, of which a step of higher order has several.
+        # There is one custom timestep per evaluation, and a step of a higher-order scheduler has several evaluations.
         num_inference_steps = min(num_inference_steps, -(-len(timesteps) // order))
         if strength == 1:
             return timesteps, num_inference_steps
@@ -402,13 +402,13 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
 
 @dataclass
 class _Layout:
-    """Which sample of the batch shows which region of which result: regions in order, the results of each together."""
+    """Which sample shows which region of which result; regions are in order, and the results of a region together."""
 
     region_of_sample: torch.Tensor
     reference_of_region: torch.Tensor
     reference_of_result: torch.Tensor
     result_of_sample: torch.Tensor
-    sample_of_result: torch.Tensor  # the sample of the result's first region
+    sample_of_result: torch.Tensor  # that of the result's first region
 
     @classmethod
     def of(cls, num_regions: list[int], num_images: int, device: torch.device) -> _Layout:
@@ -422,24 +422,24 @@ class _Layout:
         return cls(region_of_sample, reference_of_region, reference_of_result, result_of_sample, sample_of_result)
 
     def blend(self, latents: torch.Tensor, masks: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
-        """Blend the regions' latents (S, C, h, w) by masks (S, 1, h, w), with each result's latents outside them."""
+        """Blend the regions' latents (S, C, h, w) by masks (S, 1, h, w) with each result's latents outside them."""
         inside = torch.zeros_like(outside).index_add(0, self.result_of_sample, (masks * latents).to(outside))
         covered = torch.zeros_like(outside[:, :1]).index_add(0, self.result_of_sample, masks.to(outside))
         return (inside + (1 - covered) * outside).to(latents)[self.result_of_sample]
 
 
 def _for_each(items: Any, count: int) -> list[Any]:
-    """One entry for each of `count` references; for a single one everything is its own."""
+    """One entry for each of `count` references; if there is only one, everything belongs to it."""
     if count == 1:
         return [items]
     if not isinstance(items, (list, tuple)) or len(items) != count:
         got = len(items) if isinstance(items, (list, tuple)) else type(items).__name__
-        raise ValueError(f"With {count} references, masks and poses must be lists of as many entries, got {got}.")
+        raise ValueError(f"With {count} references, masks and poses must be lists of {count} entries, got {got}.")
     return list(items)
 
 
 def _to_pil(image: Any) -> PIL.Image.Image:
-    """A reference of any form as a PIL image."""
+    """Convert a reference in any form to a PIL image."""
     if isinstance(image, torch.Tensor):
         image = image.detach().float().cpu().movedim(0, -1).numpy()
     if isinstance(image, np.ndarray):
@@ -454,12 +454,12 @@ def _to_pil(image: Any) -> PIL.Image.Image:
 
 
 def _read_masks(mask_image: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Masks (R, H, W) in [0, 1] of one reference, whose sum is at most 1 everywhere."""
+    """Read the masks of one reference as (R, H, W) in [0, 1]; their sum is at most 1 everywhere."""
     is_array = isinstance(mask_image, (np.ndarray, torch.Tensor))
     is_stack = is_array and mask_image.ndim == 3 and mask_image.shape[2] > 4  # else it has channels
     items = list(mask_image) if isinstance(mask_image, (list, tuple)) or is_stack else [mask_image]
     masks = np.stack([_read_mask(item, size) for item in items])
-    # Where regions overlap they share.
+    # Overlapping regions share their pixels.
     return (masks / np.maximum(masks.sum(axis=0), 1)).astype(np.float32)
 
 
@@ -472,16 +472,19 @@ def _read_mask(mask: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     elif not isinstance(mask, np.ndarray):
         raise TypeError(f"A mask must be a PIL image, an array or a tensor, got {type(mask).__name__}.")
     values = values.squeeze()
-    # 8 bits of nothing but 0 and 1 are labels.
+    # 8-bit values of only 0 and 1 are labels.
     is_8_bit = values.dtype == np.uint8 and values.max(initial=0) > 1
     values = (values / np.float32(255 if is_8_bit else 1)).astype(np.float32)
     height, width = size
     has_shape = values.ndim == 2 and 0 not in values.shape
     if not has_shape or abs(values.shape[0] / values.shape[1] / (height / width) - 1) > 0.02:
-        raise ValueError(f"A mask must have its reference's shape, {height}x{width}, got {values.shape}.")
+        raise ValueError(
+            f"A mask must have one channel and its reference's aspect ratio, that of {height}x{width} pixels, got "
+            f"shape {values.shape}."
+        )
     if not (values.min() >= 0 and _SMALLEST_MASK <= values.max() <= 1):
         raise ValueError(
-            "A mask must hold values in [0, 1] and be white where the reference is to change, got "
+            "A mask must hold values in [0, 1] and be white where the reference should change, got "
             f"{values.min():.4g} to {values.max():.4g}."
         )
     if values.shape != size:
@@ -491,7 +494,7 @@ def _read_mask(mask: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
 
 
 def _shrink_masks(masks: npt.NDArray[np.float32], crop: CropWindow, latent_size: tuple[int, int]) -> torch.Tensor:
-    """Masks (R, 1, h, w) on the latents: a cell may change as much as the pixel in it that may change most."""
+    """Shrink masks to the latents' size, (R, 1, h, w): each cell gets the largest value of its pixels."""
     height, width = crop.image_size
     window = np.zeros((len(masks), crop.height, crop.width), dtype=np.float32)
     window[:, -crop.top : height - crop.top, -crop.left : width - crop.left] = masks
@@ -500,7 +503,7 @@ def _shrink_masks(masks: npt.NDArray[np.float32], crop: CropWindow, latent_size:
 
 
 def _feather(mask: npt.NDArray[np.float32], feather: float) -> npt.NDArray[np.float32]:
-    """The mask with a ramp from its edge inwards; zero stays zero, and the image's own edge is none."""
+    """Add a ramp inwards from the mask's edge; zero stays zero, and the edge of the image does not count."""
     if feather == 0 or mask.min() > 0:
         return mask
     inside = cv2.copyMakeBorder((mask > 0).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
@@ -510,7 +513,7 @@ def _feather(mask: npt.NDArray[np.float32], feather: float) -> npt.NDArray[np.fl
 
 
 def _share_noise(generator: Generators, layout: _Layout) -> Generators:
-    """Generators from which all regions of a result draw the same noise, at every step."""
+    """Make generators from which all regions of a result draw the same noise at every step."""
     num_results, samples = len(layout.sample_of_result), layout.result_of_sample.tolist()
     if num_results == len(samples):
         return generator
@@ -519,5 +522,8 @@ def _share_noise(generator: Generators, layout: _Layout) -> Generators:
         seeds = torch.randint(2**62, (num_results,), generator=generator, device=device).tolist()
         generator = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     elif len(generator) != num_results:
-        raise ValueError(f"`generator` must have one generator per result, got {len(generator)} for {num_results}.")
+        raise ValueError(
+            f"`generator` must be one generator or a list with one per result, got {len(generator)} for "
+            f"{num_results} results."
+        )
     return [torch.Generator(one.device).set_state(one.get_state()) for one in (generator[n] for n in samples)]

@@ -20,7 +20,8 @@ class CFLDPipelineOutput(BaseOutput):
 
     Args:
         images: A list of PIL images, an array (B, H, W, 3) in [0, 1] (`output_type="np"`), or a tensor: (B, 3, H, W)
-            in [0, 1] (`"pt"`) or the latents (B, 4, h, w) (`"latent"`). Images of one source and pose are neighbours.
+            in [0, 1] (`"pt"`) or the latents (B, 4, h, w) (`"latent"`). Images of one source and pose are next to each
+            other.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
@@ -62,13 +63,13 @@ class Appearance:
         prompt_weight: float | None = None,
         bias_weight: float | None = None,
     ) -> Appearance:
-        """Interpolate linearly to another appearance (Sec. 4.6, Fig. 6b): prompts and query biases.
+        """Interpolate prompts and query biases linearly to another appearance (Sec. 4.6, Fig. 6b).
 
         Args:
-            other: The appearance at weight 1, of as many sources; one of the two may have a single source.
-            weight: 0 (this appearance) to 1 (the other); values beyond exaggerate the difference.
-            prompt_weight: Separate weight of the prompts, which carry what is coarse.
-            bias_weight: Separate weight of the query biases, which carry what is fine.
+            other: The appearance at weight 1, with the same number of sources; one of the two may have a single one.
+            weight: 0 (this appearance) to 1 (the other); values outside this range exaggerate the difference.
+            prompt_weight: Separate weight for the prompts, which carry the coarse features.
+            bias_weight: Separate weight for the query biases, which carry the fine details.
 
         Returns:
             A new object.
@@ -82,8 +83,8 @@ class Appearance:
         """Average several appearances, for example those of several images of one person.
 
         Args:
-            appearances: At least one. A single appearance of several sources is averaged over them.
-            weights: One for each, with any positive sum; equal by default.
+            appearances: At least one. A single appearance of several sources is averaged over its sources.
+            weights: One for each, with a positive sum; equal by default.
 
         Returns:
             A new object.
@@ -97,7 +98,8 @@ class Appearance:
         shares = [1.0] * len(items) if weights is None else [float(weight) for weight in weights]
         if len(shares) != len(items) or not sum(shares) > 0:
             raise ValueError(
-                f"`weights` must have one number per appearance and a positive sum, got {shares} for {len(items)}."
+                f"`weights` must have one number per appearance and a positive sum, got {shares} for {len(items)} "
+                "appearances."
             )
         shares = [share / sum(shares) for share in shares]
         return _combine(items, shares, shares)
@@ -122,7 +124,7 @@ class Appearance:
 
         Args:
             *args: Device, dtype or both.
-            **kwargs: As those of `torch.Tensor.to`.
+            **kwargs: Passed on to `torch.Tensor.to`.
 
         Returns:
             A new object; this one is not changed.
@@ -161,7 +163,7 @@ class PoseFeatures:
 
         Args:
             *args: Device, dtype or both.
-            **kwargs: As those of `torch.Tensor.to`.
+            **kwargs: Passed on to `torch.Tensor.to`.
 
         Returns:
             A new object; this one is not changed.

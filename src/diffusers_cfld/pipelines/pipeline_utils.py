@@ -1,4 +1,4 @@
-"""The steps that CFLD's pipelines share: components, encoding, noise prediction, decoding, saving. No `__call__`."""
+"""What CFLD's pipelines share: components, encoding, noise prediction, decoding and saving, but no `__call__`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Arguments that the calls of all pipelines share, for type checkers; the calls say what they mean."""
+    """Arguments that the calls of all pipelines share, for type checkers; the calls document them."""
 
     height: int | None
     width: int | None
@@ -85,25 +85,25 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         vae: Autoencoder between images and latents.
         unet: The denoising U-Net, whose keys and values in the up blocks' cross-attentions CFLD trains.
         scheduler: Any scheduler of diffusers for epsilon or v prediction; the published one is `DDPMScheduler`.
-        source_encoder: S, features of the source image.
-        prompt_decoder: D, the coarse-grained prompt from the coarsest features; holds the null prompt.
-        appearance_encoder: A, the query biases from the fine features.
-        pose_adapter: P, the residuals of the target pose.
+        source_encoder: S, computes the features of the source image.
+        prompt_decoder: D, computes the coarse-grained prompt from the coarsest features; holds the null prompt.
+        appearance_encoder: A, computes the query biases from the fine features.
+        pose_adapter: P, computes the residuals of the target pose.
         feature_extractor: Only for an IP-Adapter: the preprocessing of its image.
         image_encoder: Only for an IP-Adapter: its CLIP vision model.
-        frame_height: With `frame_width` the shape that the training images had, at any size; images and poses of
-            another shape are padded to it. None: everything is squashed. Saved in `model_index.json`.
+        frame_height: With `frame_width`, the aspect ratio of the training images; images and poses with another one
+            are padded to it. None: everything is squashed. Saved in `model_index.json`.
         frame_width: See `frame_height`.
 
     Attributes:
         pose_estimator: Finds the poses of images that are passed as `pose`; see [`diffusers_cfld.pose_estimation`].
             None until you set one.
-        target_size: (height, width) of images made without `height` and `width`: those of the training, pixels.
-        image_shape: (height, width) whose aspect ratio the training images had, or None.
+        target_size: (height, width) in pixels of images made without `height` and `width`, the size of the training.
+        image_shape: (height, width) with the aspect ratio of the training images, or None.
 
     Raises:
-        ValueError: Components do not fit together, for example a prompt width other than the U-Net's, or only one of
-            `frame_height` and `frame_width` is None.
+        ValueError: Components do not fit together, for example because the prompt is not as wide as the U-Net's
+            cross-attention, or only one of `frame_height` and `frame_width` is None.
     """
 
     model_cpu_offload_seq = (
@@ -112,11 +112,11 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
     _optional_components = ["feature_extractor", "image_encoder"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "null_prompt_embeds"]
 
-    # LoRAs are the U-Net's: CFLD has no text encoder.
+    # Only the U-Net can have LoRAs, because CFLD has no text encoder.
     _lora_loadable_modules = ["unet"]
     text_encoder = None
 
-    # The IP-Adapter's own preparation, as the Stable Diffusion pipeline does it.
+    # Steps that the Stable Diffusion pipeline takes in the same way, most of them for IP-Adapters.
     encode_image = StableDiffusionPipeline.encode_image
     prepare_ip_adapter_image_embeds = StableDiffusionPipeline.prepare_ip_adapter_image_embeds
     prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
@@ -153,7 +153,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
-        # Two numbers, since diffusers takes a list in `model_index.json` for a component.
+        # Two numbers, because diffusers would mistake a list in `model_index.json` for a component.
         self.register_to_config(frame_height=frame_height, frame_width=frame_width)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         sample_size = as_pair(unet.config.sample_size) if unet is not None else (64, 64)
@@ -166,20 +166,21 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         self.pose_processor = PoseProcessor(height=height, width=width, image_shape=self.image_shape)
         self.pose_estimator: PoseEstimator | None = None
 
-    # What diffusers does differently. Each override names the promise that it keeps.
+    # Overrides of what diffusers does. Each names the promise that it keeps.
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Make a pipeline of this class from another one's components, which both then share.
+        """Make a pipeline of this class that shares the components of another one.
 
         Args:
-            pipeline: The other pipeline. Its `pose_estimator` comes along.
-            **kwargs: Components and options of the constructor in place of the other pipeline's; `dtype` casts.
+            pipeline: The other pipeline. Its `pose_estimator` is kept.
+            **kwargs: Components and options of the constructor that replace those of the other pipeline; `dtype` casts
+                the components.
 
         Returns:
             The new pipeline.
         """
-        # README: every component keeps its dtype. diffusers' own casts all of them, shared ones too, to float32.
+        # README: every component keeps its dtype. diffusers' `from_pipe` casts all, even shared ones, to float32.
         dtype = kwargs.pop("dtype", None)
         names = inspect.signature(cls.__init__).parameters
         found = {**pipeline.config, **pipeline.components}
@@ -204,7 +205,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         Args:
             save_directory: The folder.
             *args: Passed on to `DiffusionPipeline.save_pretrained`.
-            push_to_hub: Upload the folder, too.
+            push_to_hub: Also upload the folder to the Hub.
             repo_id: Repository on the Hub; by default the folder's name, in your namespace.
             private: Whether a new repository is private.
             token: Hub token.
@@ -213,18 +214,18 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             **kwargs: Passed on to `DiffusionPipeline.save_pretrained`, for example `variant` and `max_shard_size`.
 
         Raises:
-            ValueError: A LoRA is attached, whose layers `from_pretrained` could not load.
+            ValueError: A LoRA is attached, with layers that `from_pretrained` could not load.
         """
-        # Promises: what is saved can be loaded, and goes to the Hub with a card whose snippet loads it.
+        # Promises: what is saved can be loaded, and the card on the Hub has code that loads it.
         if getattr(self.unet, "peft_config", None):
             raise ValueError(
-                "The unet cannot be saved while a LoRA is attached to it: call `fuse_lora()` to keep its effect, then "
-                "`unload_lora_weights()`, and save again."
+                "The U-Net cannot be saved while a LoRA is attached to it: call `fuse_lora()` if you want to keep its "
+                "effect, then `unload_lora_weights()`, and save again."
             )
         folder, variant = Path(save_directory), kwargs.get("variant")
         suffix = f".{variant}" if variant else ""
         for index in folder.glob(f"*/diffusion_pytorch_model.safetensors.index{suffix}.json"):
-            index.unlink()  # of an earlier save in shards, which loading would look for
+            index.unlink()  # from an earlier save in shards: loading would look for these
         super().save_pretrained(os.fspath(folder), *args, **kwargs)
         card = folder / "README.md"
         if not card.exists():
@@ -245,7 +246,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         """Upload the pipeline to the Hub, with a model card unless the repository has one.
 
         Args:
-            repo_id: The repository; made if it does not exist.
+            repo_id: The repository; created if it does not exist.
             **kwargs: Passed on to [`~CFLDPipelineBase.save_pretrained`], for example `token`, `private` and `variant`.
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -253,7 +254,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
     @classmethod
     def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
-        """Leave out the text encoder's part of a LoRA file.
+        """Ignore the text encoder's part of a LoRA file.
 
         Args:
             *args: Ignored.
@@ -264,7 +265,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         """Fuse the loaded LoRAs into the U-Net's weights.
 
         Args:
-            components: `["unet"]`, the only component with LoRAs and the default.
+            components: `["unet"]`, which is the default and the only component that can have LoRAs.
             *args: Passed on to `StableDiffusionLoraLoaderMixin.fuse_lora`.
             **kwargs: Likewise.
         """
@@ -274,7 +275,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         """Take fused LoRAs out of the U-Net's weights again.
 
         Args:
-            components: `["unet"]`, the only component with LoRAs and the default.
+            components: `["unet"]`, which is the default and the only component that can have LoRAs.
             *args: Passed on to `StableDiffusionLoraLoaderMixin.unfuse_lora`.
             **kwargs: Likewise.
         """
@@ -284,7 +285,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
     @property
     def guidance_scale(self) -> float:
-        """The scale of both guidances where neither is set on its own."""
+        """The scale of both guidances, unless one is set separately."""
         return self._guidance_scale
 
     @property
@@ -305,7 +306,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the running step needs more than the fully conditioned prediction."""
+        """Whether the running step needs other predictions besides the fully conditioned one."""
         return self.pose_guidance_scale != 1 or self.appearance_guidance_scale != 1
 
     @property
@@ -320,7 +321,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` in a callback to skip the remaining steps."""
+        """Whether to skip the remaining steps; set `_interrupt` in a callback to do so."""
         return self._interrupt
 
     # The steps of a call, in their order.
@@ -331,7 +332,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Args:
             image: As in the pipeline's call. An [`Appearance`] is returned as it is.
-            micro_batch_size: Images at once; None for all.
+            micro_batch_size: How many images to process at once; None for all.
 
         Returns:
             The prompts and query biases, on the execution device.
@@ -359,15 +360,15 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Args:
             pose: As in the pipeline's call. [`PoseFeatures`] are returned as they are.
-            micro_batch_size: Poses at once; None for all.
+            micro_batch_size: How many poses to process at once; None for all.
 
         Returns:
             The pose adapter's residuals, on the execution device.
 
         Raises:
             TypeError: See [`PoseProcessor.preprocess`].
-            ValueError: See [`PoseProcessor.preprocess`] and [`PoseAdapter.forward`]; or a pose is an image and there
-                is no `pose_estimator`, or nobody in it.
+            ValueError: See [`PoseProcessor.preprocess`] and [`PoseAdapter.forward`]; or a pose is an image, but there
+                is no `pose_estimator` or nobody in the image.
             OSError: A file cannot be read.
         """
         if isinstance(pose, PoseFeatures):
@@ -380,30 +381,30 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         return PoseFeatures({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def read_reference_pose(self, pose: PoseInput | PoseFeatures, size: tuple[int, int]) -> Any:
-        """Read the pose of the one person in a reference image, where that image is going to be.
+        """Read the pose of the person in a reference image, and move it to where padding puts that person.
 
         Args:
-            pose: The pose, measured on the image, in any form of the pipeline's call.
+            pose: The pose, measured on the image, in any form that the pipeline's call takes.
             size: (height, width) of the image, pixels.
 
         Returns:
             The pose, for [`~CFLDPipelineBase.encode_pose`].
 
         Raises:
-            ValueError: It is not one pose, was measured on an image of another shape, or is a pose map although the
-                image is padded.
+            ValueError: There are several poses, the pose was measured on an image of another shape, or it is a pose
+                map although the image is padded.
         """
         if isinstance(pose, PoseFeatures):
             return pose
         poses: Any = split_poses(read_poses(pose, self.pose_estimator, shape=None))
         if len(poses) != 1:
-            raise ValueError(f"`pose` must be the one pose of the person in the image, got {len(poses)}.")
+            raise ValueError(f"`pose` must be a single pose, that of the person in the image, got {len(poses)}.")
         is_whole = self.pose_processor.choose_crop(size).is_whole_image
         if is_pose_map(poses[0]):
             if not is_whole:
                 raise ValueError(
-                    f"`pose` must be keypoints, or `encode_pose(keypoints)`, since the image of {size[0]}x{size[1]} "
-                    "(height x width) is padded, but a pose map is not."
+                    f"`pose` must be keypoints or `encode_pose(keypoints)`: the image of {size[0]}x{size[1]} (height "
+                    "x width) is padded to the model's aspect ratio, which is not possible for a pose map."
                 )
             return poses[0]
         keypoints = Keypoints.from_any(poses[0])
@@ -412,25 +413,25 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         if not has_shape(keypoints.size, size):
             raise ValueError(
                 f"`pose` was measured on an image of {keypoints.size[0]}x{keypoints.size[1]} (height x width), but "
-                f"this image is {size[0]}x{size[1]}: measure it here, and say so for an array with "
+                f"this image is {size[0]}x{size[1]}: measure the pose on this image, and pass an array as "
                 f"`Keypoints.from_any(pose, size={size})`."
             )
-        # Both are cropped alike: an image of the encoder's own size is not padded, others of its shape are.
+        # The pose must get the crop of its image, which is not padded if it has the encoder's own size.
         return keypoints.rescale(size)
 
     def encode_reference_image(
         self, image: PIL.Image.Image, crop: CropWindow, height: int, width: int
     ) -> torch.Tensor:
-        """Encode a reference image, squashed to the generated size as its pose is.
+        """Encode a reference image, squashed to the generated size like its pose.
 
         Args:
             image: RGB, upright.
-            crop: The part of it that the model sees.
+            crop: The part of the image that the model sees.
             height: Height of the generated image in pixels.
-            width: Width of it.
+            width: Width of the generated image in pixels.
 
         Returns:
-            (1, C, h, w), the mode of the latents.
+            (1, C, h, w), the mode of the latents' distribution.
         """
         pixels = self.image_processor.preprocess(crop.crop(image), height=height, width=width)
         encoded = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype))
@@ -447,19 +448,19 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         ip_adapter_image: PipelineImageInput | None = None,
         ip_adapter_image_embeds: list[torch.Tensor] | None = None,
     ) -> BranchConditions:
-        """Bring the encoded conditions to the latents' size and the U-Net's dtype, and pair sources with poses.
+        """Convert the encoded conditions to the latents' size and the U-Net's dtype, and pair sources with poses.
 
         Args:
-            appearance: Sources, as many as poses or one.
-            pose_features: Poses, as many as sources or one.
+            appearance: Sources, as many as poses, or one.
+            pose_features: Poses, as many as sources, or one.
             height: Height of the generated image in pixels.
-            width: Width of it.
-            num_images_per_prompt: Images for each pair.
+            width: Width of the generated image in pixels.
+            num_images_per_prompt: Images for each pair of source and pose.
             ip_adapter_image: As in the pipeline's call.
             ip_adapter_image_embeds: As in the pipeline's call.
 
         Returns:
-            The conditions of all samples; those of one pair are neighbours.
+            The conditions of all samples; the samples of one pair are next to each other.
 
         Raises:
             ValueError: The numbers of sources, poses and embeddings do not fit together.
@@ -467,8 +468,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         sources, poses = len(appearance), len(pose_features)
         if sources != poses and 1 not in (sources, poses):
             raise ValueError(
-                f"The numbers of images and poses must be equal, or one of them 1, got {sources} images and {poses} "
-                "poses."
+                "There must be as many images as poses, or one image, or one pose, got "
+                f"{sources} images and {poses} poses."
             )
         num_pairs = max(sources, poses)
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
@@ -500,20 +501,20 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         """Prepare the embeddings of IP-Adapters.
 
         Args:
-            image: As `ip_adapter_image` of the pipeline's call.
-            image_embeds: As `ip_adapter_image_embeds` of the pipeline's call.
-            num_pairs: Pairs of source and pose.
+            image: `ip_adapter_image` of the pipeline's call.
+            image_embeds: `ip_adapter_image_embeds` of the pipeline's call.
+            num_pairs: Number of pairs of source and pose.
             num_images_per_prompt: Images for each pair.
 
         Returns:
-            Per adapter the negative and the positive embeddings, (n, ...) each; empty without adapters.
+            For each adapter, the negative and the positive embeddings, (n, ...) each; empty without adapters.
 
         Raises:
             ValueError: The number of embeddings does not fit.
         """
         if image is None and image_embeds is None:
             return []
-        # As in Stable Diffusion, embeddings given without guidance are the positive ones alone.
+        # As in Stable Diffusion, embeddings that are passed without guidance are only the positive ones.
         guided = self.do_classifier_free_guidance
         if image_embeds is None:
             image_embeds = self.prepare_ip_adapter_image_embeds(image, None, self._execution_device, 1, guided)
@@ -523,9 +524,9 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             count, rest = divmod(embed.shape[0], 2 if guided else 1)
             if rest or count not in counts:
                 raise ValueError(
-                    f"`ip_adapter_image_embeds` must hold {' or '.join(map(str, counts))} embeddings per adapter, "
-                    f"after as many negative ones if guidance is on, got {embed.shape[0]} in all with guidance "
-                    f"{'on' if guided else 'off'}."
+                    f"`ip_adapter_image_embeds` must hold {' or '.join(map(str, counts))} embeddings per adapter, and "
+                    f"with guidance the same number of negative ones before them, got {embed.shape[0]} in all with "
+                    f"guidance {'on' if guided else 'off'}."
                 )
             embed = embed.to(self._execution_device, self.unet.dtype)
             pairs.append(tuple(embed.chunk(2)) if guided else (torch.zeros_like(embed), embed))
@@ -541,22 +542,22 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         generator: Generators,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Draw or check the starting noise, scaled as the scheduler wants it.
+        """Draw or check the starting noise, and scale it as the scheduler needs it.
 
         Args:
             batch_size: B, number of samples.
             height: Height of the image in pixels.
             width: Width of the image in pixels.
-            dtype: Of the result.
-            device: Of the result.
+            dtype: Data type of the result.
+            device: Device of the result.
             generator: One for the batch, or a list with one per sample.
-            latents: (B, C, h, w) standard-normal noise to start from instead of drawing some.
+            latents: (B, C, h, w) standard-normal noise to use instead of drawing some.
 
         Returns:
             (B, C, h, w) with h = height / `vae_scale_factor`.
 
         Raises:
-            ValueError: A list of generators is not as long as the batch, or `latents` has another shape.
+            ValueError: A list of generators does not have one per sample, or `latents` has the wrong shape.
         """
         factor = self.vae_scale_factor
         shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
@@ -583,16 +584,16 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Args:
             latent_model_input: (B, C, h, w), scaled by the scheduler.
-            timestep: Timestep of the step.
+            timestep: The timestep.
             conditions: Those of all B samples.
-            branches: Which branches.
-            rows: Which samples.
+            branches: Which branches to evaluate.
+            rows: Which samples to evaluate.
 
         Returns:
-            One prediction (number of rows, C, h, w) per branch.
+            One prediction (number of samples, C, h, w) per branch.
         """
         batch = conditions.batch(branches, rows)
-        # Only around the U-Net: a callback meets it, and may use it, as the user left it.
+        # Only around the U-Net's forward, so that a callback finds the U-Net as the user left it.
         with hybrid_granularity_attention(self.unet, batch.query_biases):
             noise_pred = self.unet(
                 torch.cat([latent_model_input[rows]] * len(branches)),
@@ -617,9 +618,9 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Args:
             latent_model_input: (B, C, h, w), scaled by the scheduler.
-            timestep: Timestep of the step.
+            timestep: The timestep.
             conditions: Those of all B samples.
-            micro_batch_size: Samples at once; None for all.
+            micro_batch_size: How many samples to process at once; None for all.
 
         Returns:
             (B, C, h, w).
@@ -642,13 +643,13 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         generator: Generators = None,
         micro_batch_size: int | None = None,
     ) -> torch.Tensor:
-        """Decode latents to images, and resize them as this field's evaluations do.
+        """Decode latents to images, and resize them as evaluations of pose transfer do.
 
         Args:
             latents: (B, C, h, w), scaled as the U-Net sees them.
-            output_size: (height, width) in pixels of a final bicubic resize with antialias, or None for none.
-            generator: Randomness of decoders that have some (`ConsistencyDecoderVAE`).
-            micro_batch_size: Images at once; None for all.
+            output_size: (height, width) in pixels of a final bicubic resize with antialiasing, or None for no resize.
+            generator: For decoders that draw random numbers (`ConsistencyDecoderVAE`).
+            micro_batch_size: How many images to process at once; None for all.
 
         Returns:
             (B, 3, H, W), [0, 1].
@@ -660,7 +661,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             image = self.vae.decode(latents[rows], return_dict=False, generator=generators)[0]
             image = (image / 2 + 0.5).clamp(0, 1)
             if output_size is not None and tuple(image.shape[2:]) != tuple(output_size):
-                # In float32, since not all devices have the kernel in half precision.
+                # In float32, since not all devices can do this in half precision.
                 resized = F.interpolate(
                     image.float(), size=tuple(output_size), mode="bicubic", antialias=True, align_corners=False
                 )
@@ -673,8 +674,8 @@ def micro_batches(batch_size: int, micro_batch_size: int | None) -> list[slice]:
     """Split a batch into slices.
 
     Args:
-        batch_size: Samples in all.
-        micro_batch_size: Samples in a slice; None for one slice.
+        batch_size: Number of samples in the batch.
+        micro_batch_size: Number of samples in a slice; None for one slice.
 
     Returns:
         Slices that cover the batch in order.
@@ -684,9 +685,9 @@ def micro_batches(batch_size: int, micro_batch_size: int | None) -> list[slice]:
 
 
 def _pose_map_size(pose_adapter: PoseAdapter, sample_size: tuple[int, int]) -> tuple[int, int]:
-    """The size in pixels at which a pose map's residuals need no resizing for latents of `sample_size`."""
+    """The size in pixels of a pose map whose residuals need no resizing for latents of `sample_size`."""
     config = pose_adapter.config
-    # The adapter halves its features once less than it has widths.
+    # The adapter halves its features one time fewer than it has widths.
     multiple = 2 ** (len(config.block_out_channels) - 1)
     height, width = (-(-side // multiple) * multiple * config.unshuffle_factor for side in sample_size)
     return height, width

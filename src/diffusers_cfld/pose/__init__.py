@@ -1,1 +1,1 @@
-"""Poses: the joints of a person, the forms that they are read from, alignment and estimation."""
+"""Poses: the joints of a person, the formats that they are read from, alignment and estimation."""

@@ -1,6 +1,6 @@
-"""Fit a target pose to the source person's body, so that a tall person's pose does not stretch a small one.
+"""Fit a target pose to the source person's body, so that the pose of a tall person does not stretch a small one.
 
-Directions come from the target and lengths from the source, as in the pose alignment for AnimateAnyone and MusePose.
+Directions come from the target and lengths from the source, as in the pose alignment of AnimateAnyone and MusePose.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["align_pose"]
 
 _NECK = 1
 _PARENTS = {end: start for start, end in LIMBS}
-# Bones of one length on the right and on the left.
+# Bones that have the same length on the right and on the left.
 _GROUPS = (
     ((1, 2), (1, 5)),
     ((2, 3), (5, 6)),
@@ -31,7 +31,7 @@ _GROUPS = (
     ((14, 16), (15, 17)),
 )
 _GROUP_OF_BONE = {bone: index for index, group in enumerate(_GROUPS) for bone in group}
-# A bone that points at the camera looks short, so no bone's ratio may differ more than this from the whole body's.
+# A bone that points at the camera looks short, so no bone's ratio may differ from the whole body's by more than this.
 _MAX_STRETCH = 1.5
 
 
@@ -46,29 +46,29 @@ def align_pose(target: Sequence[Keypoints], source: Keypoints) -> list[Keypoints
 def align_pose(target: Keypoints | Sequence[Keypoints], source: Keypoints) -> Keypoints | list[Keypoints]:
     """Give a target pose the source person's proportions, size and place in the image.
 
-    Each bone keeps its direction. It is scaled by the ratio of the longest bone of its kind, right or left, in the
-    source to the longest in the targets. Where one of the two shows no such bone, the ratio is that of the whole body,
-    the median over the kinds of bones; no bone's ratio differs from it by more than a factor of 1.5. The neck of the
-    first target moves to that of the source (if one has no neck, the middle of the joints that both have); later
-    targets keep their distance from the first one, scaled by the body's ratio.
+    Each bone keeps its direction. It is scaled by the length of the longest bone of its kind (right or left) in the
+    source, relative to the longest in the targets. If either of them shows no such bone, the ratio of the whole body
+    is used, which is the median over the kinds of bones; no bone's ratio differs from it by more than a factor of 1.5.
+    The neck of the first target moves to that of the source (if one has no neck, the mean of the joints that both have
+    is used instead); later targets keep their distance from the first one, scaled by the body's ratio.
 
     Args:
-        target: A pose, or the poses of one sequence, measured on images of one size. Lengths and directions are those
-            of pixels: bring poses measured on squashed images, such as 256x256 ones made of 256x176, into the true
-            shape first, with `pose.rescale((256, 176))`.
+        target: A pose, or the poses of one sequence, measured on images of one size. Lengths and directions are
+            measured in pixels: if the images were squashed, for example from 256x176 to 256x256, first restore the
+            true aspect ratio with `pose.rescale((256, 176))`.
         source: The pose of the person in the source image, likewise.
 
     Returns:
-        As many poses, measured on the source image. Joints that a target lacks stay missing.
+        The same number of poses, measured on the source image. Joints that a target lacks stay missing.
 
     Raises:
-        ValueError: The targets were measured on images of several sizes or are none, or the source has no kind of
+        ValueError: There are no targets, they were measured on images of several sizes, or the source has no kind of
             bone in common with them.
     """
     poses = [target] if isinstance(target, Keypoints) else list(target)
     sizes = sorted({pose.size for pose in poses})
     if len(sizes) != 1:
-        raise ValueError(f"`target` must be poses measured on images of one size (height, width), got {sizes}.")
+        raise ValueError(f"`target` must be poses measured on images of one size, got (height, width) {sizes}.")
 
     source_lengths, target_lengths = _longest_bones([source]), _longest_bones(poses)
     shared = (source_lengths > 0) & (target_lengths > 0)

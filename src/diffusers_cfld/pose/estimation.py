@@ -1,4 +1,4 @@
-"""Pose estimators: what one is, ViTPose of transformers, and RTMPose by rtmlib."""
+"""Pose estimators: their interface, ViTPose from transformers, and RTMPose from rtmlib."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def estimate_pose(image: PIL.Image.Image, estimator: PoseEstimator, person: int 
     Args:
         image: The image; its EXIF rotation is applied.
         estimator: Finds the people.
-        person: Which of several, from 0, the most prominent one.
+        person: Which of several people, from 0 for the most prominent one.
 
     Returns:
         The pose, in pixels of the upright image.
@@ -53,16 +53,18 @@ def estimate_pose(image: PIL.Image.Image, estimator: PoseEstimator, person: int 
     """
     people = estimator(to_rgb(image))
     if not people:
-        raise NobodyError("Nobody was found in the image: is the person large and whole enough?")
+        raise NobodyError("Nobody was found in the image: use one in which the person is large and fully visible.")
     if not 0 <= person < len(people):
-        raise NobodyError(f"`person` must be from 0 to {len(people) - 1}, the people in the image, got {person}.")
+        raise NobodyError(
+            f"`person` must be from 0 to {len(people) - 1}, since the image shows {len(people)}, got {person}."
+        )
     return people[person]
 
 
 class ViTPoseEstimator:
-    """Find poses with transformers' ViTPose (arXiv:2204.12484), alone or after a person detector.
+    """Find poses with transformers' ViTPose (arXiv:2204.12484), with or without a person detector.
 
-    ViTPose looks at one person at a time: without a detector the whole image is taken for one person, which suits
+    ViTPose looks at one person at a time. Without a detector, the whole image is treated as one person, which suits
     images of a single person.
 
     Args:
@@ -70,8 +72,8 @@ class ViTPoseEstimator:
         processor: Its `VitPoseImageProcessor`.
         detector: A model for object detection with a class `person`, e.g. RT-DETR.
         detector_processor: Its image processor.
-        min_confidence: Joints with a score of at most this are missing.
-        min_detection_score: People with a lower score are left out.
+        min_confidence: Joints are missing if their score is at most this.
+        min_detection_score: People with a lower score are ignored.
 
     Raises:
         ImportError: SciPy, which the processor needs, is not installed.
@@ -118,20 +120,20 @@ class ViTPoseEstimator:
 
         Args:
             pretrained_model_name_or_path: ViTPose, e.g. `usyd-community/vitpose-base-simple`.
-            detector: Object detection, e.g. `PekingU/rtdetr_r50vd_coco_o365`; None: each image shows one person.
-            device: Where they run.
+            detector: Object detector, e.g. `PekingU/rtdetr_r50vd_coco_o365`; None if each image shows one person.
+            device: Where the models run.
             min_confidence: As in the constructor.
             min_detection_score: As in the constructor.
-            detector_kwargs: For transformers' `from_pretrained` of the detector, e.g. `revision`; they override
-                `kwargs`.
-            **kwargs: For transformers' `from_pretrained` of both, e.g. `token`, `local_files_only`. `revision` and
-                `subfolder` belong to one repository and are not passed to the detector.
+            detector_kwargs: Arguments for transformers' `from_pretrained` of the detector, e.g. `revision`; they
+                override `kwargs`.
+            **kwargs: Arguments for transformers' `from_pretrained` of both models, e.g. `token`, `local_files_only`.
+                `revision` and `subfolder` apply to one repository and are not passed to the detector.
 
         Returns:
             The estimator.
 
         Raises:
-            OSError: A model is not there or cannot be downloaded.
+            OSError: A model does not exist or cannot be downloaded.
             ImportError: SciPy is not installed.
         """
         from transformers import AutoImageProcessor, AutoModelForObjectDetection, VitPoseForPoseEstimation
@@ -166,7 +168,7 @@ class ViTPoseEstimator:
             return []
         inputs = self.processor(image, boxes=[boxes], return_tensors="pt").to(self.model.device, self.model.dtype)
         if self.model.config.backbone_config.num_experts > 1:
-            # The mixture's expert 0 is COCO's.
+            # Expert 0 of the mixture is the one for COCO.
             inputs["dataset_index"] = torch.zeros(len(boxes), dtype=torch.int64, device=self.model.device)
         outputs = self.model(**inputs)
         outputs.heatmaps = outputs.heatmaps.float().cpu()
@@ -190,18 +192,18 @@ class ViTPoseEstimator:
 
 
 class RTMPoseEstimator:
-    """Find poses with rtmlib's RTMPose (arXiv:2303.07399), alone or after its person detector YOLOX.
+    """Find poses with rtmlib's RTMPose (arXiv:2303.07399), with or without its person detector YOLOX.
 
     Args:
         pose: ONNX file of RTMPose with SimCC outputs and COCO's 17 body joints first (body, Halpe or whole body).
             Nothing is downloaded.
-        detector: ONNX file of YOLOX for people; None: each image shows one person.
+        detector: ONNX file of YOLOX for people; None if each image shows one person.
         device: `cpu`, `cuda`, `cuda:N` or `mps`, as rtmlib names them.
-        min_confidence: Joints with a score of at most this are missing.
+        min_confidence: Joints are missing if their score is at most this.
 
     Raises:
         ImportError: rtmlib or onnxruntime is not installed.
-        FileNotFoundError: A file is not there.
+        FileNotFoundError: A file does not exist.
     """
 
     def __init__(
@@ -222,7 +224,7 @@ class RTMPoseEstimator:
         self.min_confidence = min_confidence
         self.pose_model = _load_onnx(RTMPose, pose, device)
         self.detector = None if detector is None else _load_onnx(YOLOX, detector, device)
-        # rtmlib assumes the input sizes of its own files; RTMPose's is (width, height), YOLOX's (height, width).
+        # rtmlib assumes the input sizes of its own files: (width, height) for RTMPose, (height, width) for YOLOX.
         height, width = self.pose_model.session.get_inputs()[0].shape[2:]
         if isinstance(height, int) and isinstance(width, int):
             self.pose_model.model_input_size = (width, height)
@@ -257,7 +259,7 @@ def _load_onnx(model_class: Any, path: str | os.PathLike[str], device: str) -> A
     file = os.fspath(path)
     if not os.path.isfile(file):  # rtmlib would try to download it
         raise FileNotFoundError(
-            f"There is no ONNX file at {file!r}: download one from the model zoo that rtmlib's README names, and "
+            f"There is no ONNX file at {file!r}: download one from the model zoo that rtmlib's README links to, and "
             "unpack it."
         )
     with contextlib.redirect_stdout(io.StringIO()):  # rtmlib prints what it loads
@@ -273,11 +275,11 @@ def people_from_coco(
         joints: (people, 17 or more, 2), COCO's body joints first, pixels.
         scores: (people, 17 or more).
         size: (height, width) of the image, pixels.
-        threshold: Joints with a score of at most this are missing, as are those outside the image.
+        threshold: Joints are missing if their score is at most this or if they lie outside the image.
 
     Returns:
-        The people with at least one joint, most prominent first: by the area that the joints span times their mean
-        confidence.
+        The people with at least one joint, most prominent first, as measured by the area that the joints span times
+        their mean confidence.
 
     Raises:
         ValueError: There are fewer than COCO's 17 joints.
@@ -289,7 +291,7 @@ def people_from_coco(
         )
     people = []
     for xy, score in zip(joints[:, :count].astype(float), scores[:, :count].astype(float), strict=True):
-        # Written so that NaN is outside, too.
+        # Written so that NaN counts as outside.
         seen = (score > threshold) & ((xy >= 0) & (xy <= size[::-1])).all(axis=1)
         if seen.any():
             rows = np.where(seen[:, None], np.column_stack([xy, score.clip(0, 1)]), (-1.0, -1.0, 0.0))

@@ -43,7 +43,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 DEEPFASHION_SIZE: Size = (256, 176)
-"""(height, width) of DeepFashion's images, in which its keypoints are measured, pixels."""
+"""(height, width) in pixels of the images on which DeepFashion's keypoints were measured."""
 
 COCO_NAMES: tuple[str, ...] = (
     "nose",
@@ -64,13 +64,13 @@ COCO_NAMES: tuple[str, ...] = (
     "left_ankle",
     "right_ankle",
 )
-"""COCO's 17 joints, in the order of its files."""
+"""COCO's 17 joints, in COCO's order."""
 
-# BODY_25 is the 18-joint order with the middle of the hips at 8, and six points of the feet at the end.
+# BODY_25 is the 18-joint order with the middle of the hips inserted at 8 and six points of the feet at the end.
 _BODY_25_ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)
 
 OPENPOSE_LENGTHS = (3 * NUM_JOINTS, 3 * 25)
-"""How many numbers OpenPose writes for a person: (x, y, confidence) of 18 joints, or of BODY_25."""
+"""How many numbers OpenPose writes for one person: (x, y, confidence) for 18 joints or for the 25 of BODY_25."""
 
 _CSV_HEADER = "name:keypoints_y:keypoints_x"
 # Larger than any image, and small enough for every computation.
@@ -84,7 +84,7 @@ _FORMS = (
 
 
 class NobodyError(ValueError):
-    """There is nobody, or not the person asked for: in a sequence of poses, a gap."""
+    """Nobody is there, or not the person asked for. In a sequence of poses, this is a gap."""
 
 
 class Joints(NamedTuple):
@@ -112,8 +112,8 @@ def read_array(array: object, size: Size, min_confidence: float = 0.0) -> Joints
     if rows.shape not in ((NUM_JOINTS, 2), (NUM_JOINTS, 3)):
         raise ValueError(
             "`array` must have shape (18, 2) or (18, 3), rows (x, y[, confidence]) in OpenPose order, got shape "
-            f"{rows.shape}. COCO's 17 rows are read by `Keypoints.from_coco`, BODY_25's 75 numbers by "
-            "`Keypoints.from_openpose`."
+            f"{rows.shape}. Use `Keypoints.from_coco` for COCO's 17 rows and `Keypoints.from_openpose` for BODY_25's "
+            "75 numbers."
         )
     confidence = rows[:, 2].clip(0.0, 1.0) if rows.shape[1] > 2 else None
     return _measured(rows[:, :2], _find_visible(rows, min_confidence), confidence, check_size(size))
@@ -155,7 +155,7 @@ def read_csv_row(row: str, size: Size) -> Joints:
     """Read a line of DeepFashion's annotation files; see `Keypoints.from_csv_row`."""
     parts = row.strip().rsplit(":", 2)
     if len(parts) != 3:
-        raise ValueError(f"A keypoint line must read `name:[y, ...]:[x, ...]`, got {_shorten(row)}.")
+        raise ValueError(f"A line of keypoints must have the form `name:[y, ...]:[x, ...]`, got {_shorten(row)}.")
     return read_deepfashion(parts[1], parts[2], size)
 
 
@@ -167,10 +167,12 @@ def read_openpose(data: object, size: Size | None, person: int | None = None, mi
         person = 0
     if person is None or person < 0:
         raise ValueError(
-            f"The OpenPose JSON has {len(people)} people: choose one with `person=0` to `{len(people) - 1}`."
+            f"The OpenPose JSON has {len(people)} people: choose one with `person=0` to `person={len(people) - 1}`."
         )
     if person >= len(people):
-        raise NobodyError(f"The OpenPose JSON has {len(people)} people, so there is no `person={person}` (from 0).")
+        raise NobodyError(
+            f"The OpenPose JSON has {len(people)} people, counted from 0, so there is no `person={person}`."
+        )
     entry = people[person]
     is_json = isinstance(entry, Mapping)
     numbers = as_float_array(entry["pose_keypoints_2d"] if is_json else entry, "`pose_keypoints_2d`")
@@ -197,7 +199,7 @@ def read_openpose(data: object, size: Size | None, person: int | None = None, mi
 
 
 def read_any(value: object, size: Size | None) -> Joints:
-    """Read any of the formats, which what it is made of tells apart; see `Keypoints.from_any`."""
+    """Read any of the formats, which are told apart by types and shapes; see `Keypoints.from_any`."""
     known_size = DEEPFASHION_SIZE if size is None else size
     if isinstance(value, str):
         text = value.strip()
@@ -233,14 +235,14 @@ def read_any(value: object, size: Size | None) -> Joints:
 
 
 def read_file(path: str | os.PathLike[str], size: Size | None, person: int | None, row: str | None) -> Joints:
-    """Read a file, whose ending says what it is; see `Keypoints.load`."""
+    """Read a file, in the format of its suffix; see `Keypoints.load`."""
     file = Path(path)
     suffix = file.suffix.lower()
     if suffix not in (".json", ".csv", ".txt", ".npy"):
         raise ValueError("a keypoint file must end in .json, .csv, .txt or .npy.")
     if (row is not None and suffix not in (".csv", ".txt")) or (person is not None and suffix != ".json"):
         raise ValueError(
-            "`row` chooses a line of a .csv or .txt file and `person` one of a .json file's people: leave it out."
+            "`row` is only for .csv and .txt files and `person` only for .json files: leave out what does not apply."
         )
     if suffix == ".npy":
         return read_any(np.load(file, allow_pickle=False), size)
@@ -252,18 +254,18 @@ def read_file(path: str | os.PathLike[str], size: Size | None, person: int | Non
 
 
 def has_size(data: object) -> bool:
-    """Tell whether a pose, in any form, says how large the image was that it was measured on.
+    """Return whether a pose, in any form, contains the size of the image that it was measured on.
 
     Args:
         data: The pose, or its JSON.
 
     Returns:
-        Whether it does.
+        Whether it contains the size.
     """
     if isinstance(data, str):
         try:
             data = json.loads(data)
-        except (ValueError, RecursionError):  # a line of CSV, or nothing that can be read
+        except (ValueError, RecursionError):  # a line of CSV, or something that cannot be read
             return False
     if isinstance(data, list) and len(data) == 1:
         data = data[0]
@@ -274,13 +276,13 @@ def has_size(data: object) -> bool:
 
 
 def check_size(size: Any) -> Size:
-    """Check that something is an image size.
+    """Check that a value is an image size.
 
     Args:
         size: (height, width), pixels.
 
     Returns:
-        The same as two ints.
+        The same size as two ints.
 
     Raises:
         ValueError: It is not a pair of positive whole numbers.
@@ -303,15 +305,15 @@ def as_float_array(value: object, name: str) -> FloatArray:
     """Convert real numbers to an array.
 
     Args:
-        value: A list, an array or a tensor of them.
-        name: What they are, for the error.
+        value: A list, an array or a tensor of numbers.
+        name: What the numbers are, for the error.
 
     Returns:
         float64; may share memory with `value`.
 
     Raises:
         ValueError: Rows differ in length.
-        TypeError: There is something else than numbers.
+        TypeError: There is something other than numbers.
     """
     try:
         items = [_from_tensor(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -336,7 +338,7 @@ def _find_visible(rows: FloatArray, min_confidence: float, max_zeros: int = 1) -
 
 
 def _from_tensor(value: Any) -> Any:
-    """Convert a tensor to an array, without importing torch; NumPy has no bfloat16."""
+    """Convert a tensor to an array without importing torch; NumPy has no bfloat16."""
     return value.detach().cpu().double().numpy() if hasattr(value, "detach") else value
 
 
@@ -352,7 +354,7 @@ def _shorten(text: str) -> str:
 
 
 def _find_people(data: object) -> tuple[list[Any], Size | None]:
-    """The people in OpenPose data, as dicts or as their numbers alone, and the image's size if the data has it."""
+    """The people in OpenPose data, as dicts or lists of numbers, and the size of the image if the data have it."""
     if isinstance(data, (list, tuple)) and len(data) == 1:
         data = data[0]
     canvas, people = None, data
@@ -377,7 +379,7 @@ def _canvas_of(data: Mapping[Any, Any]) -> tuple[Any, Any] | None:
 
 
 def _choose_row(text: str, name: str | None) -> str:
-    """The line of this name in a CSV file, or its only line."""
+    """The line with this name in a CSV file, or its only line."""
     rows: dict[str, str] = {}
     for line in map(str.strip, text.splitlines()):
         if line and line != _CSV_HEADER:
@@ -386,12 +388,12 @@ def _choose_row(text: str, name: str | None) -> str:
         return next(iter(rows.values()))
     if name is None or name not in rows:
         missing = "" if name is None else f", none of them named {name!r}"
-        raise ValueError(f"it has {len(rows)} rows{missing}: choose one with `row=` and its name.")
+        raise ValueError(f"it has {len(rows)} rows{missing}: choose one by its name, with `row=`.")
     return rows[name]
 
 
 def _measured(xy: FloatArray, visible: BoolArray, confidence: FloatArray | None, size: Size) -> Joints:
-    """Joints that can have been measured on an image of this size."""
+    """Check that the joints can have been measured on an image of this size."""
     shape = np.array(size[::-1])
     outside = visible & ((xy < -shape / 2) | (xy > 1.5 * shape)).any(axis=1)
     if outside.any():
@@ -403,7 +405,7 @@ def _measured(xy: FloatArray, visible: BoolArray, confidence: FloatArray | None,
         )
     if visible.sum() > 1 and (np.abs(xy[visible]) <= 2).all():
         raise ValueError(
-            "All joints lie within 2 pixels of the image's corner, as fractions of its size do: multiply x by the "
-            "image's width and y by its height."
+            "All joints lie within 2 pixels of the image's corner, so they seem to be fractions of its size: multiply "
+            "x by the image's width and y by its height."
         )
     return Joints(xy, visible, confidence, size)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Keypoints"]
 
-# For each joint the row of the one on the other side.
+# For each joint, the index of the same joint on the other side.
 _MIRROR_ROWS = [
     JOINT_NAMES.index(name.replace("right", "*").replace("left", "right").replace("*", "left")) for name in JOINT_NAMES
 ]
@@ -39,17 +39,17 @@ _MIRROR_ROWS = [
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Keypoints:
-    """Where the 18 joints of one person are. Immutable; compares by value.
+    """The positions of one person's 18 joints. Immutable; compares by value.
 
-    Two poses are equal when size, visibility, positions and confidences are; `confidence=None` counts as
-    confidence 1 of every visible joint.
+    Two poses are equal if their sizes, visibilities, positions and confidences are; `confidence=None` counts as
+    confidence 1 for every visible joint.
 
     Args:
         xy: (18, 2), pixels, x to the right and y down. Copied; rows of missing joints become (-1, -1). A visible
             joint may lie outside the image.
-        visible: (18,), whether a joint is known at all (a joint that clothes hide can be).
+        visible: (18,), whether a joint is known; a joint hidden by clothes can be.
         confidence: (18,), (0, 1] at visible joints; entries of missing joints become 0. None if unknown.
-        size: (height, width) of the image that `xy` is measured on, pixels.
+        size: (height, width) of the image that `xy` was measured on, pixels.
 
     Raises:
         ValueError: A shape or `size` is wrong, no joint is visible, a visible joint is not finite, or its confidence
@@ -77,10 +77,11 @@ class Keypoints:
         xy[~visible], confidence[~visible] = -1.0, 0.0
         if not np.isfinite(xy).all():
             name = JOINT_NAMES[int((~np.isfinite(xy)).any(axis=1).argmax())]
-            raise ValueError(f"Joint {name!r} is NaN or infinite.")
+            raise ValueError(f"Joint {name!r} must have finite coordinates, got NaN or infinity.")
         # Written so that NaN fails too.
         if not ((confidence[visible] > 0) & (confidence[visible] <= 1)).all():
-            raise ValueError("`confidence` of a visible joint must lie in (0, 1].")
+            low, high = confidence[visible].min(), confidence[visible].max()
+            raise ValueError(f"`confidence` of every visible joint must be in (0, 1], got {low:g} to {high:g}.")
         for array in (xy, visible, confidence):
             array.setflags(write=False)
         object.__setattr__(self, "xy", xy)
@@ -96,34 +97,34 @@ class Keypoints:
 
         Args:
             array: (18, 2) or (18, 3), rows (x, y[, confidence]) in pixels: nested list, array or tensor. A joint is
-                missing if x or y is -1, NaN or `None`, if its confidence is at most `min_confidence`, and if two or
-                more joints lie at (0, 0) and it is one of them. Confidences above 1 (unnormalised scores, COCO's
+                missing if x or y is -1, NaN or `None`, or if its confidence is at most `min_confidence`. If two or more
+                joints lie at (0, 0), these are missing too. Confidences above 1 (unnormalised scores, COCO's
                 visibility flag 2) are stored as 1.
             size: (height, width) of the image that the joints were measured on, pixels.
-            min_confidence: Threshold on the confidence column, >= 0; without that column it has no effect.
+            min_confidence: Threshold for the confidence column, >= 0; without that column it has no effect.
 
         Returns:
             The pose.
 
         Raises:
             ValueError: The shape is wrong, no joint is left, a joint lies outside the image by more than half its
-                size, or all lie in its corner, as fractions of its size would.
+                size, or all joints lie in its corner, as fractions of its size would.
             TypeError: `array` is not numeric.
         """
         return cls(*read_array(array, size, min_confidence))
 
     @classmethod
     def from_coco(cls, array: object, size: Size, min_confidence: float = 0.0) -> Keypoints:
-        """Read joints in COCO-17 order, as most pose estimators give them (ViTPose, RTMPose, YOLO-pose).
+        """Read joints in COCO-17 order, as most pose estimators return them (ViTPose, RTMPose, YOLO-pose).
 
-        COCO has no neck: it becomes the mean of the shoulders with the smaller of their confidences, and is missing
-        when either shoulder is.
+        COCO has no neck. It is set to the mean of the shoulders, with the smaller of their confidences, and is missing
+        if either shoulder is.
 
         Args:
             array: (17, 2) or (17, 3), rows (x, y[, confidence]) in pixels; otherwise as for `from_array`, except
-                that every joint at (0, 0) is missing, since many tools write COCO's missing joints so.
+                that every joint at (0, 0) is missing, since many tools write missing COCO joints that way.
             size: (height, width) of the image that the joints were measured on, pixels.
-            min_confidence: Threshold on the confidence column, >= 0.
+            min_confidence: Threshold for the confidence column, >= 0.
 
         Returns:
             The pose, in OpenPose order.
@@ -136,10 +137,10 @@ class Keypoints:
 
     @classmethod
     def from_deepfashion(cls, y: object, x: object, size: Size = DEEPFASHION_SIZE) -> Keypoints:
-        """Read the two columns of DeepFashion's annotation files (PATN, GFLA, CFLD); mind the order, y comes first.
+        """Read the two columns of DeepFashion's annotation files (PATN, GFLA, CFLD). Note that y comes first.
 
         Args:
-            y: 18 numbers, or a JSON list of them as a string; pixels, -1 where the joint is missing.
+            y: 18 numbers, or a JSON list of them as a string; pixels, -1 for missing joints.
             x: Likewise.
             size: (height, width) of the image that the joints were measured on, pixels.
 
@@ -175,16 +176,16 @@ class Keypoints:
     ) -> Keypoints:
         """Read OpenPose JSON: `people[i].pose_keypoints_2d` with 18 or 25 (BODY_25) triples (x, y, confidence).
 
-        When all coordinates of joints that are there lie in [0, 1], they are fractions of the image's width and height
-        (OpenPose's `keypoint_scale 3`, some ControlNet editors) and are multiplied by these.
+        If the coordinates of all visible joints lie in [0, 1], they are read as fractions of the image's width and
+        height (OpenPose's `keypoint_scale 3`, some ControlNet editors).
 
         Args:
             data: The dict, its JSON string, one entry of `people`, a list of such entries, a list with the dict of
-                one image (ComfyUI), or one person's 54 or 75 numbers, which are always pixels. A joint is missing when
+                one image (ComfyUI), or one person's 54 or 75 numbers, which are always pixels. A joint is missing if
                 its confidence is at most `min_confidence`; confidences above 1 are stored as 1.
             size: (height, width) of the image, pixels. Default: `canvas_height` and `canvas_width` in the JSON.
             person: Which of several people, from 0.
-            min_confidence: Threshold on the confidence, >= 0.
+            min_confidence: Threshold for the confidence, >= 0.
 
         Returns:
             The pose.
@@ -192,7 +193,7 @@ class Keypoints:
         Raises:
             ValueError: The text is not JSON, the expected keys are missing, there is no person, there are several
                 and `person` does not choose one of them, or the size is not known; otherwise as for `from_array`.
-            TypeError: There is something else than numbers.
+            TypeError: There is something other than numbers.
         """
         return cls(*read_openpose(data, size, person, min_confidence))
 
@@ -200,27 +201,27 @@ class Keypoints:
     def from_any(cls, value: object, size: Size | None = None) -> Keypoints:
         """Read any accepted form.
 
-        What decides, in this order:
+        These rules decide, in this order:
 
-        - `Keypoints` come back as they are, whatever `size` says.
+        - `Keypoints` are returned unchanged, whatever `size` is.
         - A dict with `keypoints_y` and `keypoints_x` (and perhaps `size`), DeepFashion's columns by name, goes to
           `from_deepfashion`; any other dict to `from_openpose`.
         - A string that starts with `{` or `[` is parsed as JSON and read again; any other is one CSV line.
         - A pair of JSON-list strings, or numbers of shape (2, 18), are DeepFashion's (y, x) in that order. Numbers of
           shape (18, 2) or (18, 3) have rows (x, y[, confidence]) and go to `from_array`; 17 rows go to `from_coco`.
-          No shape fits both rules. A leading axis of length 1 is dropped.
+          No shape fits two rules. A leading axis of length 1 is dropped.
         - 54 or 75 numbers in a row, or a list of dicts, go to `from_openpose`.
 
         Args:
             value: One of the forms above.
-            size: (height, width) of the image that the joints were measured on, pixels. None means (256, 176), that
-                of DeepFashion, except for OpenPose data, which must then say its canvas size.
+            size: (height, width) of the image that the joints were measured on, pixels. None means (256, 176), as for
+                DeepFashion, except for OpenPose data, which must then contain the canvas size.
 
         Returns:
             The pose.
 
         Raises:
-            ValueError: The form is known but its content is wrong; see the reader it goes to.
+            ValueError: The form is known but its content is wrong; see the reader for that form.
             TypeError: `value` is none of these forms.
         """
         return value if isinstance(value, Keypoints) else cls(*read_any(value, size))
@@ -233,12 +234,12 @@ class Keypoints:
         person: int | None = None,
         row: str | None = None,
     ) -> Keypoints:
-        """Read a pose from a file; its ending says what it is.
+        """Read a pose from a file, in the format of its suffix.
 
         Args:
             path: `.json`: OpenPose JSON, `{"keypoints_y": [...], "keypoints_x": [...], "size": [height, width]}`,
-                or rows of numbers. `.csv` or `.txt`: lines `name:[y, ...]:[x, ...]`, the header line
-                `name:keypoints_y:keypoints_x` may be absent. `.npy`: an array.
+                or rows of numbers. `.csv` or `.txt`: lines `name:[y, ...]:[x, ...]`, with or without the header
+                `name:keypoints_y:keypoints_x`. `.npy`: an array.
             size: (height, width) of the image that the joints were measured on, pixels; None as in `from_any`.
             person: Which person of an OpenPose file, from 0.
             row: Which line of a CSV file, by the name it starts with.
@@ -248,8 +249,8 @@ class Keypoints:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The ending is unknown, the content cannot be read, or a choice among several poses is needed
-                or does not apply. The message names the file.
+            ValueError: The suffix is unknown, the content cannot be read, or `person` or `row` is needed or does not
+                apply. The message names the file.
         """
         try:
             return cls(*read_file(path, size, person, row))
@@ -261,11 +262,11 @@ class Keypoints:
         """Read the joints back from a drawn skeleton in OpenPose's colours, as pose editors and ControlNet draw it.
 
         Args:
-            image: One person, joints as discs in `skeleton.JOINT_COLORS` on bones of 60 % of their brightness. Best on
-                black and losslessly stored; discs of fewer than 3 pixels are not seen.
+            image: A drawing of one person: joints are discs in `skeleton.JOINT_COLORS`, on bones at 60 % of their
+                brightness. Best on black and stored without loss; discs of fewer than 3 pixels are not found.
 
         Returns:
-            The pose, without confidences: each joint in the middle of its disc.
+            The pose, without confidences; each joint is in the middle of its disc.
 
         Raises:
             ValueError: There is no disc in any of the colours, or there are several in one of them.
@@ -278,8 +279,8 @@ class Keypoints:
         """Write the two columns of DeepFashion's annotation files.
 
         Returns:
-            (y, x), 18 whole numbers each, rounded to the nearest pixel, -1 where the joint is missing. A visible
-            joint that would come out as -1 (just outside the image) is moved to 0, since -1 means missing.
+            (y, x), 18 whole numbers each, rounded to the nearest pixel, -1 for missing joints. A visible joint that
+            would get -1 (just outside the image) is moved to 0, since -1 means missing.
         """
         rounded = np.rint(self.xy)
         rounded[self.visible[:, None] & (rounded == -1)] = 0
@@ -289,8 +290,8 @@ class Keypoints:
         """Write OpenPose JSON data that `from_openpose` reads back.
 
         Returns:
-            A dict of plain lists and numbers: one person with 18 triples (x, y, confidence), pixels, (0, 0, 0) where
-            the joint is missing, and the size as `canvas_height` and `canvas_width`. Unknown confidences are 1.
+            A dict of plain lists and numbers: one person with 18 triples (x, y, confidence), pixels, (0, 0, 0) for
+            missing joints, and the size as `canvas_height` and `canvas_width`. Unknown confidences are 1.
         """
         rows = np.where(self.visible[:, None], self.to_array(), 0.0)
         return {
@@ -303,8 +304,8 @@ class Keypoints:
         """Write rows (x, y, confidence).
 
         Returns:
-            (18, 3), pixels and [0, 1]; (-1, -1, 0) where the joint is missing. Unknown confidences are 1. A new array.
-            A visible joint's coordinate of -1 becomes the next number above, since -1 means missing.
+            (18, 3), pixels and [0, 1]; (-1, -1, 0) for missing joints. Unknown confidences are 1. A new array. If a
+            coordinate of a visible joint is -1, it becomes the next larger float, since -1 means missing.
         """
         confidence = self.visible.astype(np.float64) if self.confidence is None else self.confidence
         xy = np.where(self.visible[:, None] & (self.xy == -1), np.nextafter(-1.0, 0.0), self.xy)
@@ -313,14 +314,14 @@ class Keypoints:
     def draw(
         self, size: Size | None = None, background: Image.Image | None = None, *, thickness: float = 1.0
     ) -> Image.Image:
-        """Draw the skeleton for people to look at; `render_pose_map` draws the one for the model.
+        """Draw the skeleton for people to look at; `render_pose_map` draws it for the model.
 
         Args:
             size: (height, width) of the drawing, pixels. Default: the background's, else the pose's.
-            background: An image to draw over, resized to `size`; all of it is what the pose was measured on. Default:
-                black.
-            thickness: Factor on bones and joints, > 0. At 1 they grow with the image: bones are 1.5 % and joints
-                2.8 % of its longer side across.
+            background: An image to draw over, resized to `size`; the pose must have been measured on all of it.
+                Default: black.
+            thickness: Factor for the width of bones and joints, > 0. At 1, bones are as wide as 1.5 % and joints as
+                2.8 % of the image's longer side.
 
         Returns:
             An RGB image.
@@ -329,7 +330,7 @@ class Keypoints:
             ValueError: `size` or `thickness` is not positive.
         """
         if not thickness > 0:
-            raise ValueError(f"`thickness` must be a positive number, got {thickness!r}.")
+            raise ValueError(f"`thickness` must be above 0, got {thickness!r}.")
         if background is not None:
             from ..image_utils import to_rgb
 
@@ -337,7 +338,7 @@ class Keypoints:
         if size is None:
             size = self.size if background is None else (background.height, background.width)
         height, width = check_size(size)
-        # Pixel centres are at whole numbers: +0.5 before and -0.5 after scaling keeps the drawing on the image.
+        # Pixel centres are at whole numbers, so +0.5 before and -0.5 after scaling keeps the drawing in place.
         xy = self.rescale((height, width)).xy + 0.5 * np.array([width, height]) / self.size[::-1] - 0.5
         return draw_image(xy, self.visible, (height, width), background, thickness)
 
@@ -347,7 +348,7 @@ class Keypoints:
         """Mirror about the image's vertical centre line and swap right and left joints.
 
         Returns:
-            The pose of the mirrored image: x becomes `width - 1 - x`. Mirroring twice gives the same pose back.
+            The pose in the mirrored image: x becomes `width - 1 - x`. Mirroring twice gives the same pose again.
         """
         xy = self.xy[_MIRROR_ROWS]
         xy[:, 0] = self.size[1] - 1 - xy[:, 0]
@@ -355,7 +356,7 @@ class Keypoints:
         return Keypoints(xy, self.visible[_MIRROR_ROWS], confidence, self.size)
 
     def rescale(self, size: Size) -> Keypoints:
-        """Follow a resize of the image, without regard to its aspect ratio.
+        """Move the joints with a resize of the image, whatever the aspect ratios.
 
         Args:
             size: (height, width) of the resized image, pixels.
@@ -367,7 +368,7 @@ class Keypoints:
             ValueError: `size` is not a pair of positive whole numbers.
         """
         height, width = check_size(size)
-        # Multiplied first: whole pixels stay whole when the size does not change.
+        # Multiplied first, so that whole pixels stay whole when the size does not change.
         xy = self.xy * (width, height) / (self.size[1], self.size[0])
         return Keypoints(xy, self.visible, self.confidence, (height, width))
 
@@ -379,14 +380,14 @@ class Keypoints:
             weight: 0 (this pose) to 1 (the other).
 
         Returns:
-            The pose between, in this pose's size. A joint that only one of the two has is where that one has it, as
-            long as that one is the nearer (at 0.5 both are); confidences are interpolated likewise.
+            The pose in between, in this pose's size. A joint that only one of the two has is taken from that one while
+            it is the nearer (at 0.5 both are), else it is missing; confidences are interpolated likewise.
 
         Raises:
             ValueError: `weight` is not in [0, 1], or no joint is left.
         """
         if not 0 <= weight <= 1:
-            raise ValueError(f"`weight` must be a number from 0 to 1, got {weight!r}.")
+            raise ValueError(f"`weight` must be in [0, 1], got {weight!r}.")
         other = other.rescale(self.size)
         ends = np.stack([self.to_array(), other.to_array()])
         seen = np.stack([self.visible, other.visible])
@@ -416,5 +417,5 @@ class Keypoints:
         return f"Keypoints({int(self.visible.sum())} of 18 joints in {size}; (x, y): {shown})"
 
     def __reduce__(self) -> tuple[type[Keypoints], tuple[FloatArray, BoolArray, FloatArray | None, Size]]:
-        # Through the constructor, since arrays come out of a pickle writable.
+        # Through the constructor, because unpickled arrays are writable.
         return Keypoints, (self.xy, self.visible, self.confidence, self.size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-# OpenCV and Pillow are imported where something is drawn: keypoints alone need NumPy only.
+# OpenCV and Pillow are imported where something is drawn, since keypoints alone need only NumPy.
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -92,13 +92,13 @@ JOINT_COLORS: tuple[tuple[int, int, int], ...] = (
 BONE_COLORS: tuple[tuple[int, ...], ...] = tuple(
     tuple(channel * 3 // 5 for channel in color) for color in JOINT_COLORS[: len(LIMBS)]
 )
-"""RGB of each bone, 0 to 255: 60 % of the joint's of the same number, as OpenPose draws them."""
+"""RGB of each bone, 0 to 255: 60 % of the colour of the joint with the same number, as OpenPose draws bones."""
 
 # OpenCV's fractional bits of a coordinate, and the largest one that its 16.16 fixed-point numbers can hold.
 _SHIFT = 4
 _MAX_COORDINATE = 32767
 
-# Half the distance between neighbouring joint colours, which is 85; bones are at least 102 away from any joint colour.
+# Half of 85, the distance between neighbouring joint colours; bones are at least 102 away from any joint colour.
 _COLOR_DISTANCE = 42.0
 # Where two discs meet, their blended edges take on the colours of other joints.
 _MIN_DISC_PIXELS, _MIN_DISC_SHARE = 3, 0.12
@@ -115,12 +115,12 @@ def draw_skeleton(
     """Draw anti-aliased bones, and joints over them, into an image.
 
     Args:
-        canvas: (H, W, 3), RGB; drawn into.
+        canvas: (H, W, 3), RGB; modified.
         xy: (18, 2), pixels; pixel centres are at whole numbers.
-        visible: (18,), whether a joint is there. A bone needs both of its joints.
-        joint_radius: Of the joints' discs, pixels.
-        bone_radius: Half the width of a bone, pixels. None: OpenCV's lines, 2 pixels wide, between whole pixels, as in
-            the published pose maps.
+        visible: (18,), whether a joint is there. A bone is drawn if both of its joints are.
+        joint_radius: Radius of the joints' discs, pixels.
+        bone_radius: Half the width of a bone, pixels. None draws OpenCV's lines between whole pixels, 2 pixels wide,
+            as in the published pose maps.
     """
     import cv2
 
@@ -154,7 +154,7 @@ def draw_image(
         visible: (18,), whether a joint is there.
         size: (height, width) of the image, pixels.
         background: An image to draw over, resized to `size`, or None for black.
-        thickness: Factor on bones and joints.
+        thickness: Factor for the width of bones and joints.
 
     Returns:
         An RGB image.
@@ -164,7 +164,7 @@ def draw_image(
     height, width = size
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
     if background is not None:
-        # Dimmed a little, so that the darker bones stand out from bright clothes.
+        # Dimmed a little, so that the dark bones stand out from bright clothes.
         resized = background.resize((width, height), Image.Resampling.LANCZOS)
         canvas = (np.asarray(resized) * 0.8).astype(np.uint8)
     unit = thickness * max(size)
@@ -179,7 +179,7 @@ def read_skeleton(image: Image.Image) -> tuple[npt.NDArray[np.float64], npt.NDAr
         image: The drawing.
 
     Returns:
-        (18, 2), pixels, the middle of each joint's disc; and (18,), whether it is there.
+        (18, 2), the middle of each joint's disc in pixels; and (18,), whether the joint is there.
 
     Raises:
         ValueError: There is no disc in any of the joints' colours, or there are several in one of them.
@@ -188,7 +188,7 @@ def read_skeleton(image: Image.Image) -> tuple[npt.NDArray[np.float64], npt.NDAr
 
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     xy = np.full((NUM_JOINTS, 2), -1.0)
-    areas = np.zeros((NUM_JOINTS, 2), dtype=np.int64)  # the largest piece and the second largest, pixels
+    areas = np.zeros((NUM_JOINTS, 2), dtype=np.int64)  # of the largest piece and the second largest, pixels
     for index, color in enumerate(JOINT_COLORS):
         mask = np.linalg.norm(pixels - color, axis=2) < _COLOR_DISTANCE
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
@@ -196,7 +196,7 @@ def read_skeleton(image: Image.Image) -> tuple[npt.NDArray[np.float64], npt.NDAr
             pieces = stats[1:, cv2.CC_STAT_AREA]
             order = pieces.argsort()[::-1][:2]
             areas[index, : len(order)] = pieces[order]
-            # Not the centroid: where another joint covers part of a disc, its outline still shows where the middle is.
+            # Not the centroid: if another joint covers part of a disc, its outline still shows where the middle is.
             points: Any = np.argwhere(labels == 1 + order[0])[:, ::-1].astype(np.float32)
             xy[index] = cv2.minEnclosingCircle(points)[0]
     visible = areas[:, 0] >= _MIN_DISC_PIXELS
@@ -204,16 +204,16 @@ def read_skeleton(image: Image.Image) -> tuple[npt.NDArray[np.float64], npt.NDAr
         visible &= areas[:, 0] >= _MIN_DISC_SHARE * np.median(areas[visible, 0])
     if not visible.any():
         raise ValueError(
-            "The image shows no joint in OpenPose's colours: draw joints as discs in `JOINT_COLORS`, or use a pose "
-            "estimator to find the pose of a person."
+            "The image shows no joints in OpenPose's colours: draw joints as discs in `JOINT_COLORS`, or use a pose "
+            "estimator if it shows a real person."
         )
     # Compared with whole discs, since covered ones lower the median.
     whole = np.quantile(areas[visible, 0], 0.75)
     second = int(areas[:, 1].argmax())
     if areas[second, 1] >= max(_MIN_DISC_PIXELS, _MAX_SECOND_SHARE * whole):
         raise ValueError(
-            "The image must show one person without hands and face points, but it has several discs in the colour of "
-            f"{JOINT_NAMES[second]!r}."
+            "The image must show one person's skeleton without the points of hands and face, but it has several discs "
+            f"in the colour of {JOINT_NAMES[second]!r}."
         )
     return xy, visible
 

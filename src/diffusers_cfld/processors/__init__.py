@@ -1,1 +1,1 @@
-"""What users have, images and poses, becomes what the models take."""
+"""Turn the images and poses that users pass in into what the models take."""

@@ -1,7 +1,7 @@
-"""Images of any shape cropped and padded to the model's, 256:176 (height to width), around the person.
+"""Crop and pad images to the model's aspect ratio, 256:176 (height to width), around the person.
 
-The published model squashes every source image to a square and was trained on images of 256:176, so that people in an
-image of another shape would come out too wide or too thin. Crops move whole pixels and resample nothing.
+The published model squashes every source image to a square and was trained on images of 256:176, so people in images
+with another aspect ratio would come out too wide or too thin. Crops move whole pixels and resample nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Box: TypeAlias = tuple[float, float, float, float]
 # DeepFashion's own files are 1101x750, 0.9 % away from 256:176.
 _SHAPE_TOLERANCE = 0.02
 
-# The body reaches beyond some joints: a disc around the joint, with a radius relative to the bone to the other joint.
+# The body reaches beyond some joints. Around each of these, it is taken to cover a disc; the radius is relative to the
+# length of the bone to the second joint.
 _BEYOND_JOINTS = (
     ("nose", "neck", 0.9),
     ("right_wrist", "right_elbow", 0.6),
@@ -39,11 +40,11 @@ _BEYOND_JOINTS = (
 
 
 def has_shape(size: Size, shape: Size) -> bool:
-    """Tell whether an image has a shape, to 2 %.
+    """Return whether an image has an aspect ratio, within 2 %.
 
     Args:
         size: (height, width) of the image.
-        shape: (height, width) with the aspect ratio in question.
+        shape: (height, width) with the aspect ratio.
 
     Returns:
         Whether people keep their proportions when the image is resized to that shape.
@@ -53,13 +54,13 @@ def has_shape(size: Size, shape: Size) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CropWindow:
-    """A window on an image that may reach beyond it; in pixels of the upright image.
+    """A window on an image, which may reach beyond the image; in pixels of the upright image.
 
     Args:
-        left: First column; negative where the window begins left of the image.
-        top: First row; negative where the window begins above the image.
-        height: Rows of the window.
-        width: Columns of the window.
+        left: First column; negative if the window begins left of the image.
+        top: First row; negative if the window begins above the image.
+        height: Number of rows in the window.
+        width: Number of columns in the window.
         image_size: (height, width) of the image.
     """
 
@@ -79,14 +80,15 @@ class CropWindow:
 
         Args:
             image: The image; its EXIF rotation is applied.
-            background: Colour beyond the image and behind its transparent parts, as Pillow names colours. None: the
-                median of the edges that the window reaches over, and white behind transparency.
+            background: Colour beyond the image and behind its transparent parts, in one of Pillow's formats. None uses
+                the median colour of the edges that the window crosses, and white behind transparent parts.
 
         Returns:
-            RGB, of the window's size; the image itself if the window is the whole of it and it has no transparency.
+            An RGB image of the window's size; the image itself if the window is exactly the image and there is no
+            transparency.
 
         Raises:
-            ValueError: The image has another size than the window was made for, or the colour is unknown.
+            ValueError: The image does not have the size that the window was made for, or the colour is unknown.
         """
         image = upright(image)
         self._check_image(image)
@@ -103,18 +105,18 @@ class CropWindow:
         return window
 
     def paste(self, content: PIL.Image.Image, image: PIL.Image.Image, mask: PIL.Image.Image) -> PIL.Image.Image:
-        """Lay new content of the window over the image.
+        """Paste new content of the window into the image.
 
         Args:
-            content: What the window shows now, of any size.
+            content: The new content of the window, of any size.
             image: The image; its EXIF rotation is applied.
-            mask: Greyscale, of the image's size: 255 where the content is to be seen.
+            mask: Greyscale, of the image's size: 255 where the new content should be visible.
 
         Returns:
-            RGB, of the image's size; where the mask is 0, and beyond the window, it is the image.
+            An RGB image of the same size. Where the mask is 0, and outside the window, it equals the image.
 
         Raises:
-            ValueError: The image or the mask has another size than the window was made for.
+            ValueError: The image or the mask does not have the size that the window was made for.
         """
         image = to_rgb(image)
         self._check_image(image)
@@ -125,10 +127,10 @@ class CropWindow:
         return PIL.Image.composite(layer, image, mask.convert("L"))
 
     def move(self, keypoints: Keypoints) -> Keypoints:
-        """Follow the crop.
+        """Move keypoints from the image to the window.
 
         Args:
-            keypoints: Measured on the image; rescaled if on another size of it.
+            keypoints: Measured on the image; rescaled if they were measured on the image at another size.
 
         Returns:
             The pose in the window.
@@ -139,7 +141,7 @@ class CropWindow:
         """Undo [`CropWindow.move`].
 
         Args:
-            keypoints: Measured in the window; rescaled if on another size of it.
+            keypoints: Measured in the window; rescaled if they were measured on the window at another size.
 
         Returns:
             The pose in the image.
@@ -153,18 +155,18 @@ class CropWindow:
     def _check_image(self, image: PIL.Image.Image) -> None:
         if (image.height, image.width) != self.image_size:
             raise ValueError(
-                f"The window was made for an image of {self.image_size[0]}x{self.image_size[1]} (height x width) "
-                f"pixels, got one of {image.height}x{image.width}."
+                f"The window was made for an image of {self.image_size[0]}x{self.image_size[1]} (height x width), got "
+                f"one of {image.height}x{image.width}."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class FittedPhoto:
-    """An image of a person in the model's shape, and how it came there.
+    """An image of a person in the model's aspect ratio, and the crop that it was made with.
 
     Args:
-        image: Cropped and padded, at the original resolution.
-        frame: Where that is on the original image; moves poses and images there and back.
+        image: The cropped and padded image, at the original resolution.
+        frame: The crop; moves poses and images between the original image and `image`.
         keypoints: The person's pose in `image`, if it was given.
     """
 
@@ -174,14 +176,14 @@ class FittedPhoto:
 
 
 def edge_strips(pixels: npt.NDArray[Any], window: CropWindow) -> npt.NDArray[Any]:
-    """The pixels along those edges of an image that a window reaches over.
+    """Collect the pixels along those edges of an image that a window crosses.
 
     Args:
         pixels: (H, W, C), the image.
         window: The window.
 
     Returns:
-        (N, C), from strips of 2 % of the image's shorter side; all pixels if it reaches over no edge.
+        (N, C), from strips as wide as 2 % of the image's shorter side; all pixels if the window crosses no edge.
     """
     height, width = window.image_size
     thickness = max(1, round(0.02 * min(height, width)))
@@ -203,19 +205,19 @@ def choose_crop(
     margin: float = 0.05,
     shape: Size = DEEPFASHION_SIZE,
 ) -> CropWindow:
-    """Choose the window around a person.
+    """Choose a window around a person.
 
-    The window starts from the person (all joints, with head, hands and feet beyond them; or the box) and a margin as
-    far as the image allows, and grows to its shape: evenly to the left and right; up and down as far as the image
-    goes, then only up, so that a body that the image cuts off at the bottom is cut off by the window as well. Without
-    a person, it starts from the whole image and grows evenly.
+    The window starts with the person (all joints, with head, hands and feet beyond them; or the box) and a margin as
+    far as the image allows, and then grows to its aspect ratio: evenly to the left and right; up and down as far as
+    the image reaches, then only up, so that a body cut off at the bottom of the image is also cut off at the bottom of
+    the window. Without a person, it starts with the whole image and grows evenly.
 
     Args:
         image_size: (height, width) of the upright image, pixels.
-        keypoints: The person's pose on the image, or several that are to share one window.
+        keypoints: The person's pose on the image, or several poses that share one window.
         box: (left, top, right, bottom) of the person instead, pixels.
-        margin: Around the person, >= 0, relative to the longer side of the person's box.
-        shape: (height, width) whose aspect ratio the window gets.
+        margin: Margin around the person, >= 0, relative to the longer side of the person's box.
+        shape: (height, width) with the aspect ratio of the window.
 
     Returns:
         The window.
@@ -227,7 +229,7 @@ def choose_crop(
     height, width = check_size(image_size)
     shape_height, shape_width = check_size(shape)
     if keypoints is not None and box is not None:
-        raise ValueError("Pass either `keypoints` or `box`, and not both.")
+        raise ValueError("Pass either `keypoints` or `box`, not both.")
     if keypoints is not None:
         box = _person_box([keypoints] if isinstance(keypoints, Keypoints) else keypoints, (height, width))
     if box is not None:
@@ -253,15 +255,15 @@ def choose_crop(
 
 
 def padding_crop(size: Size, shape: Size | None, own_size: Size) -> CropWindow:
-    """Choose what the model is shown of an image about which nothing else is known.
+    """Choose the window that the model sees if nothing is known about the person in the image.
 
     Args:
         size: (height, width) of the image.
-        shape: (height, width) whose aspect ratio is wanted; None: any will do.
-        own_size: (height, width) of the model's own input; an image of this size is taken to be squashed already.
+        shape: (height, width) with the aspect ratio that the window should have; None for any.
+        own_size: (height, width) of the model's input; an image of this size is assumed to be squashed already.
 
     Returns:
-        The whole image, or a window of the shape that holds all of it.
+        The whole image, or a window with this aspect ratio that contains all of it.
     """
     if shape is None or tuple(size) == tuple(own_size):
         return CropWindow(0, 0, *size, size)
@@ -277,19 +279,19 @@ def fit_photo(
     margin: float = 0.05,
     shape: Size = DEEPFASHION_SIZE,
 ) -> FittedPhoto:
-    """Crop and pad any image of a person to the shape that the model was trained on.
+    """Crop and pad any image of a person to the aspect ratio that the model was trained on.
 
     Args:
         image: The image, of any size and mode; its EXIF rotation is applied.
         keypoints: The person's pose on the upright image, e.g. from a pose estimator.
         box: (left, top, right, bottom) of the person instead, pixels.
-        background: As for [`CropWindow.crop`].
-        margin: As for [`choose_crop`].
-        shape: (height, width) whose aspect ratio the result gets.
+        background: As in [`CropWindow.crop`].
+        margin: As in [`choose_crop`].
+        shape: (height, width) with the aspect ratio of the result.
 
     Returns:
-        The fitted image, for `pipe(image=fitted.image)`. Without keypoints and box, an image that has the shape
-        already comes back as it is.
+        The fitted image, for `pipe(image=fitted.image)`. Without keypoints and box, an image that already has this
+        aspect ratio is returned unchanged.
 
     Raises:
         ValueError: See [`choose_crop`] and [`CropWindow.crop`].
@@ -306,16 +308,16 @@ def fit_photo(
 def fit_keypoints(
     keypoints: Keypoints | Sequence[Keypoints], *, margin: float = 0.05, shape: Size = DEEPFASHION_SIZE
 ) -> list[Keypoints]:
-    """Bring poses measured on images of any shape into the model's shape, around the person.
+    """Move poses measured on images of any shape into a window with the model's aspect ratio, around the person.
 
     Args:
         keypoints: One pose, or the poses of one sequence, all measured on images of one size; they share a window, so
-            that a movement through the image stays one.
-        margin: As for [`choose_crop`].
-        shape: (height, width) whose aspect ratio the window gets.
+            that movement through the image is kept.
+        margin: As in [`choose_crop`].
+        shape: (height, width) with the aspect ratio of the window.
 
     Returns:
-        The poses in their window.
+        The poses in the window.
 
     Raises:
         ValueError: Poses were measured on images of several sizes, or as [`choose_crop`].
@@ -326,16 +328,16 @@ def fit_keypoints(
 
 
 def parse_color(color: Color) -> tuple[int, int, int]:
-    """Read the colour of a background.
+    """Read a background colour.
 
     Args:
-        color: As Pillow names colours, or red, green and blue from 0 to 255.
+        color: A colour in one of Pillow's formats, or red, green and blue from 0 to 255.
 
     Returns:
         Red, green and blue.
 
     Raises:
-        ValueError: There is no colour of this name.
+        ValueError: There is no such colour.
     """
     if not isinstance(color, str):
         return color
@@ -346,14 +348,13 @@ def parse_color(color: Color) -> tuple[int, int, int]:
 
 
 def _person_box(poses: Sequence[Keypoints], image_size: Size) -> Box:
-    """Box (left, top, right, bottom) of all poses' bodies."""
+    """The box (left, top, right, bottom) around the bodies of all poses."""
     corners = []
     for pose in poses:
         if pose.size != image_size:
             raise ValueError(
-                f"The keypoints were measured on an image of {pose.size[0]}x{pose.size[1]} (height x width) pixels, "
-                f"but this one has {image_size[0]}x{image_size[1]}: measure them on the upright image, or `rescale` "
-                "them."
+                f"The keypoints were measured on an image of {pose.size[0]}x{pose.size[1]} (height x width), but this "
+                f"one is {image_size[0]}x{image_size[1]}: measure them on the upright image, or `rescale` them."
             )
         corners.append(pose.xy[pose.visible])
         for joint, other, part in _BEYOND_JOINTS:
@@ -366,14 +367,14 @@ def _person_box(poses: Sequence[Keypoints], image_size: Size) -> Box:
 
 
 def _clip_box(box: Box, image_size: Size) -> Box:
-    """The part of a box that is on the image, at least one pixel large."""
+    """The part of a box that lies on the image, at least one pixel large."""
     height, width = image_size
     left, top, right, bottom = box
     # Written so that NaN fails too.
     if not (left <= right and top <= bottom and right >= 0 and bottom >= 0 and left <= width and top <= height):
         raise ValueError(
-            f"The person's box (left, top, right, bottom) must lie on the image of {height}x{width} (height x width) "
-            f"pixels, got {tuple(float(side) for side in box)}."
+            f"The person's box must be (left, top, right, bottom), with left <= right and top <= bottom, and overlap "
+            f"the image of {height}x{width} (height x width), got {tuple(float(side) for side in box)}."
         )
     left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
     return left, top, max(min(right, width), left + 1), max(min(bottom, height), top + 1)

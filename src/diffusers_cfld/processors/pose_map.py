@@ -1,6 +1,6 @@
-"""Poses in any form become pose maps, which the pose adapter takes.
+"""Turn poses in any form into pose maps, the input of the pose adapter.
 
-Reference implementation: the pose images of YanzuoLu/CFLD's data set code @ f2ea2a7, reproduced from what it computes
+Reference implementation: the pose images of YanzuoLu/CFLD's data set code @ f2ea2a7, reproduced from its results
 (`tests/data/pose_maps.npz`).
 """
 
@@ -45,30 +45,30 @@ OnePose: TypeAlias = (
     | Sequence[Sequence[float]]
 )
 PoseInput: TypeAlias = OnePose | Sequence[OnePose]
-"""One pose or several: what `Keypoints.from_any` reads, keypoint files, images of people if there is a pose estimator,
+"""One pose or several: what `Keypoints.from_any` reads, keypoint files, images of people with a pose estimator,
 or pose maps."""
 
 POSE_MAP_CHANNELS = 3 + NUM_JOINTS
-"""Channels of a pose map: the colours of the drawn skeleton, and one for each joint."""
+"""Number of channels of a pose map: the colours of the drawn skeleton, and one for each joint."""
 
 # The Gaussian of a joint at a whole pixel is the same everywhere, so one stamp serves all joints. Beyond 9 sigma it is
-# below 3e-18 and left at zero.
+# below 3e-18 and is left at zero.
 _SIGMA = 6
 _STAMP_RADIUS = 9 * _SIGMA
 _PROFILE = np.exp(-(np.arange(-_STAMP_RADIUS, _STAMP_RADIUS + 1) ** 2) / (2 * _SIGMA**2))
 _STAMP = np.outer(_PROFILE, _PROFILE).astype(np.float32)
 
-# How far a given pose map may leave [0, 1], for instance by bicubic resizing in half precision.
+# How far the values of a given pose map may lie outside [0, 1], for instance after bicubic resizing in half precision.
 _RANGE_TOLERANCE = 1e-3
 
 
 def render_pose_map(keypoints: Keypoints, size: Size = (256, 256)) -> npt.NDArray[np.float32]:
     """Draw the 21-channel pose map of one person.
 
-    The joints are scaled from the size of their image to `size`, without regard to the aspect ratio, and truncated to
-    whole pixels. Channels 0-2 are the RGB skeleton: anti-aliased bones 2 pixels wide at 60 % of the joint colours, and
-    over them joints of radius 3. Channels 3-20 are one Gaussian per joint, exp(-d**2 / (2 * 6**2)) at d pixels from
-    it. Line widths and the Gaussian's width are in pixels of the map, whatever its size.
+    The joints are scaled from the size of their image to `size`, whatever the aspect ratios, and truncated to whole
+    pixels. Channels 0-2 are the RGB skeleton: anti-aliased bones 2 pixels wide at 60 % of the joint colours, and over
+    them joints of radius 3. Channels 3-20 have one Gaussian per joint, exp(-d**2 / (2 * 6**2)) at d pixels from the
+    joint. The widths of lines and Gaussians are in pixels of the map, whatever its size.
 
     Args:
         keypoints: The pose. Not modified.
@@ -96,17 +96,17 @@ def render_pose_map(keypoints: Keypoints, size: Size = (256, 256)) -> npt.NDArra
 
 
 class PoseProcessor(ConfigMixin):
-    """Turn poses in any form users have into the pose maps the pose adapter takes.
+    """Turn poses in any form into the pose maps that the pose adapter takes.
 
     Args:
         height: Height of the maps drawn from keypoints, pixels.
-        width: Width of them, pixels.
-        image_shape: (height, width) whose aspect ratio the training images had, as in `SourceImageProcessor`.
-            Keypoints measured on an image of another shape, unless it has the maps' own size, are moved to where they
-            are once that image is padded to it; `fit_keypoints` also crops. None: they are squashed.
+        width: Width of these maps, pixels.
+        image_shape: (height, width) with the aspect ratio of the training images, as in `SourceImageProcessor`. If
+            keypoints were measured on an image with another aspect ratio, they are moved as if that image were padded
+            to this one (unless it has the size of the maps); `fit_keypoints` also crops. None: they are squashed.
     """
 
-    # diffusers types the one as None and the other not at all.
+    # diffusers types this attribute as None and the decorator below not at all.
     config_name = "pose_processor_config.json"  # type: ignore[assignment, unused-ignore]
 
     @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
@@ -120,7 +120,7 @@ class PoseProcessor(ConfigMixin):
             size: (height, width) of the image that keypoints were measured on, pixels.
 
         Returns:
-            The whole image, or a window of the configured shape around it.
+            The whole image, or a window of the configured aspect ratio around it.
         """
         return padding_crop(size, self.config["image_shape"], (self.config["height"], self.config["width"]))
 
@@ -128,26 +128,26 @@ class PoseProcessor(ConfigMixin):
         """Make a batch of pose maps.
 
         Args:
-            pose: One of these, none of which is modified:
+            pose: One of the following; it is not modified:
 
                 - a pose in any form that `Keypoints.from_any` reads, or an array or tensor (B, 18, 2 or 3) of poses
-                  (or 17 rows in COCO order);
-                - an already rendered map, a floating array or tensor (21, H, W) or (B, 21, H, W) in [0, 1]. It is
-                  passed through with its own height, width and device;
-                - a list or tuple of the former or of the latter. Maps must agree in height and width.
+                  (or with 17 rows in COCO order);
+                - a pose map, that is, a floating-point array or tensor (21, H, W) or (B, 21, H, W) in [0, 1], which
+                  keeps its own height, width and device;
+                - a list or tuple of poses or of maps. Maps must agree in height and width.
 
                 A list of numbers, of rows of numbers, or of DeepFashion's two columns (y, x) is one pose; an array of
                 shape (21, 18, 2) holds 21 poses.
             size: (height, width) of the image that the keypoints were measured on, pixels; as in
-                `Keypoints.from_any`. Without effect on maps.
+                `Keypoints.from_any`. It has no effect on maps.
 
         Returns:
-            (B, 21, H, W), float32, [0, 1] (given maps may leave it by up to 1e-3). H and W are the configured ones
-            for keypoints.
+            (B, 21, H, W), float32, [0, 1] (values of given maps may exceed this range by 1e-3). For keypoints, H and W
+            are the configured ones.
 
         Raises:
-            ValueError: The list is empty, a map has other than 21 channels, is not floating, not finite or not in
-                [0, 1], or a pose cannot be read.
+            ValueError: The list is empty, a pose cannot be read, or a map does not have 21 channels or does not have
+                finite floating-point values in [0, 1].
             TypeError: A pose has none of the known forms.
             RuntimeError: Maps differ in size.
         """
@@ -176,14 +176,13 @@ def read_poses(
     Args:
         pose: A pose in any form, or a list of poses.
         estimator: Finds the people in images.
-        shape: (height, width) of the shape that the person found in an image is brought into; None: they stay where
-            they are in the image.
+        shape: (height, width) with the aspect ratio that the person in an image is cropped to; None: not cropped.
 
     Returns:
-        The same with `Keypoints` in place of images and paths; everything else as it is.
+        The same poses, with `Keypoints` instead of images and paths.
 
     Raises:
-        ValueError: There is an image and no estimator, or nobody in it; or a file does not hold a single pose.
+        ValueError: There is an image, but no estimator or nobody in the image; or a file does not hold a single pose.
         OSError: A file cannot be read.
     """
     if isinstance(pose, (list, tuple)) and any(_is_file(item) for item in pose):
@@ -194,10 +193,10 @@ def read_poses(
         return Keypoints.load(pose)
     if estimator is None:
         raise ValueError(
-            "`pose` is an image, and the pipeline has no pose estimator to find the joints with: set "
-            "`pipe.pose_estimator = ViTPoseEstimator.from_pretrained(...)` (`pip install diffusers-cfld[vitpose]`) or "
-            "`RTMPoseEstimator(...)` (`pip install diffusers-cfld[rtmlib]`) of `diffusers_cfld.pose_estimation`, or "
-            "pass keypoints. A drawn skeleton is read by `Keypoints.from_skeleton`."
+            "`pose` is an image, but the pipeline has no pose estimator: pass keypoints, or set `pipe.pose_estimator` "
+            "to `ViTPoseEstimator.from_pretrained(...)` (`pip install diffusers-cfld[vitpose]`) or "
+            "`RTMPoseEstimator(...)` (`pip install diffusers-cfld[rtmlib]`) from `diffusers_cfld.pose_estimation`. "
+            "For a drawn skeleton use `Keypoints.from_skeleton`."
         )
     try:
         found = estimate_pose(load_image(pose), estimator)
@@ -215,8 +214,8 @@ def read_pose_sequence(
     Args:
         poses: Poses in any form.
         estimator: Finds the people in images.
-        shape: (height, width) of the shape that the people found in images are brought into, by one window for all if
-            the images have one size; None: they stay where they are.
+        shape: (height, width) with the aspect ratio that the people in images are cropped to, all with the same window
+            if the images have one size; None: not cropped.
 
     Returns:
         See [`read_poses`].
@@ -240,13 +239,13 @@ def read_pose_sequence(
 
 
 def split_poses(pose: PoseInput) -> list[Any]:
-    """Take a batch apart.
+    """Split a batch.
 
     Args:
         pose: As in [`PoseProcessor.preprocess`].
 
     Returns:
-        Its poses or maps, one by one.
+        The poses or maps, one by one.
     """
     entries: Any = [pose] if not isinstance(pose, (list, tuple)) or _is_one_pose(pose) else pose
     items: list[Any] = []
@@ -258,13 +257,13 @@ def split_poses(pose: PoseInput) -> list[Any]:
 
 
 def is_pose_map(item: object) -> bool:
-    """Tell an array or tensor meant as pose maps from keypoints: it has three axes or more, but no (18, 2) rows.
+    """Return whether a value is an array or tensor of pose maps: it has three axes or more, but no rows of joints.
 
     Args:
         item: Anything.
 
     Returns:
-        Whether it is one.
+        Whether it is one, and not keypoints.
     """
     if not isinstance(item, (np.ndarray, torch.Tensor)) or item.ndim < 3:
         return False
@@ -273,7 +272,7 @@ def is_pose_map(item: object) -> bool:
 
 
 def _overlap(center: int, length: int) -> tuple[slice, slice]:
-    """Where on an axis of `length` pixels the stamp at `center` falls, and which part of the stamp does."""
+    """Which part of an axis of `length` pixels the stamp at `center` covers, and which part of the stamp does so."""
     first = center - _STAMP_RADIUS
     start = min(max(first, 0), length)
     stop = min(max(first + len(_STAMP), 0), length)
@@ -283,13 +282,13 @@ def _overlap(center: int, length: int) -> tuple[slice, slice]:
 def _read_map(item: Any) -> torch.Tensor:
     """Return a given map as (21, H, W) float32 after checking it."""
     if isinstance(item, np.ndarray) and item.dtype.kind == "f":
-        # A copy, since torch cannot share arrays that are read-only, flipped or of foreign byte order.
+        # A copy, because torch cannot share arrays that are read-only, flipped or in another byte order.
         item = torch.from_numpy(np.array(item, dtype=np.float32, order="C"))
     is_float = isinstance(item, torch.Tensor) and item.is_floating_point()
     if not is_float or item.ndim != 3 or len(item) != POSE_MAP_CHANNELS or 0 in item.shape:
         raise ValueError(
-            "A pose map must hold floats in [0, 1] and have shape (21, H, W) or (B, 21, H, W), channels 3 + 18 "
-            f"joints, got {item.dtype} of shape {tuple(item.shape)}: use `render_pose_map` or pass keypoints."
+            "A pose map must hold floats in [0, 1] and have shape (21, H, W) or (B, 21, H, W), got "
+            f"{item.dtype} of shape {tuple(item.shape)}: use `render_pose_map` or pass keypoints."
         )
     low, high = (float(bound) for bound in torch.aminmax(item.detach()))
     if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):  # also false for NaN
@@ -298,9 +297,9 @@ def _read_map(item: Any) -> torch.Tensor:
 
 
 def _is_one_pose(items: Sequence[Any]) -> bool:
-    """Tell a pose that is written as a list from a list of poses, by what the entries are."""
+    """Whether a list is one pose rather than a list of poses, which its entries show."""
     if len(items) == 2 and all(isinstance(item, str) and item.lstrip().startswith("[") for item in items):
-        # DeepFashion's columns (y, x) as JSON. Two whole poses as JSON have nested lists or dicts in them.
+        # DeepFashion's columns (y, x) as JSON. In two whole poses as JSON there are nested lists or dicts.
         return not any(item.lstrip()[1:].lstrip().startswith(("[", "{")) for item in items)
     return bool(items) and all(_is_number(item) or _is_number_row(item) for item in items)
 
@@ -310,7 +309,7 @@ def _is_number(item: Any) -> bool:
 
 
 def _is_number_row(item: Any) -> bool:
-    # OpenPose's numbers of a person are a whole pose, not a row of one.
+    # OpenPose's list of numbers for a person is a whole pose, not one row of a pose.
     is_row = all(map(_is_number, item)) if isinstance(item, (list, tuple)) else getattr(item, "ndim", None) == 1
     return is_row and len(item) not in OPENPOSE_LENGTHS
 

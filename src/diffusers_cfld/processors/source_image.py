@@ -1,7 +1,7 @@
-"""Source images of any kind become the encoder's input.
+"""Turn source images of any kind into the encoder's input.
 
-Images of the training's shape are squashed as published: bicubic with antialias to the encoder's size, mean 0.5 and
-std 0.5 (YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7).
+Images with the aspect ratio of the training images are squashed as in the published code: bicubic with antialiasing to
+the encoder's size, mean 0.5 and std 0.5 (YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7).
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ __all__ = ["ImageInput", "SourceImageProcessor", "split_images"]
 
 OneImage: TypeAlias = PIL.Image.Image | npt.NDArray[Any] | torch.Tensor
 ImageInput: TypeAlias = OneImage | Sequence[OneImage]
-"""One image or several, as [`SourceImageProcessor.preprocess`] takes them."""
+"""One image or several, in any form that [`SourceImageProcessor.preprocess`] takes."""
 
 
 class SourceImageProcessor(ConfigMixin):
-    """Bring source images into the form the source encoder takes.
+    """Turn source images into the input of the source encoder.
 
     Args:
         height: Height of the encoder's input in pixels.
         width: Width of the encoder's input in pixels.
-        background: Grey level in [0, 1] laid behind transparent pixels.
-        image_shape: (height, width) whose aspect ratio the training images had, (256, 176) for the published model. An
-            image of another shape, unless it has the encoder's own size, is padded to it with the colour of its edges,
-            so that people keep their proportions; `fit_photo` also crops. None: every image is squashed.
+        background: Grey level in [0, 1] behind transparent pixels.
+        image_shape: (height, width) with the aspect ratio of the training images, (256, 176) for the published model.
+            An image with another aspect ratio is padded to it with the colour of its edges (unless it has the
+            encoder's own size), so that people keep their proportions; `fit_photo` also crops. None: every image is
+            squashed.
     """
 
     config_name = "source_image_processor_config.json"
@@ -56,28 +57,28 @@ class SourceImageProcessor(ConfigMixin):
         """Resize and normalise one image or a list of images.
 
         Args:
-            image: A `PIL.Image` of any mode (its EXIF rotation is applied, transparency laid over `background`,
-                greyscale and 16-bit converted); a numpy array (H, W, 3), (H, W) or (B, H, W, 3), floats in [0, 1] or
-                8- or 16-bit integers; a float tensor (3, H, W) or (B, 3, H, W) in [0, 1]; or a list of these. Four
-                channels are RGBA, one channel is grey.
+            image: A `PIL.Image` of any mode (EXIF rotation is applied, transparent parts are laid over `background`,
+                and greyscale and 16-bit images are converted); a numpy array (H, W, 3), (H, W) or (B, H, W, 3) with
+                floats in [0, 1] or 8- or 16-bit integers; a float tensor (3, H, W) or (B, 3, H, W) in [0, 1]; or a
+                list of these. Four channels are RGBA, one channel is grey.
 
         Returns:
             (B, 3, height, width), float32, [-1, 1]; the input is not modified.
 
         Raises:
             TypeError: An item is none of these.
-            ValueError: An empty list, another number of channels or dimensions, values outside of [0, 1], NaN or
-                infinite.
+            ValueError: The list is empty, the number of channels or dimensions is wrong, or values are NaN or outside
+                [0, 1].
         """
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 4:
-            image = image / 255  # resized as floats, unlike a single 8-bit image
+            image = image / 255  # to be resized as floats, unlike a single 8-bit image
         images = split_images(image)
         if not images:
-            raise ValueError("`image` is an empty list; pass at least one source image.")
+            raise ValueError("`image` is an empty list: pass at least one source image.")
         return torch.cat([self._preprocess_one(item) for item in images])
 
     def _preprocess_one(self, image: OneImage) -> torch.Tensor:
-        """One image as (1, 3, height, width) in [-1, 1]."""
+        """Preprocess one image to (1, 3, height, width) in [-1, 1]."""
         height, width = self.config.height, self.config.width
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
             # The same 8-bit resize as for a PIL image, so that both forms of one image agree exactly.
@@ -91,12 +92,12 @@ class SourceImageProcessor(ConfigMixin):
         if not window.is_whole_image:
             pixels = _pad(pixels, window)
         if tuple(pixels.shape[1:]) != (height, width):
-            # Not by `VaeImageProcessor`, which takes the nearest pixels of tensors.
+            # Not by `VaeImageProcessor`, which resizes tensors by nearest neighbour.
             pixels = F.interpolate(pixels[None], size=(height, width), mode="bicubic", antialias=True)[0]
         return 2.0 * pixels[None].clamp(0, 1) - 1.0
 
     def _to_tensor(self, image: npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
-        """An array or tensor as (3, H, W) in [0, 1]."""
+        """Convert an array or tensor to (3, H, W) in [0, 1]."""
         pixels: Any = image
         if isinstance(pixels, np.ndarray):
             if pixels.dtype == np.uint16:
@@ -112,8 +113,9 @@ class SourceImageProcessor(ConfigMixin):
         is_float = isinstance(pixels, torch.Tensor) and pixels.is_floating_point()
         if not is_float or pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in pixels.shape:
             raise ValueError(
-                "`image` must hold floats in [0, 1] (arrays also uint8 or uint16) and have 1, 3 or 4 channels, in the "
-                f"last axis of arrays and the first of tensors, got {image.dtype} of shape {tuple(image.shape)}."
+                "`image` must hold floats in [0, 1] (in arrays also uint8 or uint16) and have 1, 3 or 4 channels, in "
+                "the last axis of arrays and the first axis of tensors, got "
+                f"{image.dtype} of shape {tuple(image.shape)}."
             )
         pixels = pixels.detach().to("cpu", torch.float32)
         low, high = pixels.min().item(), pixels.max().item()
@@ -136,13 +138,13 @@ class SourceImageProcessor(ConfigMixin):
         return padding_crop(size, self.config.image_shape, (self.config.height, self.config.width))
 
     def to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """Turn an image of any mode upright and into 8-bit RGB, with transparency over the background.
+        """Convert an image of any mode to upright 8-bit RGB, with its transparent parts over the background.
 
         Args:
             image: The image.
 
         Returns:
-            RGB.
+            An RGB image.
 
         Raises:
             ValueError: Values of an image of mode `F` lie outside [0, 1].
@@ -152,13 +154,13 @@ class SourceImageProcessor(ConfigMixin):
 
 
 def split_images(image: ImageInput) -> list[OneImage]:
-    """Take a batch apart.
+    """Split a batch.
 
     Args:
         image: As in [`SourceImageProcessor.preprocess`].
 
     Returns:
-        Its images, one by one; arrays and tensors with a batch axis are split.
+        The images, one by one; arrays and tensors with a batch axis are split.
     """
     items: Any = image if isinstance(image, (list, tuple)) else [image]
     is_batch = [isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4 for item in items]
@@ -166,7 +168,7 @@ def split_images(image: ImageInput) -> list[OneImage]:
 
 
 def _pad(image: torch.Tensor, window: CropWindow) -> torch.Tensor:
-    """Pad an image (3, H, W) to a window that holds the whole of it, as `CropWindow.crop` does with 8 bits."""
+    """Pad an image (3, H, W) to a window that contains all of it, as `CropWindow.crop` does for 8-bit images."""
     height, width = window.image_size
     edges = edge_strips(image.permute(1, 2, 0).numpy(), window)
     color = torch.from_numpy(np.median(edges, axis=0))

@@ -1,7 +1,7 @@
 """A small trained model that comes with the package, and drawn people to try it on.
 
-It knows the figures of `examples/small_model` and nothing else: it is for first steps, examples and
-tests. `pipeline/README.md` beside this file is its model card.
+It knows only the drawn figures of `examples/small_model` and is for first steps, examples and tests.
+`pipeline/README.md` beside this file is its model card.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ __all__ = [
 _HERE = Path(__file__).parent
 
 SMALL_MODEL = _HERE / "pipeline"
-"""Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")`; commands without `--model` use it."""
+"""Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")`; the default `--model` of the commands."""
 
 SAMPLING_OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.5}
-"""Arguments in the pipeline's call that suit this model. With less, images are closer to the truth but blurred."""
+"""Arguments for the call that suit this model. Lower values give images closer to the truth, but blurred."""
 
 
 def load_small_model(**kwargs: Any) -> CFLDPipeline:
     """Load the model from the installed package, without the network.
 
     Args:
-        **kwargs: As for `CFLDPipeline.from_pretrained`, e.g. `dtype`.
+        **kwargs: Passed on to `CFLDPipeline.from_pretrained`, e.g. `dtype`.
 
     Returns:
         A pipeline on the CPU that makes images of 128x96 (height x width) pixels.
