@@ -92,8 +92,8 @@ def main(args: argparse.Namespace) -> None:
     rows = {
         "source copied": [resize(source, size) for source in sources],
         "autoencoder": reconstruct(pipe, truths),
-        "photo and pose": results,
-        "another's photo": generate(pipe, sources[1:] + sources[:1], poses, args),
+        "image and pose": results,
+        "another's image": generate(pipe, sources[1:] + sources[:1], poses, args),
         "another's pose": generate(pipe, sources, poses[1:] + poses[:1], args),
     }
     print("| | PSNR, dB | SSIM |\n|---|---|---|")

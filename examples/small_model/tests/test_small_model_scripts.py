@@ -56,8 +56,8 @@ def test_packing_and_measuring(created, tmp_path, capsys):
     run(evaluate_small_model, *options, "--num_pairs", 7, "--grid", tmp_path / "grid.png")
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[-5:]]
     psnr = {name: float(value) for name, value, _ in rows}
-    assert list(psnr) == ["source copied", "autoencoder", "photo and pose", "another's photo", "another's pose"]
-    assert psnr["autoencoder"] > psnr["source copied"] + 6 > psnr["photo and pose"]
+    assert list(psnr) == ["source copied", "autoencoder", "image and pose", "another's image", "another's pose"]
+    assert psnr["autoencoder"] > psnr["source copied"] + 6 > psnr["image and pose"]
     with PIL.Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (6 * 176, 2 * 4 * 256)
     run(measure_recognition, *options, "--num_pairs", 2)

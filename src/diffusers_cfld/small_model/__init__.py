@@ -28,7 +28,7 @@ __all__ = [
 _HERE = Path(__file__).parent
 
 SMALL_MODEL = _HERE / "pipeline"
-"""Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")`; the default `--model` of the commands."""
+"""Folder of the pipeline, for `from_pretrained(SMALL_MODEL, variant="fp16")`; the default of `--model`."""
 
 SAMPLING_OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.5}
 """Arguments for the call that suit this model. Lower values give images closer to the truth, but blurred."""
