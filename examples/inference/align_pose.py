@@ -1,4 +1,4 @@
-"""Poses as values: given another body's proportions, mirrored, in between two others, read from a drawn skeleton."""
+"""Poses as values: aligned to another body, mirrored, interpolated between two others, read from a drawn skeleton."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from diffusers_cfld.inspection import contact_sheet
 from diffusers_cfld.small_model import example_poses, example_source_poses, example_sources, load_small_model
 
 photo, body, pose = example_sources()[0], example_source_poses()[0], example_poses()[3]
-# As if taken from a child: smaller, the legs short against the body, elsewhere in the frame.
+# As if measured on a child: smaller, with legs short for the body, and elsewhere in the image.
 legs = np.isin(np.arange(18), (9, 10, 12, 13))[:, None]
 child = np.where(legs, 0.7 * (pose.xy - pose.xy[8]) + pose.xy[8], pose.xy) * 0.6 + np.array([60, 90])
 target = Keypoints(child, pose.visible, size=pose.size)

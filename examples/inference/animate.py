@@ -1,4 +1,4 @@
-"""One person through many poses: the source encoded once, frames on the disk as they come, resumed if killed."""
+"""One person in many poses: the source is encoded once, frames are saved as they are made, and runs can be resumed."""
 
 import PIL.Image
 

@@ -17,7 +17,7 @@ with record_attention(pipe) as recorder:
         generator=torch.manual_seed(0),
     ).images[0]
 result_maps = recorder.mean_maps()[0]
-queries = source_maps.flatten(1).amax(dim=1).argsort(descending=True)[:8].tolist()  # the most decided ones
+queries = source_maps.flatten(1).amax(dim=1).argsort(descending=True)[:8].tolist()  # those with the highest peaks
 rows = [
     [photo, *(draw_heat_map(photo, source_maps[query]) for query in queries)],
     [result, *(draw_heat_map(result, result_maps[query]) for query in queries)],

@@ -1,4 +1,4 @@
-"""What guidance does: the prediction without conditions, with the pose, with everything, and what is made of them."""
+"""What guidance does: the predictions without conditions, with the pose, with everything, and their combination."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""From one person to another (Fig. 6b): prompts and query biases are interpolated, together and each on its own."""
+"""From one person to another (Fig. 6b): interpolate prompts and query biases, together and separately."""
 
 import torch
 
@@ -15,15 +15,15 @@ rows = {
     "prompt": [first.lerp(second, 0, prompt_weight=weight) for weight in weights],
     "biases": [first.lerp(second, 0, bias_weight=weight) for weight in weights],
 }
-pictures = [
+images = [
     pipe(
         appearance=Appearance.cat(row),
         pose=pose,
         **SAMPLING_OPTIONS,
         output_size=(256, 176),
-        generator=[torch.Generator().manual_seed(0) for _ in row],  # one noise for all
+        generator=[torch.Generator().manual_seed(0) for _ in row],  # the same noise for all
     ).images
     for row in rows.values()
 ]
 labels = [[f"{name} {weight:.1f}" for weight in weights] for name in rows]
-contact_sheet(pictures, labels).save("interpolate.png")
+contact_sheet(images, labels).save("interpolate.png")

@@ -1,4 +1,4 @@
-"""Any photo as a source: cropped to the person, at 256:176, the target pose on the person's own proportions."""
+"""Any photo as the source: crop it to the person, at 256:176, and align the target pose to the person's body."""
 
 import numpy as np
 import PIL.Image
@@ -8,7 +8,7 @@ from diffusers_cfld import Keypoints, align_pose, fit_photo
 from diffusers_cfld.inspection import contact_sheet
 from diffusers_cfld.small_model import example_poses, example_source_poses, example_sources, load_small_model
 
-# In the place of PIL.Image.open("holiday.jpg"): a wide photo with a person in it, and where the joints are.
+# Instead of PIL.Image.open("holiday.jpg"): a wide photo with a person in it, and the person's joints.
 person, body = example_sources()[2], example_source_poses()[2]
 photo = person.crop((0, 0, 1, 256)).resize((560, 256))  # the wall
 photo.paste(person, (330, 0))
@@ -24,6 +24,6 @@ result = pipe(
 
 thumbnail = PIL.Image.new("RGB", (176, 256), "white")
 thumbnail.paste(photo.resize((176, 80)), (0, 88))
-pictures = [thumbnail, fitted.keypoints.draw(background=fitted.image).resize((176, 256)), pose.draw(), aligned.draw()]
+images = [thumbnail, fitted.keypoints.draw(background=fitted.image).resize((176, 256)), pose.draw(), aligned.draw()]
 labels = ["photo", "fitted to the person", "target pose", "on this body", "result"]
-contact_sheet([[*pictures, result]], [labels]).save("own_photo.png")
+contact_sheet([[*images, result]], [labels]).save("own_photo.png")

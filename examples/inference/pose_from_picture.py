@@ -1,4 +1,4 @@
-"""A picture as a pose: `python pose_from_picture.py [VITPOSE PICTURE]`, e.g. usyd-community/vitpose-base-simple."""
+"""An image as the pose: `python pose_from_picture.py [VITPOSE IMAGE]`, e.g. usyd-community/vitpose-base-simple."""
 
 import sys
 
@@ -12,16 +12,16 @@ from diffusers_cfld.small_model import SAMPLING_OPTIONS, example_poses, example_
 
 pipe, sources = load_small_model(), example_sources()
 if len(sys.argv) > 2:
-    pipe.pose_estimator, picture = ViTPoseEstimator.from_pretrained(sys.argv[1]), PIL.Image.open(sys.argv[2])
+    pipe.pose_estimator, pose_image = ViTPoseEstimator.from_pretrained(sys.argv[1]), PIL.Image.open(sys.argv[2])
 else:
-    # Whatever goes from a picture to poses is an estimator. This one knows drawn skeletons alone.
+    # Any function from an image to a list of poses is an estimator. This one only knows drawn skeletons.
     pipe.pose_estimator = lambda image: [Keypoints.from_skeleton(image)]
-    picture = PIL.Image.new("RGB", (600, 400))
-    picture.paste(example_poses()[2].draw((400, 275)), (250, 0))
+    pose_image = PIL.Image.new("RGB", (600, 400))
+    pose_image.paste(example_poses()[2].draw((400, 275)), (250, 0))
 results = pipe(
-    image=sources, pose=picture, **SAMPLING_OPTIONS, output_size=(256, 176), generator=torch.manual_seed(0)
+    image=sources, pose=pose_image, **SAMPLING_OPTIONS, output_size=(256, 176), generator=torch.manual_seed(0)
 ).images
 shown, empty = (PIL.Image.new("RGB", (176, 256), "white") for _ in range(2))
-shown.paste(picture.resize((176, 176 * picture.height // picture.width)))
-labels = [["picture", "source 1", "source 2", "source 3"], ["", "result 1", "result 2", "result 3"]]
+shown.paste(pose_image.resize((176, 176 * pose_image.height // pose_image.width)))
+labels = [["image", "source 1", "source 2", "source 3"], ["", "result 1", "result 2", "result 3"]]
 contact_sheet([[shown, *sources], [empty, *results]], labels).save("pose_from_picture.png")

@@ -1,4 +1,4 @@
-"""Put a person into another pose: `python pose_transfer.py [MODEL]`, without it with the bundled small model."""
+"""Put a person into another pose: `python pose_transfer.py [MODEL]`, by default with the bundled small model."""
 
 import sys
 

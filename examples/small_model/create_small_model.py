@@ -21,7 +21,7 @@ from diffusers_cfld.small_model import SMALL_MODEL
 
 WIDTHS, DIM, LAYERS_PER_BLOCK = (128, 96, 128), 128, 1
 TIME_EMBEDDING_DIM = 256
-# Of each cross-attention of the decoder. What a cell shows is decided where the cells are finest.
+# For each cross-attention of the decoder. What a cell shows is decided where the cells are finest.
 DECODER_TRANSFORMER_LAYERS = (1, 1, 3)
 
 
@@ -29,8 +29,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", default=None, help="Folder of the autoencoder; the shipped model's by default.")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--height", type=int, default=128, help="Of sources, pose maps and results, pixels.")
-    parser.add_argument("--width", type=int, default=96, help="Of sources, pose maps and results, pixels.")
+    parser.add_argument("--height", type=int, default=128, help="Height of sources, pose maps and results, pixels.")
+    parser.add_argument("--width", type=int, default=96, help="Width of sources, pose maps and results, pixels.")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -48,7 +48,7 @@ def create_pipeline(vae: AutoencoderKL, height: int, width: int) -> CFLDPipeline
         drop_path_rate=0.0,
     )
     channels, stride = source_encoder.feature_channels, source_encoder.feature_strides[-1]
-    # As in the published geometry, each feature map goes where the U-Net has its size, and the finest one nowhere.
+    # As in the published model, each feature map is used where the U-Net has its size, and the finest one is not used.
     appearance_encoder = AppearanceEncoder(
         feature_channels=channels[1:num_blocks],
         hidden_channels=(64, 64),
@@ -60,7 +60,7 @@ def create_pipeline(vae: AutoencoderKL, height: int, width: int) -> CFLDPipeline
         feature_stages=tuple(range(2, num_blocks + 1)),
     )
     for encoder in appearance_encoder.encoders:
-        # The zero start of the biases protects a trained U-Net. Here it would only cost time.
+        # Biases start at zero to protect a trained U-Net. Here that would only cost time.
         encoder.proj_in.reset_parameters()
         encoder.proj_out.reset_parameters()
     return CFLDPipeline(

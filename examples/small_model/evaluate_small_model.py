@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Compare the images of a small model with the true ones, for drawn people it was not trained on.
 
-Each row is a mean over the pairs: of the images made from the right photo and pose, from another person's photo, and
-from another person's pose. For comparison there are the source image itself and what the autoencoder reconstructs.
+Each row is a mean over the pairs: for images made from the right image and pose, from another person's image, and from
+another person's pose. For comparison, there are the source image itself and the autoencoder's reconstruction.
 """
 
 import argparse
@@ -44,14 +44,14 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize as the pipeline reads sources; size is (height, width)."""
+    """Resize an image as the pipeline resizes sources; size is (height, width)."""
     return np.asarray(PIL.Image.fromarray(image).resize(size[::-1], PIL.Image.Resampling.BICUBIC))
 
 
 def generate(
     pipe: CFLDPipeline, sources: list[np.ndarray], poses: list[Keypoints], args: argparse.Namespace
 ) -> list[np.ndarray]:
-    """Make one image of each source in its pose, with noise that depends only on the seed and the pair's number."""
+    """Make one image of each source in its pose; the noise depends only on the seed and the number of the pair."""
     results = []
     for first in range(0, len(sources), args.batch_size):
         numbers = range(first, min(first + args.batch_size, len(sources)))

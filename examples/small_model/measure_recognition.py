@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Count what is right in a small model's images of drawn people it was not trained on.
+"""Count what a small model gets right in its images of drawn people it was not trained on.
 
-Each image is compared with the true one, whose parts are known pixel by pixel:
+Each image is compared with the true one, whose parts are known pixel by pixel. These are right if
 
 - colours: the mean colour of every garment's ground and accent, and of what is worn under an open jacket, is within
   100 of the true one (of 765, see `color_distance`);
 - patterns: the accent of a pattern differs from its ground by at least half of the true contrast;
-- sleeves: every visible piece of skin and of sleeve of either arm looks more like itself than like the other.
+- sleeves: every visible piece of skin or sleeve of either arm looks more like itself than like the other.
 
-The edge of a part is left out if at least eight pixels remain without it. Parts of fewer than 14 pixels, arms of fewer
+The edge of a part is ignored if at least eight pixels remain without it. Parts of fewer than 14 pixels, arms of fewer
 than 12 and patterns with fewer than 15 of ground or accent are not judged. Each pair counts in both directions.
 """
 
@@ -29,7 +29,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def shrink(mask: np.ndarray) -> np.ndarray | None:
-    """Return a part without its edge, with it where little else is left, or None where too little is left."""
+    """Return a part without its edge, or with it if little else is left, or None if too little is left."""
     inside = binary_erosion(mask)
     if inside.sum() >= LEAST_PIXELS:
         return np.asarray(inside)

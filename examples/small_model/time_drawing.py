@@ -1,6 +1,6 @@
-"""Time drawing a figure, and a pair of figures.
+"""Measure how long it takes to draw a figure, and a pair of figures.
 
-One process, one thread. CPU time stands beside elapsed time because it depends less on what else runs.
+It uses one process and one thread. CPU time is shown beside elapsed time because it depends less on what else runs.
 
     python examples/small_model/time_drawing.py --height 128 --width 88 --count 200
 """

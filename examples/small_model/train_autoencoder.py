@@ -2,7 +2,7 @@
 """Train a small autoencoder from scratch on a folder of images.
 
 It is for models at sizes for which there is no autoencoder. To start from Stable Diffusion, use its autoencoder as it
-is. `--pretrained_vae` goes on from what an earlier run saved.
+is. `--pretrained_vae` continues from what an earlier run saved.
 """
 
 import argparse
@@ -28,7 +28,7 @@ logger = logging.getLogger("train_autoencoder")
 class ImageFolder(Dataset):
     """Images under a folder, squeezed into one size: (3, height, width) in [-1, 1].
 
-    They stay in memory once they were read, because decoding them costs more than a training step.
+    They stay in memory once they have been read, because decoding them costs more than a training step.
     """
 
     def __init__(self, folder: str, size: tuple[int, int], max_samples: int | None = None):
@@ -63,8 +63,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train_data_dir", required=True, help="Folder of images, searched recursively.")
     parser.add_argument("--output_dir", required=True, help="Folder for the autoencoder.")
     parser.add_argument("--pretrained_vae", default=None, help="Folder of an autoencoder to start from.")
-    parser.add_argument("--height", type=int, default=128, help="Images are squeezed into this height, pixels.")
-    parser.add_argument("--width", type=int, default=96, help="Images are squeezed into this width, pixels.")
+    parser.add_argument("--height", type=int, default=128, help="Height that images are squeezed to, pixels.")
+    parser.add_argument("--width", type=int, default=96, help="Width that images are squeezed to, pixels.")
     parser.add_argument("--crop", type=int, default=64, help="Side of the crop that a step sees; 0 for whole images.")
     parser.add_argument("--max_train_samples", type=int, default=None)
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64, 64])
@@ -74,16 +74,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--max_train_steps", type=int, default=2500)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--lr_scheduler", default="cosine", help="Any of diffusers.optimization.get_scheduler.")
+    parser.add_argument("--lr_scheduler", default="cosine", help="Name for diffusers.optimization.get_scheduler.")
     parser.add_argument("--lr_warmup_steps", type=int, default=100)
-    parser.add_argument("--kl_weight", type=float, default=1e-6, help="Of the KL divergence, summed over a latent.")
+    parser.add_argument(
+        "--kl_weight", type=float, default=1e-6, help="Weight of the KL divergence, a sum over a latent."
+    )
     parser.add_argument(
         "--anchor_weight",
         type=float,
         default=0.5,
-        help="Of a loss that pulls three latent channels towards the mean colours, which come late without it.",
+        help="Weight of a loss that pulls three latent channels towards the mean colours, otherwise learned late.",
     )
-    parser.add_argument("--initial_logvar", type=float, default=-6.0, help="Of the posteriors.")
+    parser.add_argument("--initial_logvar", type=float, default=-6.0, help="Initial log variance of the posteriors.")
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--saving_steps", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
@@ -94,10 +96,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def initialize(vae: AutoencoderKL, initial_logvar: float) -> None:
-    """Start from a network that passes colours through, with posteriors narrow enough to keep them.
+    """Initialise the network so that it passes colours through, with posteriors narrow enough to keep them.
 
-    With the usual random weights every convolution between two residual blocks weakens what came before it, and the
-    first thousands of steps learn nothing but brightness.
+    With the usual random weights, every convolution between two residual blocks weakens what came before it, and
+    thousands of steps at the start learn nothing but brightness.
     """
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -120,7 +122,7 @@ def create_autoencoder(args: argparse.Namespace) -> AutoencoderKL:
         latent_channels=args.latent_channels,
         # Attention over all cells would see other sizes than in training on crops.
         mid_block_add_attention=False,
-        # More groups leave so few channels in each that the norms take the colours away.
+        # With more groups, each has so few channels that the norms remove the colours.
         norm_num_groups=args.norm_num_groups,
         sample_size=max(args.height, args.width),
     )

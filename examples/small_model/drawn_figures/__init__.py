@@ -1,4 +1,4 @@
-"""Drawn people in clothes, in pairs of poses, with exact keypoints: data for examples where there are no photos."""
+"""Drawn people in clothes, in pairs of poses, with exact keypoints: data for examples without photographs."""
 
 from .figures import DrawnFigures as DrawnFigures
 from .figures import draw_figure as draw_figure

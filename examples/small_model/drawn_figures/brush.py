@@ -18,7 +18,7 @@ __all__ = ["Axes", "Brush", "ImageArray", "Shape", "circle", "darker", "ellipse"
 Array: TypeAlias = npt.NDArray[np.float64]
 ImageArray: TypeAlias = npt.NDArray[np.uint8]
 
-_SHIFT = 3  # binary digits of a pixel's fraction that OpenCV's drawing takes
+_SHIFT = 3  # binary digits for fractions of a pixel in OpenCV's drawing functions
 _SHADE = np.linspace(0, 1, 256)[:, None]
 # Shadows are darker and a little bluer.
 _TINT = (0.5 + 0.55 * _SHADE) * (1 + (1 - _SHADE) * np.array([-0.04, -0.02, 0.05]))
@@ -30,7 +30,7 @@ _LIFT = 14 * _SHADE**2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axes:
-    """The axes of a pattern: where it starts, and the pixels of one stature along (down) and across the part."""
+    """The axes of a pattern: where it starts, and one stature in pixels along (down) and across the part."""
 
     origin: Array
     along: Array
@@ -52,7 +52,7 @@ class Brush:
 
     Args:
         canvas: (H, W, 3), RGB; painted on in place.
-        unit: Pixels that the figure's stature measures.
+        unit: The figure's stature in pixels.
     """
 
     def __init__(self, canvas: ImageArray, unit: float) -> None:
@@ -91,12 +91,12 @@ class Brush:
         """Paint shapes in a fabric.
 
         Args:
-            shapes: What is painted.
-            fabric: With what.
-            soft: Breadth of the darker edge, statures.
-            cut: Polygons that are left out.
+            shapes: The shapes to paint.
+            fabric: The fabric to paint them in.
+            soft: Width of the darker edge, statures.
+            cut: Polygons to leave out.
             merge: Shape that counts as the same surface for the shading, so that there is no edge between the two.
-            light: Factor on the brightness.
+            light: Factor for the brightness.
         """
         x0, y0, x1, y1 = self._box(shapes, 2, 3)
         if x0 >= x1 or y0 >= y1:
@@ -138,10 +138,10 @@ class Brush:
         """Darken what has been painted around a shape, except for the background.
 
         Args:
-            shape: What casts the shadow.
+            shape: The shape that casts the shadow.
             background: (H, 1, 3), the colour of each row where nothing has been painted.
             reach: How far the shadow reaches beyond the shape, statures.
-            dark: How much light is lost below the shape, 0 to 1; half of it at its edge.
+            dark: How much light is lost below the shape, 0 to 1; half of that is lost at its edge.
         """
         pixels = max(round(reach * self.unit), 2)
         x0, y0, x1, y1 = self._box([shape], pixels, pixels)
@@ -157,7 +157,7 @@ class Brush:
         region[:] = np.rint(region * (1 - lost[:, :, None]))
 
     def _box(self, shapes: Sequence[Shape], before: int, after: int) -> tuple[int, int, int, int]:
-        """Return left, top, right and bottom of the shapes on the canvas, with so many pixels around them."""
+        """Return left, top, right and bottom of the shapes on the canvas, with pixels to spare around them."""
         corners = [polygon for shape in shapes for polygon in shape.polygons]
         corners += [np.array([c - r, c + r]) for shape in shapes for c, r in shape.discs]
         box = np.concatenate(corners)
@@ -219,7 +219,7 @@ def _weave(axes: Axes, fabric: Fabric, corner: Array, shape: tuple[int, ...]) ->
         chosen = ((coordinate(axes.along, axes.start) + coordinate(axes.across, 0.0)) & 255) < 112
     elif pattern == "dots":
         along, across = coordinate(axes.along, axes.start), coordinate(axes.across, 0.0)
-        # Every other row is moved by half a period.
+        # Every other row is shifted by half a period.
         across = ((across + ((along >> 1) & 128)) & 255) - 128
         along = (along & 255) - 128
         chosen = along * along + across * across < 76**2

@@ -43,15 +43,15 @@ def draw_figure(
     """Draw one person in one pose.
 
     Args:
-        identity: Who.
+        identity: The person.
         pose: How they stand and how they are framed.
-        size: (height, width) of the image, pixels. Figures are composed at 256x176 and squeezed into it, as
+        size: (height, width) of the image, pixels. Figures are composed at 256x176 and squeezed to this size, as
             DeepFashion's photos are squeezed into squares.
-        arms: Skin and sleeve of the right and of the left arm; None for the person's own.
+        arms: Colours of skin and sleeve of the right and the left arm; None for the person's own.
 
     Returns:
-        The image, (height, width, 3), RGB, uint8, and the keypoints in it. Missing are noses and eyes of people who
-        look away, ears on the far side and joints outside the image, but not joints under clothes or behind the body.
+        The image, (height, width, 3), RGB, uint8, and the keypoints in it. The nose and eyes of people who look away,
+        ears on the far side and joints outside the image are missing; joints under clothes or behind the body are not.
     """
     skeleton = place_skeleton(identity, pose)
     return paint_figure(identity, skeleton, size, arms), skeleton_keypoints(skeleton, size)
@@ -60,13 +60,13 @@ def draw_figure(
 class DrawnFigures:
     """Pairs of images of one person in two poses, drawn when asked for.
 
-    Every person has `poses_per_identity` images, and every ordered pair of two of them is an item: source and target,
-    person by person. An item depends on nothing but the arguments and its index. Sets with equal `seed` whose ranges
-    of people do not overlap have no person and no pose in common.
+    Every person has `poses_per_identity` images, and every ordered pair of two of them is an item with source and
+    target; items are sorted by person. An item depends only on the arguments and its index. Sets with the same `seed`
+    have no person and no pose in common if their ranges of people do not overlap.
 
     Args:
-        num_identities: How many people.
-        poses_per_identity: Images of each, at least 2.
+        num_identities: Number of people.
+        poses_per_identity: Number of images of each, at least 2.
         size: (height, width) of the images, pixels.
         seed: Whole number >= 0.
         first_identity: Number of the first person; held-out people start where those for training end.
@@ -115,13 +115,13 @@ class DrawnFigures:
         return identity, source, target + (target >= source)
 
     def select(self, identities: Sequence[int]) -> DrawnFigures:
-        """Choose some of the people, e.g. those who wear what is rare.
+        """Choose some of the people, e.g. those who wear rare clothes.
 
         Args:
-            identities: Their positions in this set, in the order that they get in the result.
+            identities: Their positions in this set, in the order that they should have in the result.
 
         Returns:
-            Figures of these people, with the images and file names that they have here.
+            Figures of these people, with the same images and file names as here.
 
         Examples:
             >>> from drawn_figures import DrawnFigures
@@ -146,10 +146,10 @@ class DrawnFigures:
         return draw_figure(self.identity(identity), self.pose(identity, pose), self.size)
 
     def write_folder(self, path: str | os.PathLike[str]) -> Path:
-        """Write all images, and `pairs.jsonl` with one pair a line, as `diffusers_cfld.data.load_pairs` reads them.
+        """Write all images, and `pairs.jsonl` with one pair per line, as `diffusers_cfld.data.load_pairs` reads them.
 
         Args:
-            path: Folder, which must not have `images` in it yet.
+            path: Folder, which must not contain `images` yet.
 
         Returns:
             Path of `pairs.jsonl`.

@@ -16,7 +16,7 @@ class HeadPainter:
     """Paints one figure's head.
 
     Args:
-        identity: Who.
+        identity: The person.
         skeleton: Their points.
         points: The skeleton's points in pixels of the brush's canvas.
         right: (2,), the direction across the trunk, to the right of the image.
@@ -39,7 +39,7 @@ class HeadPainter:
         self.skin = Fabric(identity.body.skin, identity.body.skin)
 
     def paint(self) -> None:
-        """Paint all but what `paint_hair_fall` paints."""
+        """Paint everything except what `paint_hair_fall` paints."""
         sin, cos = float(np.sin(self.turn)), float(np.cos(self.turn))
         for row in (16, 17):
             if self.known[row] and self.identity.hair.style in ("short", "bun", "ponytail", "bald", "cap"):

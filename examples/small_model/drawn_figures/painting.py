@@ -31,8 +31,8 @@ __all__ = ["paint_figure"]
 
 _SAMPLES = 4
 
-# Half breadth and half depth of the trunk and how far its middle lies forward, from the neck (0) to the hips (1).
-# Breadths are in units of: n the neck, s the shoulders, w the waist, h the hips.
+# Half the breadth and half the depth of the trunk, and how far forward its middle lies, from the neck (0) to the hips
+# (1). Breadths are in units of those of the neck (n), the shoulders (s), the waist (w) or the hips (h).
 _TRUNK = (
     (-0.15, "n", 0.9, 0.55, 0.0),
     (-0.085, "n", 1.2, 0.6, 0.0),
@@ -60,10 +60,10 @@ def paint_figure(
     """Paint a figure.
 
     Args:
-        identity: Who.
+        identity: The person.
         skeleton: Their points, from `place_skeleton`.
-        size: (height, width) of the image, pixels. The frame of 256x176 is squeezed into it.
-        arms: Skin and sleeve of the right and of the left arm; None for the person's own.
+        size: (height, width) of the image, pixels, to which the figure's 256x176 pixels are squeezed.
+        arms: Colours of skin and sleeve of the right and the left arm; None for the person's own.
 
     Returns:
         (height, width, 3), RGB.
@@ -144,7 +144,7 @@ class _Painter:
             self._paint_arm(index, forearm_only=True)
 
     def _sort_arms(self) -> tuple[list[int], list[int], list[int]]:
-        """Return the arms that lie behind the trunk, those before it, and forearms that reach around to the front."""
+        """Return the arms behind the trunk, those in front of it, and forearms that reach around to the front."""
         behind, before, forearms = [], [], []
         middle = 0.5 * (self.depth[2] + self.depth[5])
         lean = (self.depth[1] - self.depth[HIPS]) * np.array([0.55, 1.0])  # the trunk's depth beside elbow and wrist
@@ -183,7 +183,7 @@ class _Painter:
         """Return the trunk's outline at some levels: two (n, 2), at its left and its right in the image."""
         body = self.body
         places = np.array(levels, dtype=np.float64)
-        # At the hips and below the trunk turns with the hips, at the neck with the shoulders.
+        # At the hips and below, the trunk turns with the hips; at the neck, with the shoulders.
         weight = places.clip(0, 1)
         breadth, depth, forward = (np.interp(places, self.table[:, 0], self.table[:, column]) for column in (1, 2, 3))
         box = max(body.shoulder * 0.9, body.breadth)
@@ -205,7 +205,7 @@ class _Painter:
         return smooth(np.concatenate([left, [curve], right[::-1]]))
 
     def _front(self, level: float, depth: float = 1.0) -> Array:
-        """Return where the middle of the front is seen at a level."""
+        """Return where the middle of the front appears at a level."""
         middle = self._level(level)
         return middle + self.right * self.unit * depth * self.body.depth * np.sin(self.turn)
 
@@ -339,7 +339,7 @@ class _Painter:
         upper = Shape(self._limb_axes(path[0], path[1], thigh))
         if end <= 1:
             stop, _ = _along(path, end)
-            # Short legs stand off at their end.
+            # Short trouser legs stand off at their ends.
             radius = float(np.interp(end, [0, 1], radii[:2])) + 0.006
             self.brush.tube(np.array([path[0], stop]), [radii[0], radius], upper, flat_end=True)
             return [upper]
@@ -561,11 +561,11 @@ class _Painter:
         return np.array([0.035, 0.033, 0.027]) * self.body.limb
 
     def _sleeve_ease(self) -> float:
-        """Return by how much a sleeve stands off the arm where it begins, statures."""
+        """Return how far a sleeve stands off the arm where it begins, statures."""
         return 0.4 * self.clothes.ease + 0.003
 
     def _cast_shadow(self, index: int) -> None:
-        """Darken what is behind an arm before the body, so that a sleeve shows against its own garment."""
+        """Darken what is behind an arm in front of the body, so that a sleeve stands out from its own garment."""
         shoulder, elbow, wrist, hand = self.arms[index]
         radii = self._arm_radii() + (self._sleeve_ease() if self.clothes.sleeve > 0 else 0.0)
         # Not at the shoulder, from which the arm grows.

@@ -44,12 +44,12 @@ ARMS = tuple(_ARM_CODES)
 
 
 def draw_parts(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """Draw a figure in one colour for each part, and tell the parts apart.
+    """Draw a figure with one colour for each part, and tell the parts apart.
 
-    A pixel on the edge of two parts counts as the one that its colour resembles, which may be a third.
+    A pixel on the edge between two parts counts as the part that its colour resembles, which may be a third one.
 
     Args:
-        identity: Who.
+        identity: The person.
         pose: How they stand and how they are framed.
         size: (height, width) of the image, pixels.
 
@@ -74,12 +74,12 @@ def draw_parts(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) 
 
 
 def draw_arms(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """Draw a figure in white except for its arms, and tell skin and sleeve of each apart.
+    """Draw a figure in white except for its arms, and tell skin and sleeve of each arm apart.
 
-    A pixel on the edge of two counts as the one that its colour resembles, which may be a third.
+    A pixel on the edge between two parts counts as the part that its colour resembles, which may be a third one.
 
     Args:
-        identity: Who.
+        identity: The person.
         pose: How they stand and how they are framed.
         size: (height, width) of the image, pixels.
 

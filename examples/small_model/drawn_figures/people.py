@@ -58,7 +58,7 @@ _DENIM_COLORS = ((38, 52, 92), (62, 88, 138), (112, 142, 184))
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """What a piece of clothing is made of.
+    """The material of a piece of clothing.
 
     Args:
         color: RGB of the ground, 0 to 255.
@@ -85,7 +85,7 @@ class Body:
         hip: From the middle of the hips to a hip joint.
         breadth: Half the breadth of the pelvis.
         depth: Half the depth of the chest, from front to back.
-        limb: Factor on the thickness of arms and legs.
+        limb: Factor for the thickness of arms and legs.
         head: Half the height of the head.
         spine: From the middle of the hips to the neck.
         leg: From a hip to the ankle.
@@ -129,23 +129,23 @@ class Clothes:
     """One outfit.
 
     Args:
-        upper: Fabric of the upper garment; of the whole dress.
-        kind: Cut of the upper garment. A dress has no lower garment, a jacket is worn open over `inner`.
+        upper: Fabric of the upper garment, or of the whole dress.
+        kind: Cut of the upper garment. A dress has no lower garment; a jacket is worn open over `inner`.
         sleeve: Where sleeves end: 0 at the shoulder (none), 1 at the elbow, 2 at the wrist.
-        sleeve_width: By how much sleeves stand off the arm at their end.
-        ease: By how much the garment stands off the body.
+        sleeve_width: How far sleeves stand off the arm at their end.
+        ease: How far the garment stands off the body.
         hem: Where the upper garment ends: 0 at the neck, 1 at the hips, 2 at the knees, 3 at the ankles.
-        neckline: Its shape in front; the back is always cut high.
+        neckline: Shape of the neckline in front; the back is always cut high.
         print_shape: Figure printed on the chest, in the accent colour.
         inner: RGB of what is worn under an open jacket, 0 to 255.
         lower: Fabric of the lower garment.
         lower_kind: Trousers, or a skirt that spans both legs.
-        lower_hem: Where the lower garment ends, as `hem`.
-        lower_width: By how much trouser legs or the skirt's hem stand off the legs.
+        lower_hem: Where the lower garment ends, in the units of `hem`.
+        lower_width: How far trouser legs or the skirt's hem stand off the legs.
         tucked: Whether the upper garment is worn inside the lower one.
         belt: RGB of the belt; None without one.
         shoe: RGB of the shoes.
-        shoe_kind: Their shape.
+        shoe_kind: Shape of the shoes.
     """
 
     upper: Fabric
@@ -189,8 +189,8 @@ class DrawnIdentity:
     def from_seed(cls, seed: Seed) -> DrawnIdentity:
         """Make up a person.
 
-        The accent of checks is never darker than their ground. Otherwise only the places of the squares on the body
-        would tell the two apart.
+        The accent of checks is never darker than their ground. Otherwise only the positions of the squares on the body
+        would show which is which.
 
         Args:
             seed: Whole number >= 0, or a generator to draw from. Equal numbers give equal people.
@@ -209,11 +209,11 @@ class DrawnIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ArmPose:
-    """Where a hand is put; the elbow follows.
+    """The position of a hand; the elbow follows.
 
     Args:
-        anchor: What the hand's place is measured from: this side's shoulder or hip joint, or the head's middle.
-        offset: The wrist from there: (outward, down, forward).
+        anchor: What the position is measured from: this side's shoulder or hip joint, or the middle of the head.
+        offset: The wrist relative to it: (outward, down, forward).
         elbow: Direction in which the elbow points: (outward, down, forward).
     """
 
@@ -227,10 +227,10 @@ class LegPose:
     """Angles of one leg, degrees.
 
     Args:
-        spread: Of the thigh, outward.
-        lift: Of the thigh, forward.
+        spread: How far the thigh points outward.
+        lift: How far the thigh points forward.
         knee: How far the knee is bent, >= 0.
-        toe: Of the foot, outward.
+        toe: How far the foot points outward.
     """
 
     spread: float
@@ -247,18 +247,18 @@ class DrawnPose:
         azimuth: Where the camera stands, degrees: 0 in front, 90 so that the person faces the right of the image,
             180 behind.
         camera: How far the camera looks down, degrees.
-        lean: Of the upper body to the person's left, degrees.
-        bend: Of the upper body forward, degrees.
-        twist: Of the shoulders against the hips, degrees, as `azimuth`.
-        shrug: By how much the left shoulder is lower than the level, degrees.
-        head: The head's turn (as `azimuth`), nod (forward) and tilt (to the left), degrees.
+        lean: How far the upper body leans to the person's left, degrees.
+        bend: How far the upper body bends forward, degrees.
+        twist: How far the shoulders are turned against the hips, degrees, in the direction of `azimuth`.
+        shrug: How far the line of the shoulders drops to the left, degrees.
+        head: The head's turn (in the direction of `azimuth`), nod (forward) and tilt (to the left), degrees.
         right_arm: The person's own right arm.
         left_arm: The person's own left arm.
         right_leg: The person's own right leg.
         left_leg: The person's own left leg.
-        stature: Height of the upright person in an image 256 high, pixels; less where the pose would not fit.
+        stature: Height of the upright person in pixels of an image 256 high; smaller if the pose would not fit.
         crop: Fraction of the stature, from the top of the head, at which the image ends; None shows the whole person.
-        place: Where in the free room the person stands: (horizontal in [-1, 1], vertical in [0, 1]).
+        place: Where in the free space the person stands: (horizontal in [-1, 1], vertical in [0, 1]).
     """
 
     azimuth: float

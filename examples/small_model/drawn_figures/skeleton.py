@@ -1,4 +1,4 @@
-"""Where the joints of a figure are: the body in three dimensions, its view, its place in the image."""
+"""Compute where the joints of a figure are: the body in three dimensions, its projection, its place in the image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FRAME = (256, 176)
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-# Rows of `Skeleton.points` after the 18 joints: middle of the head, of the hips; heels, toes and hands (right, left).
+# Rows of `Skeleton.points` after the 18 joints: middles of head and hips; heels, toes and hands (right, left).
 HEAD, HIPS, HEELS, TOES, HANDS = 18, 19, (20, 21), (22, 23), (24, 25)
 _NUM_POINTS = 26
 _ANKLE_HEIGHT = 0.042
@@ -47,11 +47,11 @@ class Skeleton:
     """A person's points as the camera sees them.
 
     Args:
-        points: (26, 2), x and y in the 256x176 frame, edges at 0: the 18 joints and the further points named above.
+        points: (26, 2), x and y in 256x176 pixels, edges at 0: the 18 joints and the further points named above.
         depth: (26,), towards the camera, in statures; 0 is the middle of the hips.
         known: (18,), whether a detector would report the joint, unlike noses and eyes of people who look away.
-        unit: Pixels of the frame that the stature measures.
-        turns: How hips, shoulders and head are turned, radians, as `DrawnPose.azimuth`.
+        unit: The stature in these pixels.
+        turns: How hips, shoulders and head are turned, radians, in the direction of `DrawnPose.azimuth`.
     """
 
     points: Array
@@ -65,7 +65,7 @@ def figure_keypoints(identity: DrawnIdentity, pose: DrawnPose, size: tuple[int, 
     """Compute a figure's keypoints without drawing it.
 
     Args:
-        identity: Whose proportions count.
+        identity: The person, for the proportions.
         pose: How they stand.
         size: (height, width) of the image, pixels.
 
@@ -85,7 +85,7 @@ def skeleton_keypoints(skeleton: Skeleton, size: tuple[int, int]) -> Keypoints:
 
 
 def place_skeleton(identity: DrawnIdentity, pose: DrawnPose) -> Skeleton:
-    """Pose a body, project it to the camera and place it in the frame."""
+    """Pose a body, project it to the camera and place it in the image."""
     body = identity.body
     joints = _pose_body(body, pose)
     azimuth, camera = np.radians(pose.azimuth), np.radians(pose.camera)
@@ -97,7 +97,7 @@ def place_skeleton(identity: DrawnIdentity, pose: DrawnPose) -> Skeleton:
     shoulders = azimuth + np.radians(pose.twist)
     face = shoulders + np.radians(pose.head[0])
     known = np.ones(18, dtype=bool)
-    # Eyes and noses show until a little beyond the head's edge, ears longer because they stand off.
+    # Eyes and noses are visible until a little beyond the head's edge, ears longer because they stand off.
     for row, (angle, _) in _FACE.items():
         limit = -0.55 if row >= 16 else -0.1
         known[row] = np.cos(face + np.radians(angle)) > limit
@@ -106,7 +106,7 @@ def place_skeleton(identity: DrawnIdentity, pose: DrawnPose) -> Skeleton:
 
 
 def _frame(points: Array, body: Body, pose: DrawnPose) -> tuple[Array, float]:
-    """Scale points (n, 2) in statures to the frame's pixels and move them to their place."""
+    """Scale points (n, 2) in statures to 256x176 pixels and move them to their place."""
     height, width = FRAME
     top = points[HEAD, 1] - 1.15 * body.head
     low = points.min(axis=0) - 0.03

@@ -156,14 +156,14 @@ def check_call(
 
 
 def check_finite(pipe: CFLDPipelineBase, result: torch.Tensor) -> None:
-    """Check that a result is no black image: what is not finite would become one.
+    """Check that a result is finite; otherwise it would become a black image.
 
     Args:
-        pipe: The pipeline that made it.
+        pipe: The pipeline that made the result.
         result: Decoded images or latents.
 
     Raises:
-        ValueError: Some values are not finite; the message names the cause where it can be known.
+        ValueError: Some values are not finite; the message names the cause if it can be found.
     """
     if torch.isfinite(result).all():
         return
