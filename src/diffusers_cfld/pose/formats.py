@@ -328,7 +328,7 @@ def as_float_array(value: object, name: str) -> FloatArray:
 
 
 def _find_visible(rows: FloatArray, min_confidence: float, max_zeros: int = 1) -> BoolArray:
-    """Which of rows (x, y[, confidence]) are known: no -1, NaN or low confidence, and no (0, 0) where many have it."""
+    """Which rows (x, y[, confidence]) are known: no -1, NaN or low confidence, and at most `max_zeros` at (0, 0)."""
     xy = rows[:, :2]
     visible = ~(np.isnan(rows).any(axis=1) | (xy == -1).any(axis=1))
     if rows.shape[1] > 2:

@@ -97,8 +97,8 @@ class Keypoints:
 
         Args:
             array: (18, 2) or (18, 3), rows (x, y[, confidence]) in pixels: nested list, array or tensor. A joint is
-                missing if x or y is -1, NaN or `None`, or if its confidence is at most `min_confidence`. If two or more
-                joints lie at (0, 0), these are missing too. Confidences above 1 (unnormalised scores, COCO's
+                missing if x or y is -1, NaN or `None`, or if its confidence is at most `min_confidence`. If two or
+                more joints lie at (0, 0), these are missing too. Confidences above 1 (unnormalised scores, COCO's
                 visibility flag 2) are stored as 1.
             size: (height, width) of the image that the joints were measured on, pixels.
             min_confidence: Threshold for the confidence column, >= 0; without that column it has no effect.
