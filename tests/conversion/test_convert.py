@@ -277,7 +277,7 @@ def test_missing_files_are_named(own_checkpoint: Path, tiny_base: Path, tmp_path
 )
 def test_a_base_without_a_part_is_refused(tiny_checkpoint: Path, own_base: Path, tmp_path: Path, part: str) -> None:
     (own_base / part).unlink()
-    with pytest.raises(OSError, match=r"base' must be Stable Diffusion 1\.5, a local folder or"):
+    with pytest.raises(OSError, match=r"base' must be Stable Diffusion 1\.5, as a local folder or"):
         convert_checkpoint(tiny_checkpoint, own_base, tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
@@ -289,7 +289,7 @@ ignore_symlinks_warning = pytest.mark.filterwarnings("ignore:The `local_dir_use_
 @ignore_symlinks_warning
 @pytest.mark.parametrize("base", ["./nothing", "/no/such/folder", "a/b/c", "nothing", "no-such-owner/no-such-name"])
 def test_a_base_that_is_nowhere_is_refused(tiny_checkpoint: Path, tmp_path: Path, base: str) -> None:
-    with pytest.raises(OSError, match=rf"The base '{base}' must be Stable Diffusion 1\.5, a local folder or a Hub id"):
+    with pytest.raises(OSError, match=rf"The base '{base}' must be Stable Diffusion 1\.5, as a local folder or a Hub id"):
         convert_checkpoint(tiny_checkpoint, base, tmp_path / "output")
 
 
