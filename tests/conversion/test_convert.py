@@ -289,7 +289,9 @@ ignore_symlinks_warning = pytest.mark.filterwarnings("ignore:The `local_dir_use_
 @ignore_symlinks_warning
 @pytest.mark.parametrize("base", ["./nothing", "/no/such/folder", "a/b/c", "nothing", "no-such-owner/no-such-name"])
 def test_a_base_that_is_nowhere_is_refused(tiny_checkpoint: Path, tmp_path: Path, base: str) -> None:
-    with pytest.raises(OSError, match=rf"The base '{base}' must be Stable Diffusion 1\.5, as a local folder or a Hub id"):
+    with pytest.raises(
+        OSError, match=rf"The base '{base}' must be Stable Diffusion 1\.5, as a local folder or a Hub id"
+    ):
         convert_checkpoint(tiny_checkpoint, base, tmp_path / "output")
 
 
