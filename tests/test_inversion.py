@@ -47,10 +47,10 @@ def test_inversion_and_back_gives_the_image(small):
     assert latents.shape == encoded.shape
     assert 0.5 < latents.std() < 1.5
     back = reconstruct(pipe, latents, pose, image=image, output_type="latent").images
-    print(f"inverted and reconstructed: {psnr(pipe, encoded, back):.1f} dB")  # noqa: T201
     assert psnr(pipe, encoded, back) > 30
     # Another person's appearance on the same noise is another image in the same pose.
-    other = reconstruct(pipe, latents, pose, image=example_sources()[1], output_type="latent").images
+    options = {"image": example_sources()[1], "num_inference_steps": 10, "output_type": "latent"}
+    other = reconstruct(pipe, latents, pose, **options).images
     assert psnr(pipe, encoded, other) < 20
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow  # `.ci/run` has mypy read the same script
 def test_a_users_script_passes_mypy_strict():
     api = pytest.importorskip("mypy.api")
     root = Path(__file__).parents[2]

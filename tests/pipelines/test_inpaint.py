@@ -35,6 +35,13 @@ def reference():
     return picture(*SIZE, seed=1)
 
 
+@pytest.fixture(scope="module")
+def quick(pipe):
+    """Options of `edit` for tests of what masks and references look like: nothing is encoded, one evaluation."""
+    conditions = {"appearance": pipe.encode_appearance(tiny_image()), "pose": pipe.encode_pose(tiny_pose())}
+    return {**conditions, "source_image": None, "num_inference_steps": 1, "guidance_scale": 1.0}
+
+
 def picture(height, width, seed=0):
     return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -50,11 +57,18 @@ def edit(pipe, **options):
         "mask_image": rectangle(),
         "source_image": tiny_image(),
         "pose": tiny_pose(),
-        "num_inference_steps": 3,
+        "num_inference_steps": 2,
         "generator": torch.Generator().manual_seed(0),
     }
     arguments.update(options)
     return pipe(**{name: value for name, value in arguments.items() if value is not None}).images
+
+
+def with_scheduler(pipe, scheduler):
+    """Another pipeline with the same models."""
+    pipe = CFLDInpaintPipeline(**{**pipe.components, "scheduler": scheduler.from_config(pipe.scheduler.config)})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def changed(result, reference):
@@ -66,11 +80,9 @@ def changed(result, reference):
     [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler],
 )
 @pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_outside_of_the_mask_every_pixel_is_the_references(reference, scheduler, strength):
-    pipe = CFLDInpaintPipeline.from_pipe(tiny_pipeline())
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    (result,) = edit(pipe, image=reference, strength=strength, num_inference_steps=4)
+def test_outside_of_the_mask_every_pixel_is_the_references(pipe, reference, scheduler, strength):
+    pipe = with_scheduler(pipe, scheduler)
+    (result,) = edit(pipe, image=reference, strength=strength)
     assert result.size == reference.size
     inside = np.asarray(rectangle()) > 0
     assert not changed(result, reference)[~inside].any()
@@ -82,7 +94,7 @@ def test_a_full_mask_is_plain_pose_transfer(pipe, reference):
     plain = CFLDPipeline.from_pipe(pipe)
     plain.set_progress_bar_config(disable=True)
     latents = edit(pipe, image=reference, mask_image=white, output_type="latent")
-    options = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 3}
+    options = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 2}
     expected = plain(**options, generator=torch.Generator().manual_seed(0), output_type="latent").images
     torch.testing.assert_close(latents, expected)
     (result,) = edit(pipe, image=reference, mask_image=white)
@@ -197,9 +209,9 @@ def test_soft_masks_blend(pipe, reference):
     assert half[inside].max() > 0
 
 
-def test_all_forms_of_masks_and_references(pipe, reference):
+def test_all_forms_of_masks_and_references(pipe, reference, quick):
     mask = rectangle()
-    expected = np.asarray(edit(pipe, image=reference)[0])
+    expected = np.asarray(edit(pipe, **quick, image=reference)[0])
     array = np.asarray(mask)
     forms = [mask.convert("RGB"), mask.convert("1"), array, array > 0, array / 255.0, torch.from_numpy(array / 255.0)]
     forms += [[mask], array[None], (torch.tensor(array) > 0)[None], array[..., None]]
@@ -207,16 +219,16 @@ def test_all_forms_of_masks_and_references(pipe, reference):
     forms += [labels, PIL.Image.fromarray(labels), torch.tensor(labels, dtype=torch.int64), torch.tensor(array)]
     forms += [torch.tensor(array)[None, None]]
     for form in forms:
-        assert np.array_equal(edit(pipe, image=reference, mask_image=form)[0], expected)
+        assert np.array_equal(edit(pipe, **quick, image=reference, mask_image=form)[0], expected)
     pixels = np.asarray(reference)
     tensor = torch.from_numpy(pixels / 255.0).permute(2, 0, 1)
     for form in (pixels, pixels / 255.0, tensor, tensor[None], [reference], reference.convert("RGBA")):
-        assert np.array_equal(edit(pipe, image=form)[0], expected)
+        assert np.array_equal(edit(pipe, **quick, image=form)[0], expected)
     # A mask of another size and the same shape is resized.
-    (resized,) = edit(pipe, image=reference, mask_image=mask.resize((352, 512), PIL.Image.Resampling.NEAREST))
+    (resized,) = edit(pipe, **quick, image=reference, mask_image=mask.resize((352, 512), PIL.Image.Resampling.NEAREST))
     assert np.mean(np.asarray(resized) != expected) < 0.1
     for output_type in ("np", "pt"):
-        images = edit(pipe, image=reference, output_type=output_type)
+        images = edit(pipe, **quick, image=reference, output_type=output_type)
         image = images[0] if output_type == "np" else images[0].permute(1, 2, 0).numpy()
         np.testing.assert_allclose(image, expected / 255.0, atol=1e-6)
 
@@ -291,7 +303,7 @@ def test_a_reference_of_the_pose_maps_own_size_is_squashed_as_its_pose_is(pipe):
     (result,) = edit(pipe, image=reference, mask_image=white)
     plain = CFLDPipeline.from_pipe(pipe)
     plain.set_progress_bar_config(disable=True)
-    made = plain(image=tiny_image(), pose=tiny_pose(), num_inference_steps=3, generator=torch.manual_seed(0)).images[0]
+    made = plain(image=tiny_image(), pose=tiny_pose(), num_inference_steps=2, generator=torch.manual_seed(0)).images[0]
     expected = np.asarray(made.resize(reference.size, PIL.Image.Resampling.BICUBIC), dtype=int)
     assert np.abs(np.asarray(result, dtype=int) - expected).max() <= 1
 
@@ -315,10 +327,8 @@ def test_from_pipe_leaves_every_components_precision():
 
 
 @pytest.mark.parametrize("scheduler", [KDPM2DiscreteScheduler, HeunDiscreteScheduler])
-def test_second_order_schedulers_see_the_right_noise_outside_of_the_mask(reference, scheduler):
-    pipe = CFLDInpaintPipeline.from_pipe(tiny_pipeline())
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+def test_second_order_schedulers_see_the_right_noise_outside_of_the_mask(pipe, reference, scheduler):
+    pipe = with_scheduler(pipe, scheduler)
     seen = []
     hook = pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append((args[0][:, :, :2].std(), args[1])))
     edit(pipe, image=reference, num_inference_steps=6, mask_image=rectangle(box=(40, 200, 120, 240)))
@@ -359,6 +369,7 @@ def test_callbacks_and_a_pipeline_that_is_used_again(pipe, reference):
         mask_image=masks,
         source_image=[tiny_image()] * 2,
         callback_on_step_end=callback,
+        num_inference_steps=3,
         strength=0.7,
     )
     assert [step for step, _ in steps] == [0, 1]
@@ -423,13 +434,13 @@ def test_what_cannot_be_edited_is_named(pipe, reference, options, message):
         edit(pipe, **{"image": reference, **options})
 
 
-def test_references_without_three_channels(pipe, reference):
+def test_references_without_three_channels(pipe, reference, quick):
     grey = np.asarray(reference.convert("L"))
-    expected = edit(pipe, image=reference.convert("L"))[0]
+    expected = edit(pipe, **quick, image=reference.convert("L"))[0]
     for form in (grey, grey[..., None], grey / 255.0, torch.from_numpy(grey / 255.0)[None]):
-        assert edit(pipe, image=form)[0] == expected
+        assert edit(pipe, **quick, image=form)[0] == expected
     alpha = np.dstack([np.asarray(reference), np.asarray(rectangle())])
-    assert edit(pipe, image=alpha)[0] == edit(pipe, image=PIL.Image.fromarray(alpha))[0]
+    assert edit(pipe, **quick, image=alpha)[0] == edit(pipe, **quick, image=PIL.Image.fromarray(alpha))[0]
 
 
 def test_given_noise_is_that_of_all_regions(pipe, reference):
@@ -476,17 +487,17 @@ def test_a_batch_of_references_equals_single_edits(pipe):
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
 
 
-def test_masks_of_other_modes(pipe, reference):
-    expected = np.asarray(edit(pipe, image=reference)[0])
+def test_masks_of_other_modes(pipe, reference, quick):
+    expected = np.asarray(edit(pipe, **quick, image=reference)[0])
     array = np.asarray(rectangle())
     deep = PIL.Image.fromarray(array.astype(np.uint16) * 257)
     floating = PIL.Image.fromarray((array / 255).astype(np.float32))
     transparent = PIL.Image.merge("RGBA", [PIL.Image.new("L", rectangle().size, 255)] * 3 + [rectangle()])
     for mask in (deep, floating, transparent):
-        assert np.array_equal(edit(pipe, image=reference, mask_image=mask)[0], expected)
+        assert np.array_equal(edit(pipe, **quick, image=reference, mask_image=mask)[0], expected)
     faint = PIL.Image.fromarray((array > 0).astype(np.uint16) * 100)
     with pytest.raises(ValueError, match="be white where the reference should change"):
-        edit(pipe, image=reference, mask_image=faint)
+        edit(pipe, **quick, image=reference, mask_image=faint)
 
 
 def test_a_scheduler_that_adds_no_noise_is_named(reference):

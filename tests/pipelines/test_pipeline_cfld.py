@@ -73,6 +73,28 @@ def assert_same(actual, expected, tolerance=2e-5):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
+@pytest.fixture(scope="module")
+def whole_batches(pipe):
+    """Calls for a batch, by what they say, and their results."""
+    images, poses = tiny_image(0, 3), tiny_pose(0, 3)
+    latents = torch.randn(3, 4, 16, 16, generator=torch.manual_seed(0))
+    calls = [
+        (3, {"pose": poses}),
+        (3, {"pose": list(poses)}),
+        (6, {"image": images, "pose": pipe.encode_pose(poses), "num_images_per_prompt": 2}),
+        (3, {"image": None, "appearance": pipe.encode_appearance(images), "latents": latents}),
+    ]
+    return [(count, call, run(pipe, **call, generator=generators(*range(count)))) for count, call in calls]
+
+
+@pytest.fixture(scope="module")
+def saved(pipe, tmp_path_factory):
+    """Its folder; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipe.save_pretrained(folder)
+    return folder
+
+
 class TestArguments:
     def test_call_spells_its_arguments_as_diffusers_does(self):
         ours = inspect.signature(CFLDPipeline.__call__).parameters
@@ -275,31 +297,9 @@ class TestBatches:
         assert run(pipe, image=pil, pose=[KEYPOINTS, KEYPOINTS.mirror()]).shape[0] == 2
 
     @pytest.mark.parametrize("size", [1, 2, 5])
-    def test_micro_batches_give_the_same_result(self, pipe, size):
-        poses = tiny_pose(0, 3)
-        expected = run(pipe, pose=poses, generator=generators(0, 1, 2))
-        assert_same(run(pipe, pose=poses, generator=generators(0, 1, 2), micro_batch_size=size), expected)
-        assert_same(run(pipe, pose=list(poses), generator=generators(0, 1, 2), micro_batch_size=size), expected)
-        images = tiny_image(0, 3)
-        expected = run(pipe, image=images, pose=poses, num_images_per_prompt=2, generator=generators(*range(6)))
-        result = run(
-            pipe,
-            image=images,
-            pose=pipe.encode_pose(poses),
-            num_images_per_prompt=2,
-            generator=generators(*range(6)),
-            micro_batch_size=size,
-        )
-        assert_same(result, expected)
-        latents = torch.randn(3, *expected.shape[1:], generator=torch.manual_seed(0))
-        options = {
-            "image": None,
-            "appearance": pipe.encode_appearance(images),
-            "generator": generators(0, 1, 2),
-            "latents": latents,
-        }
-        expected = run(pipe, **options)
-        assert_same(run(pipe, **{**options, "generator": generators(0, 1, 2)}, micro_batch_size=size), expected)
+    def test_micro_batches_give_the_same_result(self, pipe, whole_batches, size):
+        for count, call, expected in whole_batches:
+            assert_same(run(pipe, **call, generator=generators(*range(count)), micro_batch_size=size), expected)
 
     def test_micro_batches_encode_a_single_source_once(self, pipe, monkeypatch):
         calls = []
@@ -427,14 +427,12 @@ class TestCallbacks:
 
 
 class TestSaving:
-    def test_save_and_load_gives_the_same_pixels(self, pipe, tmp_path):
-        pipe.save_pretrained(tmp_path)
-        loaded = CFLDPipeline.from_pretrained(tmp_path)
+    def test_save_and_load_gives_the_same_pixels(self, pipe, saved):
+        loaded = CFLDPipeline.from_pretrained(saved)
         assert np.array_equal(run(loaded, output_type="np"), run(pipe, output_type="np"))
 
-    def test_the_on_disk_format_is_the_frozen_one(self, pipe, tmp_path):
-        pipe.save_pretrained(tmp_path)
-        index = json.loads((tmp_path / "model_index.json").read_text())
+    def test_the_on_disk_format_is_the_frozen_one(self, saved):
+        index = json.loads((saved / "model_index.json").read_text())
         assert index.pop("_diffusers_version") == diffusers.__version__
         assert index == {
             "_class_name": "CFLDPipeline",
@@ -463,9 +461,8 @@ class TestSaving:
             assert loaded.pose_processor.config.image_shape == expected
         assert CFLDPipeline.from_pipe(loaded).pose_processor.config.image_shape == expected
 
-    def test_diffusion_pipeline_finds_the_class(self, pipe, tmp_path):
-        pipe.save_pretrained(tmp_path)
-        loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    def test_diffusion_pipeline_finds_the_class(self, saved):
+        loaded = DiffusionPipeline.from_pretrained(saved)
         assert type(loaded) is CFLDPipeline
 
     def test_variant_shards_and_dtype(self, pipe, tmp_path):
@@ -478,10 +475,9 @@ class TestSaving:
         with pytest.raises((ValueError, OSError), match="variant"):
             CFLDPipeline.from_pretrained(tmp_path, variant="fp8")
 
-    def test_dtype_dict(self, pipe, tmp_path):
-        pipe.save_pretrained(tmp_path)
+    def test_dtype_dict(self, saved):
         loaded = CFLDPipeline.from_pretrained(
-            tmp_path, dtype={"unet": torch.bfloat16, "pose_adapter": torch.float16, "default": torch.float32}
+            saved, dtype={"unet": torch.bfloat16, "pose_adapter": torch.float16, "default": torch.float32}
         )
         assert loaded.unet.dtype == torch.bfloat16
         assert loaded.pose_adapter.dtype == torch.float16
@@ -498,16 +494,14 @@ class TestSaving:
         assert (actual.float() - expected).norm() < 0.1 * expected.norm()
 
     @pytest.mark.parametrize("options", [{"device_map": "cpu"}, {"low_cpu_mem_usage": False}], ids=str)
-    def test_loading_options(self, pipe, tmp_path, options):
-        pipe.save_pretrained(tmp_path)
-        loaded = CFLDPipeline.from_pretrained(tmp_path, **options)
+    def test_loading_options(self, pipe, saved, options):
+        loaded = CFLDPipeline.from_pretrained(saved, **options)
         loaded.set_progress_bar_config(disable=True)
         assert torch.equal(run(loaded), run(pipe))
 
-    def test_a_component_can_be_replaced_while_loading(self, pipe, tmp_path):
-        pipe.save_pretrained(tmp_path)
+    def test_a_component_can_be_replaced_while_loading(self, pipe, saved):
         scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-        assert CFLDPipeline.from_pretrained(tmp_path, scheduler=scheduler).scheduler is scheduler
+        assert CFLDPipeline.from_pretrained(saved, scheduler=scheduler).scheduler is scheduler
 
     def test_from_pipe_shares_components_both_ways(self, pipe):
         torch.manual_seed(0)
