@@ -49,6 +49,14 @@ def pixels(path):
     return np.asarray(PIL.Image.open(path))
 
 
+@pytest.fixture(scope="module")
+def plain(folder, tmp_path_factory):
+    """The image of a command without further options."""
+    path = tmp_path_factory.mktemp("plain") / "out.png"
+    assert generate(folder, output=path) == 0
+    return pixels(path)
+
+
 def test_one_picture_equals_the_pipelines(folder, tmp_path, capsys):
     assert generate(folder, output=tmp_path / "new" / "out.png") == 0
     pipe = CFLDPipeline.from_pretrained(folder / "model")
@@ -123,15 +131,14 @@ def test_a_call_that_fails_before_the_first_picture_leaves_the_record(folder, tm
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # Pillow leaves the pipe open
-def test_a_photo_may_come_through_a_pipe(folder, tmp_path):
+def test_a_photo_may_come_through_a_pipe(folder, plain, tmp_path):
     """As `--image <(curl ...)` of shells, which can be read once."""
-    assert generate(folder, output=tmp_path / "file.png") == 0
     os.mkfifo(tmp_path / "photo.png")
     writer = threading.Thread(target=(tmp_path / "photo.png").write_bytes, args=((folder / "a.png").read_bytes(),))
     writer.start()
     assert generate(folder, images=(tmp_path / "photo.png",), output=tmp_path / "pipe.png") == 0
     writer.join()
-    assert np.array_equal(pixels(tmp_path / "pipe.png"), pixels(tmp_path / "file.png"))
+    assert np.array_equal(pixels(tmp_path / "pipe.png"), plain)
 
 
 def interrupt(*args):
@@ -149,10 +156,9 @@ def interrupt(*args):
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_options_change_the_picture(folder, tmp_path, arguments):
-    assert generate(folder, output=tmp_path / "plain.png") == 0
+def test_options_change_the_picture(folder, plain, tmp_path, arguments):
     assert generate(folder, *arguments, output=tmp_path / "changed.png") == 0
-    assert not np.array_equal(pixels(tmp_path / "plain.png"), pixels(tmp_path / "changed.png"))
+    assert not np.array_equal(pixels(tmp_path / "changed.png"), plain)
 
 
 def test_sizes(folder, tmp_path):
@@ -163,25 +169,22 @@ def test_sizes(folder, tmp_path):
     assert pixels(tmp_path / "out.png").shape == (64, 96, 3)
 
 
-def test_pose_frame_scales_poses_that_have_none(folder, tmp_path):
+def test_pose_frame_scales_poses_that_have_none(folder, plain, tmp_path):
     frame = ["--pose-frame", "256", "176"]
-    assert generate(folder, output=tmp_path / "json.png") == 0
     assert generate(folder, *frame, poses=("a.npy",), output=tmp_path / "array.png") == 0
-    assert np.array_equal(pixels(tmp_path / "json.png"), pixels(tmp_path / "array.png"))
+    assert np.array_equal(pixels(tmp_path / "array.png"), plain)
 
 
-def test_a_row_of_the_fields_csv_and_a_person_can_be_chosen(folder, tmp_path):
+def test_a_row_of_the_fields_csv_and_a_person_can_be_chosen(folder, plain, tmp_path):
     pose = Keypoints.load(folder / "a.json")
     y, x = pose.to_deepfashion()
     (folder / "rows.csv").write_text(f"name:keypoints_y:keypoints_x\nfirst:{y[::-1]}:{x}\nsecond:{y}:{x}\n")
     people = {**pose.to_openpose(), "people": [{"pose_keypoints_2d": [1.0] * 54}, *pose.to_openpose()["people"]]}
     (folder / "people.json").write_text(json.dumps(people))
-    assert generate(folder, output=tmp_path / "json.png") == 0
     assert generate(folder, "--pose-row", "second", poses=("rows.csv",), output=tmp_path / "row.png") == 0
     assert generate(folder, "--pose-person", "1", poses=("people.json",), output=tmp_path / "person.png") == 0
-    expected = pixels(tmp_path / "json.png")
-    assert np.array_equal(pixels(tmp_path / "row.png"), expected)
-    assert np.array_equal(pixels(tmp_path / "person.png"), expected)
+    assert np.array_equal(pixels(tmp_path / "row.png"), plain)
+    assert np.array_equal(pixels(tmp_path / "person.png"), plain)
 
 
 def test_an_unexpected_failure_is_one_line_too(folder, tmp_path, capsys, monkeypatch):
