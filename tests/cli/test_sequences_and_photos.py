@@ -217,7 +217,7 @@ def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, p
         (["--pose", "pose.json", "--source-pose", "nowhere.json"], "nowhere.json"),
         (["--pose", "pose.json", "--source-pose", "pose.json"], "an image of 256x176 (height x width), but --image"),
         (["--pose", "pose.json", "--align", "--source-box", 0, 0, 9, 9], "--align needs the pose"),
-        (["--pose", "pose.json", "--source-box", 500, 0, 600, 10], "must lie on the image of 90x150"),
+        (["--pose", "pose.json", "--source-box", 500, 0, 600, 10], "overlap the image of 90x150"),
     ],
     ids=str,
 )
