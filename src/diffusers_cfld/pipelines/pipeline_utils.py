@@ -79,32 +79,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionLoraLoaderMixin, IPAdapterMixin):
-    """Components and steps of CFLD's pipelines.
-
-    Args:
-        vae: Autoencoder between images and latents.
-        unet: The denoising U-Net, whose keys and values in the up blocks' cross-attentions CFLD trains.
-        scheduler: Any scheduler of diffusers for epsilon or v prediction; the published one is `DDPMScheduler`.
-        source_encoder: S, computes the features of the source image.
-        prompt_decoder: D, computes the coarse-grained prompt from the coarsest features; holds the null prompt.
-        appearance_encoder: A, computes the query biases from the fine features.
-        pose_adapter: P, computes the residuals of the target pose.
-        feature_extractor: Only for an IP-Adapter: the preprocessing of its image.
-        image_encoder: Only for an IP-Adapter: its CLIP vision model.
-        frame_height: With `frame_width`, the aspect ratio of the training images; images and poses with another one
-            are padded to it. None: everything is squashed. Saved in `model_index.json`.
-        frame_width: See `frame_height`.
-
-    Attributes:
-        pose_estimator: Finds the poses of images that are passed as `pose`; see [`diffusers_cfld.pose_estimation`].
-            None until you set one.
-        target_size: (height, width) in pixels of images made without `height` and `width`, the size of the training.
-        image_shape: (height, width) with the aspect ratio of the training images, or None.
-
-    Raises:
-        ValueError: Components do not fit together, for example because the prompt is not as wide as the U-Net's
-            cross-attention, or only one of `frame_height` and `frame_width` is None.
-    """
+    """Components and steps of CFLD's pipelines; see [`CFLDPipeline`] for arguments and attributes."""
 
     model_cpu_offload_seq = (
         "source_encoder->prompt_decoder->appearance_encoder->pose_adapter->image_encoder->unet->vae"
