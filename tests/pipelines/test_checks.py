@@ -47,6 +47,8 @@ def reference():
         ("unet", {}, "The pipeline has no `unet`: load one"),
         ("source_encoder", {}, "The pipeline has no `source_encoder`: load one"),
         (None, {"height": 0}, "`height` and `width` must be positive multiples of 8, got 0 and"),
+        (None, {"num_inference_steps": 0}, "`num_inference_steps` must be at least 1, got 0"),
+        (None, {"micro_batch_size": 0}, "`micro_batch_size` must be at least 1, got 0"),
     ],
 )
 def test_both_calls_check_before_they_compute(reference, absent, changes, message):
@@ -71,9 +73,9 @@ def test_components_that_cannot_work_together_are_named():
         CFLDPipeline(**{**parts, "source_encoder": encoder})
 
 
-@pytest.mark.parametrize("frame", [(256, None), (None, 176)])
+@pytest.mark.parametrize("frame", [(256, None), (None, 176), (0, 176)])
 def test_the_frame_is_two_numbers_or_none(pipe, frame):
-    with pytest.raises(ValueError, match="must both be numbers or both be None"):
+    with pytest.raises(ValueError, match="must both be positive numbers or both be None"):
         CFLDPipeline(**pipe.components, frame_height=frame[0], frame_width=frame[1])
 
 

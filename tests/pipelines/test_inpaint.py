@@ -409,7 +409,7 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
         ),
         ({"mask_image": np.full(SIZE, 2.0)}, "A mask must hold values in"),
         ({"mask_image": np.zeros((*SIZE, 3))}, "must have one channel and its reference's aspect ratio"),
-        ({"mask_image": [rectangle()] * 2}, "one source for each mask, got 1 sources and 2 masks"),
+        ({"mask_image": [rectangle()] * 2}, "one source for each mask, got 1 sources and \\[2\\] masks"),
         ({"image": [picture(*SIZE)] * 2}, "With 2 references, masks and poses must be lists"),
         ({"pose": [tiny_pose()] * 2}, "must be a single pose, that of the person in the image, got 2"),
         (
@@ -463,7 +463,7 @@ def test_an_ip_adapter_acts_in_the_regions(reference):
     pictures = [edit(pipe, image=reference, ip_adapter_image_embeds=[sign * image_embeds()[0]])[0] for sign in (1, -1)]
     assert pictures[0] != pictures[1]
     for one, options in ((pipe, {}), (plain, {"mask_image": None, "source_image": None})):
-        with pytest.raises(ValueError, match="An IP-Adapter and its input go together"):
+        with pytest.raises(ValueError, match="An IP-Adapter is loaded: pass its `ip_adapter_image`"):
             edit(one, image=reference, **options)
 
 
@@ -485,6 +485,25 @@ def test_a_batch_of_references_equals_single_edits(pipe):
     for one, other in zip(together, [*alone[0], *alone[1]], strict=True):
         assert one.size == other.size
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
+
+
+def test_what_does_not_fit_a_batch_of_references_is_named(pipe):
+    references = [picture(*SIZE, seed=1), picture(200, 176, seed=2)]
+    poses = [example_poses()[0], example_poses()[1].rescale((200, 176))]
+    sources = [tiny_image(number)[0] for number in range(3)]
+    options = {"image": references, "pose": poses, "mask_image": [[rectangle()] * 2, [rectangle((200, 176))]]}
+    with pytest.raises(ValueError, match=r"one source for each mask, got \[1, 2\] sources and \[2, 1\] masks"):
+        edit(pipe, **options, source_image=[sources[:1], sources[1:]])
+    with pytest.raises(ValueError, match="`output_type` must be 'pil' or 'latent' for references of several sizes"):
+        edit(pipe, **options, source_image=[sources[:2], sources[2:]], output_type="np")
+    with pytest.raises(ValueError, match="one pose for each reference, got 3 for 2"):
+        edit(pipe, **{**options, "pose": pipe.encode_pose(example_poses()[:3])}, source_image=sources)
+    with pytest.raises(ValueError, match="one pose for each reference, got 2 for 1"):
+        edit(pipe, image=references[0], pose=pipe.encode_pose(example_poses()[:2]))
+    nested = edit(
+        pipe, image=references[:1], mask_image=[[rectangle()]], source_image=[[tiny_image()]], pose=poses[:1]
+    )
+    assert nested[0] == edit(pipe, image=references[0], pose=poses[0])[0]
 
 
 def test_masks_of_other_modes(pipe, reference, quick):

@@ -558,7 +558,7 @@ class TestErrors:
             ({"output_size": (0, 176), "output_type": "pt"}, ValueError, "must be .height, width."),
             ({"guidance_scale": -1.0}, ValueError, "`guidance_scale` must be a finite number >= 0, got -1"),
             ({"appearance_guidance_scale": -2.0}, ValueError, "`appearance_guidance_scale` must be"),
-            ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, r"must be among .* got \['noise'\]"),
+            ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, r"must be some of .* got \['noise'\]"),
             ({"generator": [torch.Generator()] * 2}, ValueError, "got 2 for 1 images"),
             ({"latents": torch.zeros(1, 4, 8, 8)}, ValueError, r"\(1, 4, 16, 16\), got \(1, 4, 8, 8\)"),
             (
@@ -567,6 +567,7 @@ class TestErrors:
                 "2 images and 3 poses",
             ),
             ({"ip_adapter_image": torch.zeros(1, 3, 8, 8)}, ValueError, "call `load_ip_adapter`"),
+            ({"output_size": 256, "output_type": "pt"}, ValueError, "in whole pixels.* got 256"),
         ],
     )
     def test_bad_input_gets_one_sentence(self, pipe, options, error, message):
@@ -604,7 +605,7 @@ class TestErrors:
 
     def test_a_missing_component_and_a_foreign_scheduler_are_named(self):
         components = tiny_components()
-        with pytest.raises(ValueError, match="has no vae"):
+        with pytest.raises(ValueError, match="has no `vae`"):
             run(CFLDPipeline(**{**components, "vae": None}), output_type="pt")
         assert run(CFLDPipeline(**{**components, "vae": None})).shape == (1, 4, 16, 16)
         with pytest.raises(ValueError, match="got FlowMatchEulerDiscreteScheduler"):

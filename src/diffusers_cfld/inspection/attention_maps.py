@@ -146,7 +146,7 @@ def record_attention(pipe: CFLDPipeline, layer_names: Sequence[str] | None = Non
     for name in recorder.layer_names:
         if not isinstance(modules.get(name), Attention):
             raise ValueError(f"`layer_names` must be attention layers of the U-Net, got {name!r}.")
-    predict_branches = pipe.predict_branches
+    predict_branches, outer = pipe.predict_branches, vars(pipe).get("predict_branches")
 
     def predict_and_record(
         sample: torch.Tensor,
@@ -176,6 +176,8 @@ def record_attention(pipe: CFLDPipeline, layer_names: Sequence[str] | None = Non
             yield recorder
     finally:
         del pipe.predict_branches
+        if outer is not None:
+            pipe.predict_branches = outer
 
 
 @contextmanager

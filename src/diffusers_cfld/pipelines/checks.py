@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,6 +85,7 @@ def check_call(
     appearance: Appearance | None,
     height: int,
     width: int,
+    counts: Mapping[str, int | None],
     output_type: str,
     callback_on_step_end_tensor_inputs: list[str],
     ip_adapter_image: Any,
@@ -96,13 +98,14 @@ def check_call(
         appearance: As in the call.
         height: As in the call, with the default filled in.
         width: Likewise.
+        counts: The numbers of steps and images in the call, by name.
         output_type: As in the call.
         callback_on_step_end_tensor_inputs: As in the call.
         ip_adapter_image: As in the call.
         ip_adapter_image_embeds: As in the call.
 
     Raises:
-        TypeError: `appearance` is not an [`Appearance`].
+        TypeError: `appearance` is not an [`Appearance`], or `ip_adapter_image_embeds` is not a list.
         ValueError: A component is missing, or an argument is out of range or contradicts another.
     """
     optional = {*pipe._optional_components, *(["vae"] if output_type == "latent" else [])}
@@ -124,6 +127,9 @@ def check_call(
         if widths != pipe.appearance_encoder.layer_widths:
             # Missing biases would change the image without any error.
             raise ValueError("`appearance` was encoded by another model: encode it with this pipeline.")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {count}.")
     factor = pipe.vae_scale_factor
     if height <= 0 or width <= 0 or height % factor or width % factor:
         raise ValueError(
@@ -145,11 +151,15 @@ def check_call(
         raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, not both.")
     has_adapter = getattr(pipe.unet, "encoder_hid_proj", None) is not None
     has_input = ip_adapter_image is not None or ip_adapter_image_embeds is not None
-    if has_adapter != has_input or (ip_adapter_image is not None and pipe.image_encoder is None):
+    if has_adapter and not has_input:
         raise ValueError(
-            "An IP-Adapter and its input go together: call `load_ip_adapter` (with its image encoder for "
-            "`ip_adapter_image`) and pass `ip_adapter_image` or `ip_adapter_image_embeds`, or call "
-            "`unload_ip_adapter` and pass neither."
+            "An IP-Adapter is loaded: pass its `ip_adapter_image` or `ip_adapter_image_embeds`, or call "
+            "`unload_ip_adapter`."
+        )
+    if has_input and (not has_adapter or (ip_adapter_image is not None and pipe.image_encoder is None)):
+        raise ValueError(
+            "No IP-Adapter is loaded for this input: call `load_ip_adapter` first, with its image encoder if you pass "
+            "`ip_adapter_image`."
         )
     if isinstance(ip_adapter_image_embeds, torch.Tensor):
         raise TypeError("`ip_adapter_image_embeds` must be a list with one tensor per IP-Adapter, got a tensor.")

@@ -6,8 +6,9 @@ Paper: arXiv:2402.18078, Eq. 7. Official code: the `uc_down_full` branch of `pos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 import torch
 
@@ -96,7 +97,8 @@ class BranchConditions:
     null_prompt_embeds: torch.Tensor
     pose_residuals: Sequence[torch.Tensor]
     query_biases: Mapping[str, torch.Tensor]
-    image_embeds: Sequence[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    image_embeds: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+    _last: tuple[Any, UNetConditions] | None = None
 
     def replace_prompts(self, prompt_embeds: torch.Tensor, null_prompt_embeds: torch.Tensor) -> None:
         """Take the prompts that a callback may have replaced.
@@ -128,23 +130,26 @@ class BranchConditions:
 
         def lay_out(tensor: torch.Tensor, absent: torch.Tensor | None, seen: list[bool]) -> torch.Tensor:
             present = select_rows(tensor, rows, self.batch_size)
-            absent = torch.zeros_like(present) if absent is None else absent.expand_as(present)
-            return torch.cat([present if is_seen else absent for is_seen in seen])
+            missing = torch.zeros_like(present) if absent is None else select_rows(absent, rows, self.batch_size)
+            return torch.cat([present if is_seen else missing for is_seen in seen])
 
         has_pose = [branch.has_pose for branch in branches]
         has_appearance = [branch.has_appearance for branch in branches]
-        return UNetConditions(
-            encoder_hidden_states=lay_out(self.prompt_embeds, self.null_prompt_embeds, has_appearance),
-            pose_residuals=[lay_out(residual, None, has_pose) for residual in self.pose_residuals],
-            query_biases={
-                name: lay_out(bias, None, has_appearance) if any(has_appearance) else None
-                for name, bias in self.query_biases.items()
-            },
-            image_embeds=[
-                lay_out(positive, select_rows(negative, rows, self.batch_size), has_appearance)
-                for negative, positive in self.image_embeds
-            ],
-        )
+        prompts = lay_out(self.prompt_embeds, self.null_prompt_embeds, has_appearance)
+        # Only the prompts may change from step to step: the large conditions of a batch are laid out once.
+        key = (tuple(branches), rows.start, rows.stop)
+        if self._last is None or self._last[0] != key:
+            large = UNetConditions(
+                encoder_hidden_states=prompts,
+                pose_residuals=[lay_out(residual, None, has_pose) for residual in self.pose_residuals],
+                query_biases={
+                    name: lay_out(bias, None, has_appearance) if any(has_appearance) else None
+                    for name, bias in self.query_biases.items()
+                },
+                image_embeds=[lay_out(positive, negative, has_appearance) for negative, positive in self.image_embeds],
+            )
+            self._last = (key, large)
+        return replace(self._last[1], encoder_hidden_states=prompts)
 
 
 @dataclass

@@ -81,7 +81,8 @@ class CFLDPipeline(CFLDPipelineBase):
             raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), not both.")
         if pose is None:
             raise ValueError("`pose` is missing: pass OpenPose-18 keypoints, a pose map or `encode_pose(...)`.")
-        if output_size is not None and (output_type == "latent" or len(output_size) != 2 or min(output_size) < 1):
+        is_size = isinstance(output_size, (tuple, list)) and len(output_size) == 2 and min(output_size) >= 1
+        if output_size is not None and (output_type == "latent" or not is_size):
             raise ValueError(
                 "`output_size` must be (height, width) in whole pixels, and None for `output_type='latent'`, got "
                 f"{output_size!r}."
@@ -211,6 +212,7 @@ class CFLDPipeline(CFLDPipelineBase):
             image, appearance = None, image
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or []
         height = self.target_size[0] if height is None else height
         width = self.target_size[1] if width is None else width
         self._guidance_scale = guidance_scale
@@ -227,6 +229,11 @@ class CFLDPipeline(CFLDPipelineBase):
             appearance=appearance,
             height=height,
             width=width,
+            counts={
+                "num_inference_steps": num_inference_steps,
+                "num_images_per_prompt": num_images_per_prompt,
+                "micro_batch_size": micro_batch_size,
+            },
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             ip_adapter_image=ip_adapter_image,
@@ -286,13 +293,13 @@ class CFLDPipeline(CFLDPipelineBase):
                     progress_bar.update()
 
         # 6. Decode
-        images: Images = latents
+        images: Any = latents
         if output_type != "latent":
-            decoded = self.decode_latents(latents, output_size, generator, micro_batch_size)
-            check_finite(self, decoded)
-            images = self.image_processor.postprocess(
-                decoded, output_type=output_type, do_denormalize=[False] * len(decoded)
-            )
+            images = self.decode_latents(latents, output_size, generator, micro_batch_size)
+        check_finite(self, images)
+        images = self.image_processor.postprocess(
+            images, output_type=output_type, do_denormalize=[False] * len(images)
+        )
 
         # 7. Free the models' hooks
         self.maybe_free_model_hooks()

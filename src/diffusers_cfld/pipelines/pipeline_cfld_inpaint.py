@@ -95,7 +95,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             raise ValueError("`pose` is missing: pass the reference's own pose, or set `pipe.pose_estimator`.")
         if not 0 < strength <= 1:
             raise ValueError(f"`strength` must be above 0 and at most 1, got {strength}.")
-        if not feather >= 0:
+        if not 0 <= feather < float("inf"):
             raise ValueError(f"`feather` must be a number of pixels >= 0, got {feather}.")
         if self.vae is None:
             raise ValueError("The pipeline has no `vae` to encode the reference with: load one.")
@@ -200,7 +200,8 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             appearance: From [`~CFLDPipeline.encode_appearance`], instead of `source_image`; one source per mask.
             ip_adapter_image: As in [`CFLDPipeline`].
             ip_adapter_image_embeds: As in [`CFLDPipeline`].
-            output_type: `"pil"`, `"np"` or `"pt"`, with images of the reference's size, or `"latent"`.
+            output_type: `"pil"`, `"np"` or `"pt"`, with images of the reference's size, or `"latent"`. For `"np"` and
+                `"pt"` all references must have one size.
             return_dict: Return a [`CFLDPipelineOutput`] instead of a tuple.
             cross_attention_kwargs: Arguments for the attention processors.
             guidance_rescale: As in [`CFLDPipeline`].
@@ -232,6 +233,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             source_image, appearance = None, source_image
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or []
         height = self.target_size[0] if height is None else height
         width = self.target_size[1] if width is None else width
         self._guidance_scale = guidance_scale
@@ -248,6 +250,11 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             appearance=appearance,
             height=height,
             width=width,
+            counts={
+                "num_inference_steps": num_inference_steps,
+                "num_images_per_prompt": num_images_per_prompt,
+                "micro_batch_size": micro_batch_size,
+            },
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             ip_adapter_image=ip_adapter_image,
@@ -258,6 +265,8 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         # 2. Read references, masks and poses
         references = [self.source_image_processor.to_rgb(_to_pil(item)) for item in split_images(image)]  # type: ignore[arg-type]  # given
         sizes = [(reference.height, reference.width) for reference in references]
+        if output_type in ("np", "pt") and len(set(sizes)) > 1:
+            raise ValueError(f"`output_type` must be 'pil' or 'latent' for references of several sizes, got {sizes}.")
         masks = [
             _read_masks(item, size) for item, size in zip(_for_each(mask_image, len(sizes)), sizes, strict=True)
         ]  # (R, H, W) each, R regions
@@ -269,17 +278,24 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             poses = poses[0] if len(poses) == 1 else poses
 
         # 3. Encode sources and poses; every region of every result is a sample
+        nested: list[int] = []  # sources of each reference, if they are in lists as the masks are
         if appearance is None:
             items: list[Any] = list(source_image) if isinstance(source_image, (list, tuple)) else [source_image]
             flat: list[Any] = [one for item in items for one in (item if isinstance(item, (list, tuple)) else [item])]
+            nested = [len(item) for item in items if isinstance(item, (list, tuple))]
             appearance = self.encode_appearance(split_images(flat), micro_batch_size)
         num_regions = [len(reference_masks) for reference_masks in masks]
-        if len(appearance) != sum(num_regions):
+        if len(appearance) != sum(num_regions) or (len(nested) == len(masks) > 1 and nested != num_regions):
             raise ValueError(
-                f"There must be one source for each mask, got {len(appearance)} sources and {sum(num_regions)} masks."
+                f"There must be one source for each mask, got {nested or len(appearance)} sources and {num_regions} "
+                "masks."
             )
         layout = _Layout.of(num_regions, num_images_per_prompt, device)
         pose_features = self.encode_pose(poses, micro_batch_size)
+        if len(pose_features) != len(references):
+            raise ValueError(
+                f"There must be one pose for each reference, got {len(pose_features)} for {len(references)}."
+            )
         if len(pose_features) > 1:
             pose_features = PoseFeatures(
                 {name: value[layout.reference_of_region] for name, value in pose_features.residuals.items()}
@@ -360,6 +376,8 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         # 7. Decode, and paste the results into their references
         images: Any = latents[layout.sample_of_result]
         if output_type != "latent":
+            if isinstance(generator, list):
+                generator = [generator[number] for number in layout.sample_of_result.tolist()]
             decoded = self.decode_latents(images, None, generator, micro_batch_size)
             check_finite(self, decoded)
             made = self.image_processor.postprocess(decoded, output_type="pil", do_denormalize=[False] * len(decoded))
@@ -391,8 +409,6 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         order = self.scheduler.order
         # There is one custom timestep per evaluation, and a step of a higher-order scheduler has several evaluations.
         num_inference_steps = min(num_inference_steps, -(-len(timesteps) // order))
-        if strength == 1:
-            return timesteps, num_inference_steps
         kept = max(1, int(num_inference_steps * strength))
         first = (num_inference_steps - kept) * order
         if hasattr(self.scheduler, "set_begin_index"):
@@ -455,6 +471,8 @@ def _to_pil(image: Any) -> PIL.Image.Image:
 
 def _read_masks(mask_image: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Read the masks of one reference as (R, H, W) in [0, 1]; their sum is at most 1 everywhere."""
+    if isinstance(mask_image, (list, tuple)) and len(mask_image) == 1 and isinstance(mask_image[0], (list, tuple)):
+        (mask_image,) = mask_image  # a batch of one reference
     is_array = isinstance(mask_image, (np.ndarray, torch.Tensor))
     is_stack = is_array and mask_image.ndim == 3 and mask_image.shape[2] > 4  # else it has channels
     items = list(mask_image) if isinstance(mask_image, (list, tuple)) or is_stack else [mask_image]

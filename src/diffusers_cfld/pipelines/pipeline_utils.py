@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -112,10 +113,11 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
     ) -> None:
         super().__init__()
         check_components(vae, unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
-        if (frame_height is None) != (frame_width is None):
+        sides = [side for side in (frame_height, frame_width) if side is not None]
+        if len(sides) == 1 or min(sides, default=1) < 1:
             raise ValueError(
-                f"`frame_height` and `frame_width` must both be numbers or both be None, got {frame_height} and "
-                f"{frame_width}."
+                f"`frame_height` and `frame_width` must both be positive numbers or both be None, got {frame_height} "
+                f"and {frame_width}."
             )
         self.register_modules(
             vae=vae,
@@ -154,9 +156,12 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Returns:
             The new pipeline.
+
+        Raises:
+            TypeError: A component is missing.
         """
         # README: every component keeps its dtype. diffusers' `from_pipe` casts all, even shared ones, to float32.
-        dtype = kwargs.pop("dtype", None)
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         names = inspect.signature(cls.__init__).parameters
         found = {**pipeline.config, **pipeline.components}
         made = cls(**{**{name: value for name, value in found.items() if name in names}, **kwargs})
@@ -166,27 +171,37 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        *args: Any,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
         push_to_hub: bool = False,
+        *,
         repo_id: str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
         commit_message: str | None = None,
         create_pr: bool = False,
         **kwargs: Any,
-    ) -> None:
+    ) -> Any:
         """Save the pipeline, with a model card unless the folder or the repository has one.
+
+        The card is copied from the folder that the pipeline was loaded from; without one there, it is written.
 
         Args:
             save_directory: The folder.
-            *args: Passed on to `DiffusionPipeline.save_pretrained`.
+            safe_serialization: Write safetensors files.
+            variant: Variant in the names of the weights' files, for example `"fp16"`.
+            max_shard_size: Split larger weights into files of this size, for example `"5GB"`.
             push_to_hub: Also upload the folder to the Hub.
             repo_id: Repository on the Hub; by default the folder's name, in your namespace.
             private: Whether a new repository is private.
             token: Hub token.
             commit_message: Message of the upload.
             create_pr: Open a pull request instead of committing.
-            **kwargs: Passed on to `DiffusionPipeline.save_pretrained`, for example `variant` and `max_shard_size`.
+            **kwargs: Passed on to `DiffusionPipeline.save_pretrained`.
+
+        Returns:
+            With `push_to_hub`, what `huggingface_hub.upload_folder` returns.
 
         Raises:
             ValueError: A LoRA is attached, with layers that `from_pretrained` could not load.
@@ -197,35 +212,42 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
                 "The U-Net cannot be saved while a LoRA is attached to it: call `fuse_lora()` if you want to keep its "
                 "effect, then `unload_lora_weights()`, and save again."
             )
-        folder, variant = Path(save_directory), kwargs.get("variant")
+        folder = Path(save_directory)
+        if push_to_hub:
+            repo_id = create_repo(repo_id or folder.name, exist_ok=True, private=private, token=token).repo_id
         suffix = f".{variant}" if variant else ""
         for index in folder.glob(f"*/diffusion_pytorch_model.safetensors.index{suffix}.json"):
             index.unlink()  # from an earlier save in shards: loading would look for these
-        super().save_pretrained(os.fspath(folder), *args, **kwargs)
-        card = folder / "README.md"
-        if not card.exists():
+        super().save_pretrained(os.fspath(folder), safe_serialization, variant, max_shard_size, **kwargs)
+        card, source = folder / "README.md", Path(self.name_or_path or "nowhere", "README.md")
+        if not card.exists() and source.is_file():
+            shutil.copyfile(source, card)
+        elif not card.exists():
             card.write_text(make_model_card(self, repo_id or folder.name, variant=variant), encoding="utf-8")
-        if push_to_hub:
-            repo_id = create_repo(repo_id or folder.name, exist_ok=True, private=private, token=token).repo_id
-            has_card = file_exists(repo_id, "README.md", token=token)
-            upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                ignore_patterns=["README.md"] if has_card else None,
-                token=token,
-                commit_message=commit_message or f"Upload {type(self).__name__}",
-                create_pr=create_pr,
-            )
+        if not push_to_hub:
+            return None
+        has_card = file_exists(repo_id, "README.md", token=token)
+        return upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            ignore_patterns=["README.md"] if has_card else None,
+            token=token,
+            commit_message=commit_message or f"Upload {type(self).__name__}",
+            create_pr=create_pr,
+        )
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> None:
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the pipeline to the Hub, with a model card unless the repository has one.
 
         Args:
             repo_id: The repository; created if it does not exist.
             **kwargs: Passed on to [`~CFLDPipelineBase.save_pretrained`], for example `token`, `private` and `variant`.
+
+        Returns:
+            What `huggingface_hub.upload_folder` returns.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
+            return self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
 
     @classmethod
     def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
@@ -369,11 +391,13 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             ValueError: There are several poses, the pose was measured on an image of another shape, or it is a pose
                 map although the image is padded.
         """
-        if isinstance(pose, PoseFeatures):
-            return pose
-        poses: Any = split_poses(read_poses(pose, self.pose_estimator, shape=None))
+        poses: Any = pose
+        if not isinstance(pose, PoseFeatures):
+            poses = split_poses(read_poses(pose, self.pose_estimator, shape=None))
         if len(poses) != 1:
             raise ValueError(f"`pose` must be a single pose, that of the person in the image, got {len(poses)}.")
+        if isinstance(pose, PoseFeatures):
+            return pose
         is_whole = self.pose_processor.choose_crop(size).is_whole_image
         if is_pose_map(poses[0]):
             if not is_whole:
@@ -575,7 +599,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
                 timestep,
                 encoder_hidden_states=batch.encoder_hidden_states,
                 cross_attention_kwargs=self.cross_attention_kwargs,
-                down_intrablock_additional_residuals=batch.pose_residuals,
+                down_intrablock_additional_residuals=list(batch.pose_residuals),  # the U-Net empties the list
                 added_cond_kwargs={"image_embeds": batch.image_embeds} if batch.image_embeds else None,
                 return_dict=False,
             )[0]
