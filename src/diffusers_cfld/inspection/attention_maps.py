@@ -177,7 +177,7 @@ def record_attention(pipe: CFLDPipeline, layer_names: Sequence[str] | None = Non
     finally:
         del pipe.predict_branches
         if outer is not None:
-            pipe.predict_branches = outer
+            pipe.predict_branches = outer  # type: ignore[method-assign]
 
 
 @contextmanager

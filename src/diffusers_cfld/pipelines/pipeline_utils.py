@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -185,8 +184,6 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
     ) -> Any:
         """Save the pipeline, with a model card unless the folder or the repository has one.
 
-        The card is copied from the folder that the pipeline was loaded from; without one there, it is written.
-
         Args:
             save_directory: The folder.
             safe_serialization: Write safetensors files.
@@ -219,10 +216,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         for index in folder.glob(f"*/diffusion_pytorch_model.safetensors.index{suffix}.json"):
             index.unlink()  # from an earlier save in shards: loading would look for these
         super().save_pretrained(os.fspath(folder), safe_serialization, variant, max_shard_size, **kwargs)
-        card, source = folder / "README.md", Path(self.name_or_path or "nowhere", "README.md")
-        if not card.exists() and source.is_file():
-            shutil.copyfile(source, card)
-        elif not card.exists():
+        card = folder / "README.md"
+        if not card.exists():
             card.write_text(make_model_card(self, repo_id or folder.name, variant=variant), encoding="utf-8")
         if not push_to_hub:
             return None
