@@ -72,7 +72,7 @@ def test_frames_without_anybody_are_filled_in(poses, tmp_path, caplog):
     (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, frames)))
     read = load_pose_sequence(tmp_path / "poses.jsonl")
     assert_poses(read, [first, first, *(first.lerp(last, part) for part in (0.25, 0.5, 0.75)), last, last])
-    assert "nobody is in 5 of 7 frames" in caplog.text
+    assert "5 of 7 frames have no person" in caplog.text
     array = np.stack([first.to_array(), np.full((18, 3), -1.0), last.to_array()])
     array[1, :, 2] = 0
     np.save(tmp_path / "poses.npy", array)
@@ -123,12 +123,12 @@ def test_one_of_several_people(poses, tmp_path):
 def test_what_is_no_sequence_is_named(poses, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
         load_pose_sequence(tmp_path / "nowhere.jsonl")
-    with pytest.raises(ValueError, match="has nobody in any of its 0 frames"):
+    with pytest.raises(ValueError, match="at least one of its 0 frames, but has none"):
         load_pose_sequence(tmp_path)
     cases = {
         "poses.csv": ("", r"poses.csv': it must be a folder, or a file that ends in .jsonl or .npy"),
         "broken.jsonl": (json.dumps(poses[0].to_openpose()) + "\n{broken", r"broken.jsonl', line 2: .*valid JSON"),
-        "empty.jsonl": ("null\n", "has nobody in any of its 1 frames"),
+        "empty.jsonl": ("null\n", "at least one of its 1 frames, but has none"),
         "broken.npy": ("no array", r"Cannot read poses from .*broken.npy'"),
     }
     for name, (content, message) in cases.items():

@@ -1,4 +1,4 @@
-"""One person in many poses: read a sequence of poses, make its frames a few at a time, write an animation."""
+"""One person in many poses: read a sequence of poses, make its frames a few at a time, and write an animation."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def load_pose_sequence(
 ) -> list[Keypoints]:
     """Read the poses of a movement.
 
-    Frames in which nobody was found are filled in between their neighbours (`Keypoints.lerp`); those before the first
-    pose and after the last one repeat it. A warning says how many there are.
+    Frames in which nobody was found are interpolated between their neighbours (`Keypoints.lerp`); those before the
+    first pose and after the last one repeat that pose. A warning says how many there are.
 
     Args:
-        path: `.jsonl`: one pose per line in any form of `Keypoints.from_any`, `null` where there is nobody. A folder:
-            its `.json` files of OpenPose, in the order of the numbers in their names. `.npy`: an array of shape
-            (T, 18, 2 or 3), or (T, 17, 2 or 3) in COCO order.
+        path: `.jsonl`: one pose per line in any form that `Keypoints.from_any` reads, `null` for frames without
+            anybody. A folder: its OpenPose `.json` files, in the order of the numbers in their names. `.npy`: an array
+            of shape (T, 18, 2 or 3), or (T, 17, 2 or 3) in COCO order.
         size: (height, width) in pixels of the images that the joints were measured on; None as in
             `Keypoints.from_any`.
         person: Which of several people, from 0.
 
     Returns:
-        A pose per frame.
+        One pose per frame.
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
-        ValueError: The content cannot be read, or nobody is in any frame; the message names the file and the frame.
+        ValueError: The content cannot be read, or no frame has a person; the message names the file and the frame.
     """
     file, place = Path(path), ""
     poses: list[Keypoints | None] = []
@@ -83,38 +83,39 @@ def render_sequence(
 
     The source is encoded once. Frames that an earlier run left in the folder are kept if `sequence.json` beside them
     names the same model, the same image and poses (by their SHA-256) and the same options; otherwise they are refused.
-    Options that JSON cannot hold, such as callbacks and embeddings, are not noted: with others, choose another folder.
+    Options that JSON cannot hold, such as callbacks and embeddings, are not recorded: if you change them, choose
+    another folder.
 
     Args:
-        pipe: The pipeline; from another one's components by `CFLDPipeline.from_pipe`.
-        poses: A pose per frame, in any form that the pipeline takes. People found in images of one size are all
-            cropped by the same window, so that their movement through the image is kept.
+        pipe: The pipeline; `CFLDPipeline.from_pipe` makes one from another pipeline.
+        poses: One pose per frame, in any form that the pipeline takes. If people are found in images of one size, all
+            are cropped with the same window, so that their movement through the image is kept.
         folder: Where the frames go, as `000000.png` and so on; created if it does not exist.
-        image: The source image, as for the pipeline.
+        image: The source image, as in the pipeline's call.
         appearance: From `encode_appearance`, instead of `image`.
-        seed: Of the noise.
-        shared_noise: Give all frames the same noise, so that what the pose does not change stays alike from frame to
-            frame. Otherwise frame i has the noise of seed + i.
-        micro_batch_size: How many frames are made at once.
-        **kwargs: As for the pipeline's call, e.g. `num_inference_steps`, `guidance_scale`, `output_size`.
+        seed: Seed of the noise.
+        shared_noise: Give all frames the same noise, so that what does not depend on the pose stays similar from frame
+            to frame. Otherwise frame i has the noise of seed + i.
+        micro_batch_size: How many frames to make at once.
+        **kwargs: As in the pipeline's call, e.g. `num_inference_steps`, `guidance_scale`, `output_size`.
 
     Yields:
-        The paths of all frames in order, each once its image is on the disk. After a callback has set `_interrupt`,
-        no more follow.
+        The paths of all frames in order, each as soon as its image is on the disk. They end once a callback has set
+        `_interrupt`.
 
     Raises:
-        ValueError: There are several sources, or both `image` and `appearance`; the folder holds frames of another
-            sequence; or as for the pipeline.
-        TypeError: As for the pipeline.
+        ValueError: There are several sources, or both `image` and `appearance`; the folder has frames of another
+            sequence; or as in the pipeline's call.
+        TypeError: As in the pipeline's call.
         OSError: A frame cannot be written.
     """
     if image is not None and appearance is None:
-        # Of an image, the note has the image itself: encoding it may differ by rounding from run to run.
+        # The note has the digest of an image itself, since its encoding may differ by rounding from run to run.
         source, inputs = pipe.encode_appearance(image), [pipe.source_image_processor.preprocess(image)]
     elif appearance is not None and image is None:
         source, inputs = appearance, [appearance.prompt_embeds, *appearance.query_biases.values()]
     else:
-        raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), and not both.")
+        raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), not both.")
     if len(source) != 1:
         raise ValueError(f"A sequence shows one person, got {len(source)} sources: combine them by `Appearance.mean`.")
     poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.image_shape)
@@ -158,12 +159,12 @@ def write_animation(
         frames_per_second: Speed, above 0. A `.gif` shows each frame for whole hundredths of a second, at least two.
 
     Raises:
-        ValueError: There is no frame, frames differ in size, or `path` or the speed is none of these.
+        ValueError: There are no frames, they differ in size, or `path` or `frames_per_second` is not as described.
         OSError: A frame cannot be read, or the file cannot be written.
     """
     output, paths = Path(path), list(frames)
     if output.suffix.lower() not in (".gif", ".mp4"):
-        raise ValueError(f"An animation must end in .gif or .mp4, got {str(output)!r}.")
+        raise ValueError(f"The path of an animation must end in .gif or .mp4, got {str(output)!r}.")
     if not frames_per_second > 0:
         raise ValueError(f"`frames_per_second` must be above 0, got {frames_per_second}.")
     sizes = {image.size for image in _opened(paths)}
@@ -176,17 +177,17 @@ def write_animation(
 
 
 def claim_images(note: Path, images: Iterable[Path], model: object, options: Mapping[str, Any], digest: str) -> None:
-    """Note what images are made from, or refuse those that were made from something else.
+    """Record what images are made from, or refuse images that were made from something else.
 
     Args:
         note: The file beside the images.
-        images: Where they are or will be.
+        images: Paths of the images, which may exist already.
         model: The model's name.
-        options: What else they depend on; values that JSON cannot hold are left out.
-        digest: Of the source images and poses, by [`digest_arrays`].
+        options: What else the images depend on; values that JSON cannot hold are left out.
+        digest: Digest of the source images and poses, by [`digest_arrays`].
 
     Raises:
-        ValueError: There are images, and no note or another one.
+        ValueError: Some of the images exist, but the note does not, or it differs.
     """
     plain = {name: value for name, value in options.items() if _is_plain(value)}
     content = json.dumps({"model": str(model), "options": plain, "sha256": digest}, indent=2, sort_keys=True).encode()
@@ -197,7 +198,7 @@ def claim_images(note: Path, images: Iterable[Path], model: object, options: Map
     elif not note.is_file() or note.read_bytes() != content:
         raise ValueError(
             f"{str(found)!r} exists, but {note.name!r} does not say that it was made with this model, image, pose "
-            "and options: write to another place, or remove what is there."
+            "and options: choose another place, or delete what is there."
         )
 
 
@@ -205,7 +206,7 @@ def digest_arrays(arrays: Iterable[npt.ArrayLike]) -> str:
     """Compute the SHA-256 of arrays.
 
     Args:
-        arrays: Any; their shapes count as well.
+        arrays: Any arrays; their shapes count as well.
 
     Returns:
         64 hexadecimal digits.
@@ -223,9 +224,9 @@ def _is_plain(value: object) -> bool:
 
 
 def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
-    """What a sequence holds for each frame, after where that is."""
+    """Yield, for each frame of a sequence, its place in the file and its content."""
     if file.is_dir():
-        # Not the files that macOS and others hide beside them.
+        # Without hidden files, such as macOS writes beside others.
         names = [name for name in os.listdir(file) if name.lower().endswith(".json") and not name.startswith(".")]
         for name in sorted(names, key=_natural_order):
             yield f", {name}", _parse(Path(file, name).read_text(encoding="utf-8-sig"))
@@ -242,7 +243,7 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(text: str) -> Any:
-    """What a JSON text holds, or the text if it is no JSON, for the reader of poses to say so."""
+    """Parse a JSON text; if it is not JSON, return the text, so that the reader of poses reports it."""
     try:
         return json.loads(text)
     except ValueError:
@@ -261,10 +262,10 @@ def _read_pose(value: Any, size: Size | None, person: int | None) -> Keypoints |
 def _fill_gaps(poses: Sequence[Keypoints | None], file: Path) -> list[Keypoints]:
     known = {number: pose for number, pose in enumerate(poses) if pose is not None}
     if not known:
-        raise ValueError(f"{str(file)!r} has nobody in any of its {len(poses)} frames.")
+        raise ValueError(f"{str(file)!r} must have a person in at least one of its {len(poses)} frames, but has none.")
     num_missing = len(poses) - len(known)
     if num_missing:
-        logger.warning("%s: nobody is in %d of %d frames, which are filled in.", file, num_missing, len(poses))
+        logger.warning("%s: %d of %d frames have no person and are interpolated.", file, num_missing, len(poses))
     numbers, filled = list(known), []
     for number in range(len(poses)):
         place = bisect.bisect_right(numbers, number)
@@ -302,7 +303,7 @@ def _write_mp4(paths: Sequence[str | os.PathLike[str]], output: Path, frames_per
     size = (width + odd[1], height + odd[0])
     writer = cv2.VideoWriter(str(output), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_second, size)
     if not writer.isOpened():
-        raise OSError(f"{str(output)!r} cannot be written as MPEG-4: write a .gif or frames.")
+        raise OSError(f"{str(output)!r} cannot be written as MPEG-4: choose a .gif, or a folder of frames.")
     for image in _opened(paths):
         pixels = np.asarray(image.convert("RGB"))[..., ::-1]
         writer.write(cv2.copyMakeBorder(pixels, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE))

@@ -43,7 +43,10 @@ def test_the_grid_is_written_and_named(tmp_path, caplog, monkeypatch):
     ("arguments", "message"),
     [
         (["--steps", "0"], "argument --steps: must be at least 1, got 0"),
-        (["--output", "grid.xyz"], "argument --output: must end like an image, e.g. .png or .jpg, got 'grid.xyz'"),
+        (
+            ["--output", "grid.xyz"],
+            "argument --output: must end in .png, .jpg or another suffix of images, got 'grid.xyz'",
+        ),
     ],
 )
 def test_errors_come_before_any_work(arguments, message, capsys):

@@ -260,7 +260,7 @@ def test_a_model_that_is_none_is_named(folder, tmp_path, capsys, model):
 def test_a_model_in_a_variant_only_names_the_option(folder, tmp_path, capsys):
     command = ["generate", "--model", str(SMALL_MODEL), "--image", str(folder / "a.png")]
     assert main([*command, "--pose", str(folder / "a.json"), "--output", str(tmp_path / "out.png")]) == 1
-    assert "it has variants of the weights only: pass --variant fp16." in capsys.readouterr().err
+    assert "it only has variants of the weights: pass --variant fp16." in capsys.readouterr().err
 
 
 def test_photos_are_not_kept_while_others_are_made(folder, tmp_path, monkeypatch):
@@ -299,7 +299,10 @@ def test_truncated_weights_are_named(folder, tmp_path, capsys):
         (["generate"], "the following arguments are required: --image, --pose"),
         (["generate", "--steps", "0"], "argument --steps: must be at least 1, got 0"),
         (["generate", "--batch-size", "many"], "argument --batch-size: invalid positive_int value: 'many'"),
-        (["generate", "--output", "out.txt"], "argument --output: must end like an image, e.g. .png or .jpg, got"),
+        (
+            ["generate", "--output", "out.txt"],
+            "argument --output: must end in .png, .jpg or another suffix of images, got",
+        ),
         (["generate", "--background", "purpel"], "argument --background: invalid color value: 'purpel'"),
         (["animate", "--output", "out.avi"], "argument --output: must end in .gif or .mp4, or be a folder for frames"),
         (["animate", "--fps", "0"], "argument --fps: must be above 0, got 0"),

@@ -206,8 +206,14 @@ def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, p
     ("options", "message"),
     [
         (["--pose", "b.png"], "to find the pose in the image"),
-        (["--pose", "pose.json", "--pose-weights", "estimator"], "--pose-estimator and --pose-weights go together"),
-        (["--pose", "pose.json", "--pose-estimator", "vitpose"], "--pose-estimator and --pose-weights go together"),
+        (
+            ["--pose", "pose.json", "--pose-weights", "estimator"],
+            "--pose-estimator and --pose-weights must be given together",
+        ),
+        (
+            ["--pose", "pose.json", "--pose-estimator", "vitpose"],
+            "--pose-estimator and --pose-weights must be given together",
+        ),
         (
             ["--pose", "b.png", "--pose-estimator", "vitpose", "--pose-weights", "./nowhere", "--local-files-only"],
             "--pose-weights, --detector-weights: ",
@@ -317,7 +323,7 @@ def test_interpolate_goes_from_the_one_to_the_other(folder, pipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pose", "b.png"], "--pose: to find the pose in the image"),
+        (["--pose", "b.png"], "b.png' is an image: give --pose-estimator"),
         (["--pose", "pose.json", "--pose-row", "first"], "`row` is only for .csv and .txt files"),
     ],
     ids=str,

@@ -52,7 +52,7 @@ def test_swin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "a"], "needs --base, --output as well"),
+        (["--checkpoint", "a"], "also needs --base, --output"),
         (["--checkpoint", "a", "--base", "b"], "needs --output"),
         (["--to-original", "--output", "o"], "needs --model"),
         (["--swin", "a"], "needs --output"),

@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands.
 
     Returns:
-        A parser whose namespace has `run`, the function that executes the command and returns its exit code.
+        A parser; in the parsed arguments, `run` is the function that executes the command and returns its exit code.
     """
     parser = argparse.ArgumentParser(
         prog="diffusers-cfld", description="Put a person into another pose with CFLD, on top of diffusers."
@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: Arguments without the program's name; default those of the process.
+        argv: Arguments without the program's name; by default those of the process.
 
     Returns:
-        0 on success, 1 on failure (one sentence on standard error says why; with the environment variable
-        `DIFFUSERS_CFLD_TRACEBACK` set, the error is raised instead), 130 when interrupted. On wrong usage, argparse
+        0 on success, 1 on failure (one sentence on standard error says why; if the environment variable
+        `DIFFUSERS_CFLD_TRACEBACK` is set, the error is raised instead), 130 if interrupted. On wrong usage, argparse
         itself exits with 2.
     """
     args = build_parser().parse_args(argv)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("DIFFUSERS_CFLD_TRACEBACK"):
             raise
         sentence = " ".join(str(error).split())
-        if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):  # a defect of ours or of a library
+        if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):  # a bug in our code or in a library
             sentence = f"unexpected {type(error).__name__}: {sentence} (set DIFFUSERS_CFLD_TRACEBACK=1 to see where)"
         sys.stderr.write(f"diffusers-cfld: error: {sentence}\n")
         return 1

@@ -16,13 +16,13 @@ def add_animate_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
     """Add the command to a parser.
 
     Args:
-        subparsers: Of the parser of all commands.
+        subparsers: Subparsers of the main parser.
     """
     parser = subparsers.add_parser(
         "animate",
         help="move the person of an image through a sequence of poses",
         description="Move the person of an image through a sequence of poses. Every frame is written as soon as it is "
-        "made, and an interrupted run goes on where it stopped.",
+        "made, and an interrupted run continues where it stopped.",
     )
     add = parser.add_argument
     add("--image", required=True, metavar="F", help="source image")
@@ -30,7 +30,7 @@ def add_animate_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         "--poses",
         required=True,
         metavar="F",
-        help="the sequence: .jsonl with a pose per line, a folder of OpenPose JSON files, or .npy of (T, 18, 2 or 3)",
+        help="the sequence: .jsonl with one pose per line, folder of OpenPose JSON files, or .npy of (T, 18, 2 or 3)",
     )
     add_pose_options(parser)
     add(
@@ -38,24 +38,25 @@ def add_animate_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         type=animation_path,
         default="animation.gif",
         metavar="F",
-        help=".gif, .mp4, or a folder for frames alone (default %(default)s)",
+        help=".gif, .mp4, or a folder for frames only (default %(default)s)",
     )
-    add("--frames", metavar="DIR", help="folder of the frames (default: --output if it is one, else OUTPUT-frames)")
+    frames = "folder for the frames (default: --output if it is a folder, else OUTPUT-frames)"
+    add("--frames", metavar="DIR", help=frames)
     add("--fps", type=positive_float, default=12.0, metavar="X", help="frames per second (default %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default %(default)s)")
     add(
         "--shared-noise",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="the same noise in all frames, which flickers less (default: yes)",
+        help="give all frames the same noise, which reduces flicker (default: yes)",
     )
-    add("--batch-size", type=positive_int, default=4, metavar="N", help="frames at once (default %(default)s)")
+    add("--batch-size", type=positive_int, default=4, metavar="N", help="frames to make at once (default %(default)s)")
     add_common_options(parser)
     parser.set_defaults(run=run)
 
 
 def animation_path(text: str) -> Path:
-    """Check where an animation or its frames go.
+    """Check the path of an animation or of the folder for its frames.
 
     Args:
         text: Value of `--output`.
@@ -64,7 +65,7 @@ def animation_path(text: str) -> Path:
         The path.
 
     Raises:
-        argparse.ArgumentTypeError: It ends like something else.
+        argparse.ArgumentTypeError: The path has another suffix.
     """
     path = Path(text)
     if path.suffix.lower() not in ("", ".gif", ".mp4"):
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ImportError: An option needs a package that is not installed.
         OSError: A file cannot be read or written, or the model is not found.
-        ValueError: A file does not hold what it should, or options contradict each other.
+        ValueError: A file does not have the right content, or options contradict each other.
     """
     from tqdm import tqdm
 
@@ -112,5 +113,5 @@ def run(args: argparse.Namespace) -> int:
     paths = list(tqdm(made, total=len(poses), unit="frame"))
     if output.suffix:
         write_animation(paths, output, args.fps)
-    logger.info("%s: %d frames, each in %s.", output, len(paths), frames)
+    logger.info("%s: %d frames, saved in %s.", output, len(paths), frames)
     return 0

@@ -1,4 +1,4 @@
-"""`diffusers-cfld convert`: the published checkpoint to a pipeline folder, back, or Swin weights to an encoder."""
+"""`diffusers-cfld convert`: convert the published checkpoint to a pipeline folder or back, or Swin weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SWIN_MODEL = "swin_base_patch4_window12_384"
 _SWIN_IMAGE_SIZE = 256
 _SWIN_WINDOW_SIZE = 16
 
-# The options that each of the three conversions needs, and those that it also takes.
+# For each of the three conversions, the options that it needs and those that it also takes.
 _MODES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "checkpoint": (("base", "output"), ("dtype", "variant", "overwrite", "token", "revision")),
     "to_original": (("model", "output"), ("variant", "overwrite")),
@@ -25,10 +25,10 @@ def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the `convert` command.
 
     Args:
-        subparsers: What `ArgumentParser.add_subparsers` returned.
+        subparsers: Subparsers of the main parser.
 
     Returns:
-        The command's parser; its `run` default is [`run`].
+        The parser of the command; its default for `run` is [`run`].
     """
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "convert",
@@ -43,11 +43,11 @@ def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
     modes.add_argument(
         "--checkpoint",
         metavar="DIR",
-        help="folder with pytorch_model.bin, pytorch_model_1.bin and, for sizes other than the published, config.yaml",
+        help="folder with pytorch_model.bin, pytorch_model_1.bin and, if sizes are not as published, config.yaml",
     )
-    parser.add_argument("--base", metavar="DIR_OR_HUB_ID", help="Stable Diffusion 1.5, needed by --checkpoint")
+    parser.add_argument("--base", metavar="DIR_OR_HUB_ID", help="Stable Diffusion 1.5, needed with --checkpoint")
     modes.add_argument("--to-original", action="store_true", help="write the published layout from --model")
-    parser.add_argument("--model", metavar="DIR", help="local pipeline folder, needed by --to-original")
+    parser.add_argument("--model", metavar="DIR", help="local pipeline folder, needed with --to-original")
     modes.add_argument("--swin", metavar="FILE", help="Swin weights (.safetensors, .pth, .bin) in either layout")
     parser.add_argument("--swin-model", metavar="NAME", help=f"timm name of the architecture (default: {_SWIN_MODEL})")
     parser.add_argument(
@@ -59,10 +59,12 @@ def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="N",
         help=f"side of the attention window in tokens (default: {_SWIN_WINDOW_SIZE})",
     )
-    parser.add_argument("--output", metavar="DIR", help="folder to make")
-    parser.add_argument("--dtype", choices=DTYPES, help="number format of the written weights (default: unchanged)")
-    parser.add_argument("--variant", metavar="NAME", help="variant in the names of the weights' files, e.g. fp16")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output folder if it is a former result")
+    parser.add_argument("--output", metavar="DIR", help="folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, help="data type of the written weights (default: unchanged)")
+    parser.add_argument("--variant", metavar="NAME", help="variant in the names of the weight files, e.g. fp16")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the output folder if an earlier conversion wrote it"
+    )
     parser.add_argument("--token", help="Hub token for --base")
     parser.add_argument("--revision", help="Hub revision of --base")
     parser.set_defaults(run=run)
@@ -70,17 +72,17 @@ def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert as the arguments say.
+    """Execute the command.
 
     Args:
-        args: Parsed by the parser of [`add_convert_parser`].
+        args: Parsed arguments of [`add_convert_parser`].
 
     Returns:
-        0, the exit code of success.
+        0; failures raise.
 
     Raises:
         OSError: A file cannot be read or written.
-        ValueError: The options do not go together, or the conversion failed; the message says what to do.
+        ValueError: Options contradict each other, or the conversion failed; the message says what to do.
     """
     mode = _choose_mode(args)
 
@@ -112,14 +114,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _choose_mode(args: argparse.Namespace) -> str:
-    """Choose the conversion; the options given must be exactly those that it takes."""
+    """Choose the conversion, and check that the options fit it."""
     known = {name for needed, optional in _MODES.values() for name in (*needed, *optional)}
     given = {name for name, value in vars(args).items() if value is not None and value is not False}
     mode = next(mode for mode in _MODES if mode in given)
     needed, optional = _MODES[mode]
     missing = [name for name in needed if name not in given]
     if missing:
-        raise ValueError(f"{_flags([mode])} needs {_flags(missing)} as well.")
+        raise ValueError(f"{_flags([mode])} also needs {_flags(missing)}.")
     foreign = sorted((given & known) - {*needed, *optional})
     if foreign:
         raise ValueError(f"{_flags([mode])} does not take {_flags(foreign)}.")

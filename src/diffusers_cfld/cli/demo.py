@@ -15,16 +15,16 @@ def add_demo_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     """Add the command to a parser.
 
     Args:
-        subparsers: Of the parser of all commands.
+        subparsers: Subparsers of the main parser.
     """
     parser = subparsers.add_parser(
         "demo",
         help="put drawn people into other poses, with the small model that comes with the package",
-        description="Put drawn people into other poses with the small model that comes with the package. Needs no "
-        "network and less than a minute on two cores of a CPU.",
+        description="Put drawn people into other poses with the small model that comes with the package. This needs "
+        "no network and takes less than a minute on two cores of a CPU.",
     )
     add = parser.add_argument
-    output = "where the grid of images goes (default %(default)s)"
+    output = "image to write (default %(default)s)"
     add("--output", type=image_path, default="demo.png", metavar="F", help=output)
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default %(default)s)")
     steps = SAMPLING_OPTIONS["num_inference_steps"]
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         output_size=(sources[0].height, sources[0].width),
         return_dict=False,
     )
-    # The poses are the first row, the sources the first column, and the results between.
+    # The first row shows the poses, the first column the sources, and the rest the results.
     rows = [[PIL.Image.new("RGB", sources[0].size, "white"), *(pose.draw() for pose in poses)]]
     labels = [["", *(f"target pose {column + 1}" for column in range(columns))]]
     for row, source in enumerate(sources):
@@ -74,5 +74,5 @@ def run(args: argparse.Namespace) -> int:
         labels.append([name, *(f"{name} in pose {column + 1}" for column in range(columns))])
     with replacing(args.output, keep_suffix=True) as unfinished:
         contact_sheet(rows, labels).save(unfinished)
-    logger.info("%s: each row has a source image (left) in the poses above.", args.output)
+    logger.info("%s: each row shows the person on the left in the poses at the top.", args.output)
     return 0

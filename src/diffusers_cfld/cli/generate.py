@@ -1,4 +1,4 @@
-"""`diffusers-cfld generate`: source images and poses in, images out."""
+"""`diffusers-cfld generate`: put the people of source images into other poses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import image_path, load_pipeline, naming, positive_int, sampling_a
 
 logger = logging.getLogger(__name__)
 
-# Options that change no image, and the one that the note has by itself.
+# Options that do not change the images, and the model, which the note has separately.
 _NOT_NOTED = {"model", "resume", "batch_size", "device", "offload", "token", "local_files_only"}
 
 
@@ -21,13 +21,13 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
     """Add the command to a parser.
 
     Args:
-        subparsers: Of the parser of all commands.
+        subparsers: Subparsers of the main parser.
     """
     parser = subparsers.add_parser(
         "generate",
         help="put the person of an image into another pose",
-        description="Put the person of an image into another pose. With several images and poses, one image goes with "
-        "all poses, one pose with all images, and as many images as poses go in pairs.",
+        description="Put the person of an image into another pose. You can give one image with several poses, several "
+        "images with one pose, or as many images as poses, which are then paired in order.",
     )
     add = parser.add_argument
     add("--image", required=True, nargs="+", metavar="F", help="source image(s)")
@@ -36,25 +36,25 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
         required=True,
         nargs="+",
         metavar="F",
-        help="target pose(s): OpenPose JSON (18 or 25 joints), a CSV row as DeepFashion's, an array in .npy, or with "
-        "--pose-estimator images of people in that pose",
+        help="target pose(s): OpenPose JSON (18 or 25 joints), a CSV row in DeepFashion's format, an array in .npy, "
+        "or with --pose-estimator images of people in that pose",
     )
     add_pose_options(parser)
-    add("--pose-row", metavar="NAME", help="which row of a CSV file with several")
+    add("--pose-row", metavar="NAME", help="which row to read from a CSV file with several")
     add(
         "--output",
         type=image_path,
         default="output.png",
         metavar="F",
-        help="where the image goes (default %(default)s); several get a number before the suffix",
+        help="image to write (default %(default)s); if there are several, they get numbers before the suffix",
     )
     add("--seed", type=int, metavar="N", help="seed of the first image; image i has seed + i (default: random)")
     add("--num-images", type=positive_int, default=1, metavar="N", help="images per pair (default %(default)s)")
-    add("--batch-size", type=positive_int, default=1, metavar="N", help="pairs at once (default %(default)s)")
+    add("--batch-size", type=positive_int, default=1, metavar="N", help="pairs to make at once (default %(default)s)")
     add(
         "--resume",
         action="store_true",
-        help="keep what an interrupted call has made from the same images, poses, model and options, as noted in "
+        help="keep the results of an interrupted run with the same images, poses, model and options, as recorded in "
         ".OUTPUT.json beside the results",
     )
     add_common_options(parser)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ImportError: An option needs a package that is not installed.
         OSError: A file cannot be read or written, or the model is not found.
-        ValueError: A file does not hold what it should, or options contradict each other.
+        ValueError: A file does not have the right content, or options contradict each other.
     """
     import torch
 
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     num_pairs = max(len(args.image), len(args.pose))
     if not {len(args.image), len(args.pose)} <= {1, num_pairs}:
         raise ValueError(
-            f"--image and --pose must name equally many files, or one of them a single file, got {len(args.image)} "
-            f"and {len(args.pose)}."
+            f"--image and --pose must name the same number of files, or one of them a single file, got "
+            f"{len(args.image)} and {len(args.pose)}."
         )
     inputs = Inputs(args)
     targets = [inputs.read_pose(path) for path in args.pose]
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         with naming("--resume"):
             claim()
         if all(path.exists() for path in outputs):
-            logger.info("Nothing to do: all images are there.")
+            logger.info("Nothing to do: all images exist already.")
             return 0
 
     pipe = load_pipeline(args)

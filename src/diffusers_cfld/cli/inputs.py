@@ -26,40 +26,40 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of source images, sampling and model.
 
     Args:
-        parser: Of a command with `--image`.
+        parser: Parser of a command with `--image`.
     """
     group = parser.add_argument_group("your own images and poses")
     add = group.add_argument
     person = group.add_mutually_exclusive_group()
     person.add_argument(
-        "--source-pose", nargs="+", metavar="F", help="the person's pose in each --image, to crop it to the person"
+        "--source-pose", nargs="+", metavar="F", help="pose of the person in each --image, to crop it to the person"
     )
     person.add_argument(
         "--source-box",
         nargs=4,
         type=float,
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="the person's place in each --image instead, in pixels",
+        help="box of the person in each --image instead, in pixels",
     )
     add(
         "--source-frame",
         **SIZE,
-        help="size in pixels of the image that --source-pose was measured on (default: what the file says, else 256 "
-        "176 for CSV rows and the size of --image for other files)",
+        help="size in pixels of the image that --source-pose was measured on (default: the size in the file; without "
+        "one, 256 176 for CSV rows and the size of --image for other files)",
     )
-    add("--source-row", metavar="NAME", help="which row of the CSV file --source-pose, if it has several")
-    add("--source-person", type=int, metavar="N", help="which person of the OpenPose file --source-pose, from 0")
+    add("--source-row", metavar="NAME", help="which row to read if --source-pose is a CSV file with several")
+    add("--source-person", type=int, metavar="N", help="which person to read if --source-pose has several, from 0")
     add(
         "--background",
         type=color,
         metavar="COLOR",
-        help="fills what lies beyond the image (default: the colour of its edges) and behind its transparent parts "
+        help="colour beyond the edges of the image (default: the colour of the edges) and behind transparent parts "
         "(default: white)",
     )
     add("--align", action="store_true", help="give target poses the proportions and place of the person in --image")
     add("--pose-estimator", choices=("vitpose", "rtmpose"), help="finds the poses in images, for --image and --pose")
-    add("--pose-weights", metavar="F", help="the estimator's: folder or Hub id for ViTPose, ONNX file for RTMPose")
-    add("--detector-weights", metavar="F", help="those of a person detector, for images with several people")
+    add("--pose-weights", metavar="F", help="the estimator's weights: folder or Hub id (ViTPose), ONNX file (RTMPose)")
+    add("--detector-weights", metavar="F", help="weights of a person detector, for images with several people")
     add_sampling_options(parser)
     add_model_options(parser)
 
@@ -68,16 +68,18 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how files of target poses are read.
 
     Args:
-        parser: Of a command with `--pose` or `--poses`.
+        parser: Parser of a command with `--pose` or `--poses`.
     """
     parser.add_argument(
         "--pose-frame",
         **SIZE,
-        help="size in pixels of the image that the keypoints were measured on (default: what the file says, else 256 "
-        "176 for arrays and CSV rows; OpenPose files must say it); if its aspect ratio is not the model's, it is "
-        "cropped around the person",
+        help="size in pixels of the image that the keypoints were measured on (default: the size in the file; without "
+        "one, 256 176 for arrays and CSV rows; OpenPose files need one); if its aspect ratio is not the model's, the "
+        "poses are cropped to the person",
     )
-    parser.add_argument("--pose-person", type=int, metavar="N", help="which person of an OpenPose file, from 0")
+    parser.add_argument(
+        "--pose-person", type=int, metavar="N", help="which person to read from an OpenPose file, from 0"
+    )
 
 
 class Inputs:
@@ -88,25 +90,25 @@ class Inputs:
 
     Attributes:
         sizes: (height, width) of each source image, pixels.
-        source_poses: The person's pose in each, if `--source-pose` says it.
+        source_poses: The person's pose in each image, if `--source-pose` gives it.
 
     Raises:
         ImportError: The library of the estimator is missing.
         OSError: A file cannot be read.
-        ValueError: A file does not hold what it should, or options contradict each other.
+        ValueError: A file does not have the right content, or options contradict each other.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.paths: list[str] = [args.image] if isinstance(args.image, str) else args.image
-        # Keeps few images in memory, and reads a lone one once, which may come through a pipe.
+        # Keeps few images in memory, and reads a single one only once, since it may come through a pipe.
         self.open = lru_cache(maxsize=2)(open_image)
         self.estimator = _load_estimator(args)
         files = args.source_pose or []
         if files and len(files) != len(self.paths):
-            raise ValueError(f"--source-pose needs a file per --image, got {len(files)} for {len(self.paths)}.")
+            raise ValueError(f"--source-pose needs one file per --image, got {len(files)} for {len(self.paths)}.")
         if args.align and not files and (self.estimator is None or args.source_box):
-            raise ValueError("--align needs the pose of the person in --image, by --source-pose or --pose-estimator.")
+            raise ValueError("--align needs the pose of the person in --image: use --source-pose or --pose-estimator.")
         self.sizes = [(image.height, image.width) for image in map(self.open, self.paths)]
         self.source_poses = [self._read_source_pose(*pair) for pair in zip(files, self.sizes, strict=False)]
 
@@ -121,7 +123,8 @@ class Inputs:
         if not has_shape(pose.size, image_size):
             raise ValueError(
                 f"--source-pose: {file!r} was measured on an image of {pose.size[0]}x{pose.size[1]} (height x width), "
-                f"but --image, when upright, has {image_size[0]}x{image_size[1]}: another aspect ratio."
+                f"but --image is {image_size[0]}x{image_size[1]} when upright: measure it on an image with the same "
+                "aspect ratio."
             )
         return pose.rescale(image_size)
 
@@ -136,7 +139,7 @@ class Inputs:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It holds no pose, or is an image and there is no estimator.
+            ValueError: The file has no pose, or is an image and there is no estimator.
         """
         from ..image_utils import is_image, load_image
         from ..pose.estimation import estimate_pose
@@ -147,7 +150,7 @@ class Inputs:
             with naming("--pose", "--pose-frame, --pose-person and --pose-row"):
                 return Keypoints.load(path, size=size, person=args.pose_person, row=args.pose_row)
         if self.estimator is None:
-            raise ValueError(f"--pose: to find the pose in the image {path!r}, give --pose-estimator.")
+            raise ValueError(f"--pose: {path!r} is an image: give --pose-estimator to find the pose in it.")
         with naming(f"--pose {path}"):
             return estimate_pose(load_image(path), self.estimator, args.pose_person or 0)
 
@@ -170,16 +173,16 @@ class Inputs:
         return digest_arrays(chain(images, *joints))
 
     def fit_sources(self, pipe: CFLDPipeline) -> list[tuple[CropWindow, Keypoints | None]]:
-        """Choose the part of each source image that the model is shown.
+        """Choose the part of each source image that the model sees.
 
         Args:
             pipe: The model.
 
         Returns:
-            For each image the window, for [`crop`], and the person's pose in it if it is known.
+            For each image, the window, for [`crop`], and the person's pose in it if known.
 
         Raises:
-            ValueError: Nobody is found in an image, or `--source-box` is not on it.
+            ValueError: Nobody is found in an image, or `--source-box` does not fit it.
         """
         from ..pose.estimation import estimate_pose
         from ..pose.formats import DEEPFASHION_SIZE
@@ -196,15 +199,15 @@ class Inputs:
                 if pose or args.source_box:
                     window = choose_crop(size, pose, args.source_box, shape=shape)
                 elif not window.is_whole_image:
-                    logger.info("%s is padded to %d:%d; --source-pose or --source-box would crop it.", path, *shape)
+                    logger.info("%s is padded to %d:%d; use --source-pose or --source-box to crop it.", path, *shape)
             fitted.append((window, window.move(pose) if pose else None))
         return fitted
 
     def crop(self, number: int, window: CropWindow) -> PIL.Image.Image:
-        """Cut out of a source image what the model is shown.
+        """Crop a source image to the part that the model sees.
 
         Args:
-            number: Of the image.
+            number: Number of the image.
             window: From [`fit_sources`].
 
         Returns:
@@ -219,12 +222,12 @@ class Inputs:
 
         Args:
             pipe: The model.
-            poses: Of one sequence, all measured on images of one size; they share a window.
+            poses: The poses of one sequence, all measured on images of one size; they share a window.
             body: The source's pose, from [`fit_sources`].
-            path: Their file; poses found in an image are cropped in any case, as the pipeline does it.
+            path: The file of the poses; poses found in an image are always cropped, as in the pipeline.
 
         Returns:
-            The poses as the model is to see them.
+            The poses as the model sees them.
         """
         from ..image_utils import is_image
         from ..pose.alignment import align_pose
@@ -246,7 +249,7 @@ def open_image(path: str) -> PIL.Image.Image:
         The image, upright.
 
     Raises:
-        OSError: It does not exist or is no image.
+        OSError: The file does not exist or is not an image.
         ValueError: Its EXIF data are damaged.
     """
     from ..image_utils import load_image
@@ -257,7 +260,9 @@ def open_image(path: str) -> PIL.Image.Image:
 
 def _load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
     if bool(args.pose_estimator) != bool(args.pose_weights) or (args.detector_weights and not args.pose_weights):
-        raise ValueError("--pose-estimator and --pose-weights go together, and --detector-weights only with them.")
+        raise ValueError(
+            "--pose-estimator and --pose-weights must be given together, and --detector-weights only with them."
+        )
     if args.pose_estimator is None:
         return None
     from ..pose_estimation import RTMPoseEstimator, ViTPoseEstimator
@@ -270,7 +275,7 @@ def _load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
 
 
 def _size_unless_said(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
-    """The image's size for keypoint files that do not say on what they were measured; None for the others."""
+    """The size of the image for keypoint files that do not contain one; None for the others."""
     from ..pose.formats import has_size
 
     file = Path(path)

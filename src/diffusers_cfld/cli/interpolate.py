@@ -1,4 +1,4 @@
-"""`diffusers-cfld interpolate`: from one person's appearance to another's, as in the paper's figure 6b."""
+"""`diffusers-cfld interpolate`: go from one person's appearance to another's, as in the paper's figure 6b."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_interpolate_parser(subparsers: argparse._SubParsersAction[argparse.Argum
     """Add the command to a parser.
 
     Args:
-        subparsers: Of the parser of all commands.
+        subparsers: Subparsers of the main parser.
     """
     parser = subparsers.add_parser(
         "interpolate",
@@ -28,10 +28,10 @@ def add_interpolate_parser(subparsers: argparse._SubParsersAction[argparse.Argum
     add("--image", required=True, nargs=2, metavar=("F", "G"), help="the two source images")
     add("--pose", required=True, metavar="F", help="target pose, as for generate")
     add_pose_options(parser)
-    add("--pose-row", metavar="NAME", help="which row of a CSV file with several")
+    add("--pose-row", metavar="NAME", help="which row to read from a CSV file with several")
     add("--num-images", type=positive_int, default=7, metavar="N", help="images in the strip (default %(default)s)")
     add("--only", choices=("prompt", "biases"), help="interpolate only the coarse prompt or the fine query biases")
-    output = "where the strip goes (default %(default)s)"
+    output = "image to write (default %(default)s)"
     add("--output", type=image_path, default="interpolation.png", metavar="F", help=output)
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default %(default)s)")
     add("--batch-size", type=positive_int, default=4, metavar="N", help="images at once (default %(default)s)")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ImportError: An option needs a package that is not installed.
         OSError: A file cannot be read or written, or the model is not found.
-        ValueError: A file does not hold what it should, or options contradict each other.
+        ValueError: A file does not have the right content, or options contradict each other.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Options of the commands that make images: their types, and the pipeline and arguments that they ask for."""
+"""Options of the commands that make images: their types, and the pipeline and arguments that they lead to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 SIZE: dict[str, Any] = {"nargs": 2, "type": int, "metavar": ("HEIGHT", "WIDTH")}
-"""What is common to options that take a size."""
+"""Arguments of `add_argument` for options that take a size."""
 
 
 def positive_int(text: str) -> int:
@@ -29,7 +29,7 @@ def positive_int(text: str) -> int:
 
     Raises:
         argparse.ArgumentTypeError: It is less than 1.
-        ValueError: It is no whole number.
+        ValueError: It is not a whole number.
     """
     number = int(text)
     if number < 1:
@@ -48,7 +48,7 @@ def positive_float(text: str) -> float:
 
     Raises:
         argparse.ArgumentTypeError: It is not above 0.
-        ValueError: It is no number.
+        ValueError: It is not a number.
     """
     number = float(text)
     if not number > 0:
@@ -63,7 +63,7 @@ def color(text: str) -> str:
         text: An option's value.
 
     Returns:
-        The same.
+        The name, unchanged.
 
     Raises:
         ValueError: Pillow does not know it.
@@ -84,26 +84,27 @@ def image_path(text: str) -> Path:
         The path.
 
     Raises:
-        argparse.ArgumentTypeError: Its ending is not one of an image.
+        argparse.ArgumentTypeError: It does not have the suffix of an image.
     """
     import PIL.Image
 
     path = Path(text)
     if PIL.Image.registered_extensions().get(path.suffix.lower()) not in PIL.Image.SAVE:
-        raise argparse.ArgumentTypeError(f"must end like an image, e.g. .png or .jpg, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must end in .png, .jpg or another suffix of images, got {text!r}")
     return path
 
 
 @contextmanager
 def naming(option: str, hint: str = "") -> Iterator[None]:
-    """Let errors begin with the option whose value they are about.
+    """Put the name of an option before the message of errors about its value.
 
     Args:
-        option: Its name, perhaps with its value.
-        hint: Further options that say what a value lacks.
+        option: Name of the option, perhaps with its value.
+        hint: Other options that may help, to be added to the message.
 
     Raises:
-        ValueError: In place of the error within.
+        OSError: In place of an `OSError` raised inside the block.
+        ValueError: In place of a `ValueError` raised inside the block.
     """
     try:
         yield
@@ -119,7 +120,7 @@ def add_device_option(parser: argparse._ActionsContainer) -> None:
     Args:
         parser: A command's parser, or a group in it.
     """
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +142,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the denoising.
+    """Add the options of sampling.
 
     Args:
         parser: A command's parser.
@@ -172,11 +173,11 @@ def sampling_arguments(args: argparse.Namespace, pipe: CFLDPipeline) -> dict[str
     """Turn the options of [`add_sampling_options`] into arguments of the pipeline's call.
 
     Args:
-        args: Parsed, together with those of [`add_model_options`].
+        args: Parsed arguments, including those of [`add_model_options`].
         pipe: The pipeline.
 
     Returns:
-        Keyword arguments; where an option is not given, what suits the small model if that is the one that runs.
+        Keyword arguments. For the small model, options that are not given have values that suit it.
     """
     from ..image_utils import unsquash_size
 
@@ -194,10 +195,10 @@ def choose_device(name: str | None) -> str:
     """Choose where a pipeline runs.
 
     Args:
-        name: Value of `--device`; None: the fastest kind of device that there is.
+        name: Value of `--device`; None for the fastest kind of device that there is.
 
     Returns:
-        A device that can be used.
+        An available device.
 
     Raises:
         ValueError: There is no such device.
@@ -233,7 +234,7 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
 
     device = choose_device(args.device)
     if args.offload and device == "cpu":
-        raise ValueError("--offload needs a GPU, and this would run on the CPU.")
+        raise ValueError("--offload needs a GPU, but this would run on the CPU: leave it out.")
     scheduler = getattr(diffusers, args.scheduler, None) if args.scheduler else None
     if args.scheduler and not hasattr(scheduler, "set_timesteps"):
         raise ValueError(f"--scheduler must name a scheduler class of diffusers, got {args.scheduler!r}.")
@@ -248,12 +249,12 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
             local_files_only=args.local_files_only,
         )
     except Exception as error:
-        # Where a download failed, diffusers has the reason in the cause.
-        failure = "it cannot be loaded" if Path(model).is_dir() else "there is no such folder, and none on the Hub"
+        # If a download failed, diffusers gives the reason as the cause of its error.
+        failure = "it cannot be loaded" if Path(model).is_dir() else "there is no such folder or model on the Hub"
         reason = f"{failure}: {error.__cause__ or error}"
         variants = {file.name.split(".")[1].split("-")[0] for file in Path(model).glob("unet/*model.*.safetensors")}
         if variants and not variant:
-            reason = f"it has variants of the weights only: pass --variant {' or '.join(sorted(variants))}."
+            reason = f"it only has variants of the weights: pass --variant {' or '.join(sorted(variants))}."
         raise OSError(f"--model {model}: {reason}") from error
     if scheduler is not None:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
