@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Put the images of DeepFashion In-shop under the names that the lists of pairs use, check and count them.
+"""Copy the images of DeepFashion In-shop to the names that the lists of pairs use, check them and count them.
 
     python prepare_deepfashion.py --archive img_highres --output deepfashion --annotations lists
 
 The unpacked archive has `img_highres/WOMEN/Dresses/id_00000002/02_1_front.jpg`, which the lists call
 `fashionWOMENDressesid0000000202_1front.jpg`. Names are compared without underscores, since the lists keep those of
-categories (`Blouses_Shirts`) and drop most others. Can be interrupted and run again.
+categories (`Blouses_Shirts`) and drop most others. You can interrupt the script and run it again.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ REPORT_FILE = "prepare_deepfashion.json"
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archive", required=True, help="Folder `img_highres` of the unpacked archive, or one above.")
+    parser.add_argument("--archive", required=True, help="Folder `img_highres` of the unpacked archive, or above.")
     parser.add_argument("--output", required=True, help="Folder for `train_highres`, `test_highres` and the lists.")
     parser.add_argument(
         "--annotations",
         default=None,
-        help="Folder with fasion-resize-{pairs,annotation}-{train,test}.csv, and {train,test}.lst if all images that "
-        "these name are wanted; by default the output folder.",
+        help="Folder with fasion-resize-{pairs,annotation}-{train,test}.csv, and optionally {train,test}.lst to get "
+        "all images that these list; by default the output folder.",
     )
-    parser.add_argument("--link", action="store_true", help="Make hard links, on one disk, instead of copies.")
+    parser.add_argument("--link", action="store_true", help="Make hard links instead of copies; needs a single disk.")
     return parser.parse_args(arguments)
 
 
@@ -63,20 +63,20 @@ def prepare_deepfashion(
     *,
     link: bool = False,
 ) -> dict[str, Any]:
-    """Make `train_highres` and `test_highres` and check them.
+    """Fill `train_highres` and `test_highres`, and check the images.
 
-    Each image is decoded once; missing and damaged ones are reported and left out. Images that are in place with the
-    size of the archive's are not copied again.
+    Each image is decoded once; missing and damaged ones are reported and left out. Images that are already in place
+    with the file size of those in the archive are not copied again.
 
     Args:
-        archive: Folder that contains `img_highres`, or is it.
+        archive: The folder `img_highres`, or a folder that contains it.
         output: Folder for the images and the lists; may exist.
-        annotations: Folder of the lists, of both splits or one; by default `output`.
+        annotations: Folder with the lists of one or both splits; by default `output`.
         link: Whether to make hard links instead of copies.
 
     Returns:
-        The report, which is also written to `prepare_deepfashion.json`: for each split the numbers of `images`,
-        `pairs` and `usable_pairs`, whose keypoints and images are all there; and `skipped`, the `state_dict` of a
+        The report, which is also written to `prepare_deepfashion.json`: for each split, the numbers of `images`,
+        `pairs` and `usable_pairs`, which have all keypoints and images; and `skipped`, the `state_dict` of a
         `SkipReport`.
 
     Raises:
@@ -102,7 +102,7 @@ def prepare_deepfashion(
                 skipped.add(f"{split}_highres/{name}", reason)
         if not present:
             raise ValueError(
-                f"'{archive}' must have the images listed for '{split}', such as '{names[0]}', got none of "
+                f"'{archive}' must have the images listed for '{split}', such as '{names[0]}', but has none of the "
                 f"{len(names)}: pass the folder `img_highres` of DeepFashion In-shop."
             )
         pairs = load_deepfashion_pairs(output, split, report=skipped)
@@ -114,21 +114,21 @@ def prepare_deepfashion(
 
 
 def find_images(archive: Path) -> dict[str, Path]:
-    """Return the images of high resolution by their simplified names."""
+    """Return the high-resolution images by their simplified names."""
     images = {}
     for path in sorted(archive.resolve().rglob("*")):
         if "img_highres" in path.parts[:-4] and path.suffix.lower() in (".jpg", ".jpeg", ".png"):
             images.setdefault(simplify("".join(path.parts[-4:])), path)  # WOMEN, Dresses, id_00000002, 02_1_front.jpg
     if not images:
         raise FileNotFoundError(
-            f"'{archive}' must have the images 'img_highres/WOMEN/...', which are missing: pass the folder of the "
-            "unpacked archive."
+            f"'{archive}' must have images at 'img_highres/WOMEN/...', but has none: pass the folder of the unpacked "
+            "archive."
         )
     return images
 
 
 def simplify(name: str) -> str:
-    """Bring the names of the archive and of the lists to one form."""
+    """Convert names in the archive and in the lists to a common form."""
     return name.removeprefix("fashion").replace("_", "").lower()
 
 
@@ -168,7 +168,7 @@ def read_lists(lists: Path, output: Path, split: str) -> tuple[list[str], int]:
 
 
 def place(source: Path, target: Path, link: bool) -> str | None:
-    """Copy or link an image unless it is there; return what is wrong with it, if anything."""
+    """Copy or link an image unless it is there already; return what is wrong with it, if anything."""
     try:
         data = source.read_bytes()
         if target.is_file() and target.stat().st_size == len(data):
@@ -176,7 +176,7 @@ def place(source: Path, target: Path, link: bool) -> str | None:
         image = PIL.Image.open(io.BytesIO(data))
         image.draft(None, (1, 1))  # an eighth of a JPEG's size, which is faster and finds the same damage
         image.load()
-    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         return f"cannot be read ({error})"
     if link:
         target.unlink(missing_ok=True)
@@ -187,7 +187,7 @@ def place(source: Path, target: Path, link: bool) -> str | None:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """Return the counts beside those that are expected, and what was skipped."""
+    """Return the counts beside the expected ones, and what was skipped."""
     lines = []
     for split, expected in EXPECTED_COUNTS.items():
         if split in report:

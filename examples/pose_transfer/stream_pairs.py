@@ -1,4 +1,4 @@
-"""A data set that streams the shards of `write_shards.py`, from a folder or a URL, by means of webdataset."""
+"""A data set that uses webdataset to stream the shards of `write_shards.py` from a folder or a URL."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from diffusers_cfld import Keypoints
 from diffusers_cfld.data import PairTransform, PosePair, UnreadableImageError, first_readable
 
 SHARD_INDEX = "shards.json"
-SHUFFLE_BUFFER = 256  # encoded pairs; one of DeepFashion has half a megabyte
+SHUFFLE_BUFFER = 256  # encoded pairs; a pair of DeepFashion takes half a megabyte
 
 
 class StreamedPosePairs(IterableDataset):
     """The items of `PosePairDataset`, read from shards.
 
-    In every epoch the shards are laid end to end in a new order, and every worker of every process takes a stretch of
-    the same length, which it shuffles in a buffer. The order follows from the seed, the epoch and the numbers of
-    processes and workers. An unreadable image or shard is replaced by the next readable pair, and the first pairs of a
-    stretch are repeated where pairs are missing at its end: the number of items never changes. To resume, set the same
-    epoch and skip the batches done, which are read again.
+    In every epoch the shards are put in a new order, and every worker of every process takes an equally long stretch
+    of pairs, which it shuffles in a buffer. The order depends on the seed, the epoch and the numbers of processes and
+    workers. An unreadable image or shard is replaced by the next readable pair, and pairs missing at the end of a
+    stretch are replaced by its first ones, so the number of items never changes. To resume, set the same epoch and
+    skip the batches that are done, which are read again.
 
     Do not pass the loader to `accelerator.prepare`, which would divide the items among the processes a second time.
 
@@ -37,7 +37,7 @@ class StreamedPosePairs(IterableDataset):
         source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
         image_size: (height, width) of the VAE's input, or one number for a square; pixels.
         pose_size: (height, width) of the pose maps, or one number for a square; pixels.
-        flip_source_prob: Probability in [0, 1] that `source_image` alone is flipped, as in the published training.
+        flip_source_prob: Probability in [0, 1] that only `source_image` is flipped, 0.5 in the published training.
         load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`.
         seed: Seed of the order and the flips, >= 0.
         rank: Number of this process; by default that of `torch.distributed`.
@@ -77,11 +77,11 @@ class StreamedPosePairs(IterableDataset):
             content = stream.read()
         self.shards = [(shard["name"], shard["num_pairs"]) for shard in json.loads(content)["shards"]]
         self.num_pairs = sum(count for _, count in self.shards)
-        # In shared memory, for workers that outlive an epoch.
+        # In shared memory, for workers that live longer than an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; call it before iterating over one.
+        """Set the epoch; call this before iterating over it.
 
         Args:
             epoch: Number of the epoch, >= 0.
@@ -89,11 +89,11 @@ class StreamedPosePairs(IterableDataset):
         self._epoch.fill_(epoch)
 
     def num_batches(self, batch_size: int, num_workers: int = 0) -> int:
-        """Count the batches of an epoch on this process, the same on all.
+        """Count the batches of an epoch on this process; all processes have the same number.
 
         Args:
-            batch_size: Of the loader, which drops incomplete batches; each worker makes batches of its own.
-            num_workers: Of the loader.
+            batch_size: Batch size of the loader, which drops incomplete batches; each worker makes its own batches.
+            num_workers: Number of workers of the loader.
 
         Returns:
             The number of batches.
@@ -105,10 +105,10 @@ class StreamedPosePairs(IterableDataset):
         """Read this worker's stretch of the epoch.
 
         Yields:
-            Items as those of `PosePairDataset`; `index` is the pair's number in the list that was written.
+            Items like those of `PosePairDataset`; `index` is the number of the pair in the list that was written.
 
         Raises:
-            UnreadableDataError: 32 images or shards in a row cannot be read.
+            UnreadableDataError: 32 files in a row, images or shards, cannot be read.
         """
         _, _, worker, num_workers = pytorch_worker_info()
         epoch, length = int(self._epoch), self._stretch_length(num_workers)
@@ -117,7 +117,7 @@ class StreamedPosePairs(IterableDataset):
         shards = random.sample(self.shards, len(self.shards))
         stretch = self._read_from(start, shards)
         buffer = wds.filters.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=random)
-        # What follows the stretch stands in for unreadable pairs at its end.
+        # The pairs after the stretch replace unreadable pairs at its end.
         samples = chain(buffer(islice(stretch, length)), self._read_from(start, shards))
         for _ in range(length):
             yield first_readable(samples, lambda sample: self._to_item(sample, epoch))
@@ -148,12 +148,12 @@ class StreamedPosePairs(IterableDataset):
             index = entry["index"]
         except (ValueError, TypeError, KeyError) as error:
             name = f"{sample['__url__']}:{sample['__key__']}"
-            raise UnreadableImageError(name, f"is no pair ({error!r})") from error
+            raise UnreadableImageError(name, f"is not a pair ({error!r})") from error
         return self.transform(pair, index, epoch)
 
 
 def _read_shard(url: str, num_pairs: int) -> Iterator[dict[str, Any]]:
-    """Yield the samples of a shard and, where it is broken, the error."""
+    """Yield the samples of a shard and, if it is damaged, the error."""
     num_read = 0
     try:
         with wds.gopen(url) as stream:
@@ -163,6 +163,6 @@ def _read_shard(url: str, num_pairs: int) -> Iterator[dict[str, Any]]:
                 num_read += 1
         if num_read < num_pairs:
             raise EOFError(f"it ends after {num_read} of {num_pairs} pairs")
-    except Exception as error:  # openers and tarfile raise nearly anything
+    except Exception as error:  # openers and tarfile raise all kinds of errors
         reason = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
         yield {"error": UnreadableImageError(url, f"cannot be read ({reason})")}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train CFLD (Coarse-to-Fine Latent Diffusion, arXiv:2402.18078) for pose-guided person image synthesis.
 
-Without options this is the paper's recipe (Sec. 3.3 and 4.1). See README.md beside this file.
+The defaults are the paper's recipe (Sec. 3.3 and 4.1). See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--pretrained_model_name_or_path",
         default="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        help="Stable Diffusion 1.5, or a CFLD pipeline to train further; a folder or a Hub id.",
+        help="Stable Diffusion 1.5, or a CFLD pipeline to train further: a folder or a Hub id.",
     )
     group.add_argument("--revision", default=None, help="Revision of the model on the Hub.")
     group.add_argument("--variant", default=None, help="Variant of the model files, e.g. fp16.")
     group.add_argument(
         "--source_encoder_name_or_path",
         default="swin_base_patch4_window12_384.ms_in22k_ft_in1k",
-        help="timm name of the Swin weights for S. Not used with a CFLD pipeline, which has its own.",
+        help="timm name of the Swin weights for S. Not used if you start from a CFLD pipeline, which has its own.",
     )
     group.add_argument("--source_encoder_checkpoint", default=None, help="Local file with these weights.")
 
@@ -101,21 +101,21 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--dataset_format",
         choices=["auto", "deepfashion", "market1501", "folder", "shards"],
         default="auto",
-        help="folder: with a pairs.jsonl. shards: from write_shards.py, streamed.",
+        help="folder: one with a pairs.jsonl. shards: those of write_shards.py, streamed.",
     )
     group.add_argument(
-        "--max_train_samples", type=int, default=None, help="Train on this many pairs only, the first ones."
+        "--max_train_samples", type=int, default=None, help="Train on only this many pairs, the first ones."
     )
     group.add_argument(
         "--validation_data_dir",
         default=None,
-        help="Folder of held-out pairs for the validation images; training pairs if not given.",
+        help="Folder of held-out pairs for the validation images; by default training pairs are used.",
     )
     group.add_argument(
         "--validation_split",
         default=None,
-        help="Split of --validation_data_dir. DeepFashion and Market-1501: train or test, by default test. A folder "
-        "with a pairs.jsonl: the name of a subfolder, by default none.",
+        help="Split of --validation_data_dir: for DeepFashion and Market-1501 train or test, by default test; for a "
+        "folder with a pairs.jsonl the name of a subfolder, by default none.",
     )
     group.add_argument(
         "--photo_shape",
@@ -123,29 +123,29 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         default=None,
         metavar=("HEIGHT", "WIDTH"),
-        help="Size of the training images, whose aspect ratio the pipeline will pad its inputs to. Default: that of "
-        "the first image; with shards that of the starting model, or 256 176.",
+        help="Size of the training images; the pipeline will pad its inputs to their aspect ratio. Default: the size "
+        "of the first image; with shards, that of the starting model, or 256 176.",
     )
     group.add_argument(
         "--flip_source_prob",
         type=probability,
         default=0.0,
-        help="Probability of mirroring the source image. The published training has 0.5, which blurs left and right.",
+        help="Probability of mirroring the source image. Published: 0.5, with which left and right get mixed up.",
     )
-    group.add_argument("--cache_latents", action="store_true", help="Encode all images by the VAE once, beforehand.")
+    group.add_argument("--cache_latents", action="store_true", help="Encode all images with the VAE beforehand.")
     group.add_argument(
-        "--latent_cache_dir", default=None, help="Folder of their cache; OUTPUT_DIR/latents by default."
+        "--latent_cache_dir", default=None, help="Folder for cached latents; OUTPUT_DIR/latents by default."
     )
     group.add_argument(
-        "--dataloader_num_workers", type=int, default=4, help="Processes per device that load data; 0 for none."
+        "--dataloader_num_workers", type=int, default=4, help="Processes that load data, per device; 0 for none."
     )
 
-    group = parser.add_argument_group("what trains, for which objective")
+    group = parser.add_argument_group("what to train, and for which objective")
     group.add_argument(
         "--train_unet",
         choices=["kv", "all"],
         default="kv",
-        help="kv: keys and values of the biased layers (the paper). all: for a U-Net without pre-training.",
+        help="kv: keys and values of the biased layers (the paper). all: everything, without pre-training.",
     )
     group.add_argument(
         "--unet_lora_rank", type=int, default=None, help="Train a LoRA of this rank instead of keys and values."
@@ -155,50 +155,50 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--condition_dropout_prob",
         type=probability,
         default=0.2,
-        help="How often a sample loses its conditions, for guidance (the paper: 0.2).",
+        help="Probability that a sample loses its conditions, for guidance (the paper: 0.2).",
     )
     group.add_argument(
         "--dropped_conditions",
         choices=["all", "prompt"],
         default="all",
-        help="all: as guidance leaves them out (the paper). prompt: as in the published training.",
+        help="all: those that guidance leaves out (the paper). prompt: as in the published training.",
     )
     group.add_argument(
         "--timestep_sampling",
         choices=["cubic", "uniform"],
         default="cubic",
-        help="cubic: more often the noisy ones (the paper).",
+        help="cubic: favours noisy timesteps (the paper).",
     )
     group.add_argument(
         "--prediction_type",
         choices=["epsilon", "v_prediction"],
         default=None,
-        help="What the U-Net predicts; as in the starting model if not given.",
+        help="What the U-Net predicts; by default as in the starting model.",
     )
-    group.add_argument("--snr_gamma", type=float, default=None, help="Gamma of Min-SNR weighting; off if not given.")
+    group.add_argument("--snr_gamma", type=float, default=None, help="Gamma of Min-SNR weighting; off by default.")
     group.add_argument(
         "--reconstruction_loss_weight",
         type=float,
         default=1.0,
-        help="Weight of the self-reconstruction; 0 trains the transfer alone, in less time.",
+        help="Weight of the self-reconstruction; 0 trains only the transfer, in less time.",
     )
 
     group = parser.add_argument_group("optimization")
     group.add_argument("--train_batch_size", type=int, default=8, help="Pairs per device; the U-Net sees twice that.")
     group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
     group.add_argument("--num_train_epochs", type=int, default=100, help="Passes over the pairs (the paper: 100).")
-    group.add_argument("--max_train_steps", type=int, default=None, help="Optimizer steps; overrides the epochs.")
+    group.add_argument("--max_train_steps", type=int, default=None, help="Optimizer steps, instead of the epochs.")
     group.add_argument(
         "--learning_rate",
         type=float,
         default=LEARNING_RATE_PER_PAIR,
-        help="With --scale_lr, for a batch of one pair (the paper: 5e-7).",
+        help="Learning rate; with --scale_lr, that for a batch of one pair (the paper: 5e-7).",
     )
     group.add_argument(
         "--scale_lr",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Multiply the learning rate by the pairs of an optimizer step (the paper).",
+        help="Multiply the learning rate by the number of pairs per optimizer step (the paper).",
     )
     group.add_argument(
         "--lr_scheduler",
@@ -212,26 +212,26 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs="*",
         default=[50],
-        help="Epochs after which the learning rate steps down, with cfld.",
+        help="Epochs after which the learning rate steps down, with --lr_scheduler cfld.",
     )
     group.add_argument("--lr_decay_factor", type=float, default=0.1, help="Factor of each step down.")
-    group.add_argument("--adam_beta1", type=float, default=0.9, help="Decay of the average of the gradients.")
-    group.add_argument("--adam_beta2", type=float, default=0.999, help="Decay of the average of their squares.")
-    group.add_argument("--adam_weight_decay", type=float, default=0.0, help="The paper: none.")
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="Adam's decay of the average of gradients.")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="Adam's decay of the squares' average.")
+    group.add_argument("--adam_weight_decay", type=float, default=0.0, help="Adam's weight decay (the paper: none).")
     group.add_argument("--adam_epsilon", type=float, default=1e-8, help="Adam's epsilon.")
-    group.add_argument("--use_8bit_adam", action="store_true", help="Needs bitsandbytes and CUDA.")
+    group.add_argument("--use_8bit_adam", action="store_true", help="Use 8-bit Adam; needs bitsandbytes and CUDA.")
     group.add_argument(
-        "--max_grad_norm", type=float, default=None, help="Clip gradients to this norm (the paper: no)."
+        "--max_grad_norm", type=float, default=None, help="Clip gradients to this norm (the paper: not at all)."
     )
     group.add_argument("--use_ema", action="store_true", help="Validate and save an average of the weights.")
-    group.add_argument("--ema_decay", type=float, default=0.9999, help="Decay of this average; lower at first.")
+    group.add_argument("--ema_decay", type=float, default=0.9999, help="Decay of this average; lower at the start.")
 
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--mixed_precision",
         choices=["no", "fp16", "bf16"],
         default=None,
-        help="As accelerate is configured by default.",
+        help="Precision; by default as accelerate is configured.",
     )
     group.add_argument(
         "--gradient_checkpointing", action="store_true", help="Compute activations twice: less memory, more time."
@@ -239,7 +239,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--allow_tf32", action="store_true", help="Faster but less exact matrix products on GPUs since Ampere."
     )
-    group.add_argument("--seed", type=int, default=3407, help="Seed of everything that is random.")
+    group.add_argument("--seed", type=int, default=3407, help="Seed of all random numbers.")
 
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", required=True, help="Folder for checkpoints, logs and the final pipeline.")
@@ -248,17 +248,17 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--tracker_project_name", default="cfld", help="Name of the project in the tracker.")
     group.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between two checkpoints.")
     group.add_argument(
-        "--checkpoints_total_limit", type=int, default=None, help="Keep only this many, the newest; all if not given."
+        "--checkpoints_total_limit", type=int, default=None, help="Keep only this many, the newest; by default all."
     )
-    group.add_argument("--resume_from_checkpoint", default=None, help="Folder of a checkpoint, or latest.")
+    group.add_argument("--resume_from_checkpoint", default=None, help="Folder of a checkpoint, or 'latest'.")
     group.add_argument("--validation_steps", type=int, default=None, help="Steps between two validations.")
     group.add_argument("--num_validation_pairs", type=int, default=4, help="Number of validation pairs.")
     group.add_argument(
         "--validation_inference_steps", type=int, default=20, help="Sampling steps of a validation image."
     )
     group.add_argument("--push_to_hub", action="store_true", help="Upload the final pipeline with its model card.")
-    group.add_argument("--hub_model_id", default=None, help="Repository; the name of OUTPUT_DIR by default.")
-    group.add_argument("--hub_token", default=None, help="Better: log in with `hf auth login`.")
+    group.add_argument("--hub_model_id", default=None, help="Hub repository; by default the name of OUTPUT_DIR.")
+    group.add_argument("--hub_token", default=None, help="Hub token; it is safer to log in with `hf auth login`.")
 
     args = parser.parse_args(input_args)
     if args.dataset_format == "auto" and (
@@ -266,13 +266,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     ):
         args.dataset_format = "shards"
     if args.dataset_format == "shards" and (args.cache_latents or args.max_train_samples):
-        parser.error("Shards are read from end to end: leave out --cache_latents and --max_train_samples.")
+        parser.error("--cache_latents and --max_train_samples cannot be used with shards: leave them out.")
     if args.dataset_format == "shards" and args.validation_steps and not args.validation_data_dir:
         parser.error("With shards, --validation_steps needs --validation_data_dir.")
     if args.unet_lora_rank is not None and args.train_unet == "all":
-        parser.error("--unet_lora_rank and --train_unet all exclude each other.")
+        parser.error("--unet_lora_rank and --train_unet all cannot be used together: choose one.")
     if args.hub_token is not None and args.report_to in ("wandb", "all"):
-        parser.error("wandb logs the command line with --hub_token: log in with `hf auth login` instead.")
+        parser.error("wandb would log --hub_token with the command line: log in with `hf auth login` instead.")
     return args
 
 
@@ -284,9 +284,9 @@ def probability(text: str) -> float:
 
 
 def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
-    """A CFLD pipeline to train further, or a new one around the U-Net and the VAE of a Stable Diffusion."""
+    """Load a CFLD pipeline to train further, or create one from the U-Net and the VAE of Stable Diffusion."""
     name, options = args.pretrained_model_name_or_path, {"revision": args.revision, "variant": args.variant}
-    # Not by the class's name: CFLDInpaintPipeline has the same components.
+    # Not by the name of the class, because CFLDInpaintPipeline has the same components.
     if "source_encoder" in DiffusionPipeline.load_config(name, revision=args.revision):
         pipeline = CFLDPipeline.from_pretrained(name, **options)
         pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -295,7 +295,7 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
         except OSError:
             logger.info("%s has no %s.", name, LORA_FILE)
         else:
-            # Saved beside the pipeline by --unet_lora_rank; the other parts were trained with it.
+            # --unet_lora_rank saved it beside the pipeline, and the other parts were trained with it.
             pipeline.fuse_lora()
             pipeline.unload_lora_weights()
     else:
@@ -327,7 +327,7 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
 def cache_latents(
     args: argparse.Namespace, accelerator: Accelerator, vae: AutoencoderKL, images: list[str], size: tuple[int, int]
 ) -> LatentCache:
-    """Encode every image once; the main process writes, then the others open the cache."""
+    """Encode every image once: the main process writes the cache, and then the others open it."""
     folder = args.latent_cache_dir or os.path.join(args.output_dir, "latents")
     with accelerator.main_process_first():
         cache = LatentCache(folder, images, vae, size)
@@ -342,7 +342,7 @@ def cache_latents(
             for batch in tqdm(dataloader, desc="Encoding"):
                 cache.append(encode_moments(vae, batch["pixel_values"]), dict(batch["skipped"]))
     if cache.num_encoded < len(images):
-        raise ValueError(f"Every machine must reach the folder in which the first one caches latents, {folder!r}.")
+        raise ValueError(f"All machines must share the folder of cached latents, but this one cannot read {folder!r}.")
     return cache
 
 
@@ -350,7 +350,7 @@ def cache_latents(
 def log_validation(
     args: argparse.Namespace, accelerator: Accelerator, pipeline: CFLDPipeline, validation_pairs: list, step: int
 ) -> None:
-    """One row per pair: source, pose, result, truth."""
+    """Log one row of images per pair: source, pose, result, truth."""
     logger.info("Step %d: sampling %d validation pairs.", step, len(validation_pairs))
     pipeline.set_progress_bar_config(disable=True)
     height, width = pipeline.target_size
@@ -378,7 +378,7 @@ def log_validation(
 
 
 def list_checkpoints(output_dir: str) -> list[Path]:
-    """From the oldest to the newest."""
+    """List the checkpoints from the oldest to the newest."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
@@ -386,7 +386,7 @@ def list_checkpoints(output_dir: str) -> list[Path]:
 def save_checkpoint(
     args: argparse.Namespace, accelerator: Accelerator, averages: dict[str, torch.Tensor] | None, step: int
 ) -> None:
-    """Write a checkpoint that is there completely or not at all, and remove the oldest."""
+    """Write a checkpoint completely or not at all, and remove the oldest ones."""
     partial, final = Path(args.output_dir, "checkpoint.part"), Path(args.output_dir, f"checkpoint-{step}")
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
@@ -416,7 +416,7 @@ def make_model_card(
     total_batch_size: int,
     num_steps: int,
 ) -> ModelCard:
-    """What the weights are and how they were made, with room for what only their maker knows."""
+    """Write what the weights are and how they were trained, leaving room for what only you know."""
     base = args.pretrained_model_name_or_path
     data = ModelCardData(
         base_model=None if os.path.isdir(base) else base,
@@ -465,13 +465,13 @@ def main(args: argparse.Namespace) -> None:
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
-        # An accumulation goes on across the end of an epoch, so that all optimizer steps see equally many pairs.
+        # Accumulation continues across the end of an epoch, so that all optimizer steps have the same number of pairs.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(args.output_dir, str(output_dir / args.logging_dir)),
-        # accelerate would otherwise step the schedule once per process.
+        # Otherwise accelerate would step the schedule once per process.
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
@@ -482,13 +482,13 @@ def main(args: argparse.Namespace) -> None:
     is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if is_sharded and (args.use_ema or args.validation_steps or args.unet_lora_rank):
         raise ValueError(
-            "With FSDP and DeepSpeed no process has all weights in float32: leave out --use_ema, --validation_steps "
-            "and --unet_lora_rank, or train with DDP."
+            "--use_ema, --validation_steps and --unet_lora_rank cannot be used with FSDP and DeepSpeed, where no "
+            "process has all weights in float32: leave them out, or train with DDP."
         )
     if list_checkpoints(args.output_dir) and not args.resume_from_checkpoint:
         raise ValueError(
-            f"{output_dir} has checkpoints of another run: resume it with --resume_from_checkpoint latest, or name "
-            "another --output_dir."
+            f"{output_dir} has checkpoints of an earlier run: resume it with --resume_from_checkpoint latest, or "
+            "choose another --output_dir."
         )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     set_seed(args.seed)
@@ -562,10 +562,10 @@ def main(args: argparse.Namespace) -> None:
             photo_shape = read_image(pairs[dataset[0]["index"]].source).size[::-1]
     if not batches_per_epoch:
         raise ValueError(
-            f"{num_pairs} pairs do not fill one batch of every process (and, with shards, of every worker): lower "
+            f"{num_pairs} pairs are too few for one batch per process (with shards, per worker): lower "
             "--train_batch_size or --dataloader_num_workers."
         )
-    # Not prepared by accelerate, since every process gets its share of the pairs already.
+    # Not prepared by accelerate, since every process already gets only its share of the pairs.
     train_dataloader = DataLoader(
         dataset,
         batch_size=args.train_batch_size,
@@ -639,8 +639,8 @@ def main(args: argparse.Namespace) -> None:
         args.tracker_project_name,
         config={name: str(value) for name, value in vars(args).items() if name != "hub_token"},
     )
-    logger.info("%d pairs, %d of them in an optimizer step, %d steps.", num_pairs, total_batch_size, max_train_steps)
-    logger.info("%.1f M parameters train.", sum(parameter.numel() for parameter in trained.values()) / 1e6)
+    logger.info("%d pairs, %d per optimizer step, %d steps.", num_pairs, total_batch_size, max_train_steps)
+    logger.info("%.1f M trainable parameters.", sum(parameter.numel() for parameter in trained.values()) / 1e6)
 
     # Resume with the batch that would have come next
     global_step, checkpoint = 0, None
@@ -678,10 +678,10 @@ def main(args: argparse.Namespace) -> None:
                     break
                 skipped.update(batch.pop("skipped"))
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
-                # For stochastic depth alone; everything else that is random follows from the pairs.
+                # Only for stochastic depth; all other random numbers depend on the pairs.
                 torch.manual_seed(args.seed + num_batches * accelerator.num_processes + accelerator.process_index)
                 with accelerator.accumulate(model):
-                    # Encode the sources, which are to be reconstructed (Eq. 5), and then the targets (Eq. 3)
+                    # Encode the sources, for the reconstruction (Eq. 5), and then the targets (Eq. 3)
                     if latent_cache is None:
                         pixel_values = torch.cat([batch["source_pixel_values"], batch["target_pixel_values"]])
                         with accelerator.autocast():
@@ -692,7 +692,7 @@ def main(args: argparse.Namespace) -> None:
                         moments = latent_cache(images).to(accelerator.device)
                     pose_maps = torch.cat([batch["source_pose_map"], batch["target_pose_map"]])
 
-                    # Everything random about a pair follows from the seed, the epoch and the pair
+                    # All random numbers of a pair depend on the seed, the epoch and the pair
                     latent_shape = (moments.shape[1] // 2, *moments.shape[2:])
                     random = sample_pair_randomness(batch["index"], latent_shape, seed=args.seed, epoch=epoch)
                     random = random.to(accelerator.device)
@@ -703,7 +703,7 @@ def main(args: argparse.Namespace) -> None:
                     else:
                         timesteps = (random.timestep_uniform * num_train_timesteps).long()
 
-                    if args.reconstruction_loss_weight == 0:  # the targets alone
+                    if args.reconstruction_loss_weight == 0:  # only the targets
                         latents, pose_maps, noise, timesteps, condition_drop_mask = (
                             tensor.chunk(2)[1]
                             for tensor in (latents, pose_maps, noise, timesteps, condition_drop_mask)
@@ -763,7 +763,7 @@ def main(args: argparse.Namespace) -> None:
                 train_loss = 0.0
 
                 if global_step % args.checkpointing_steps == 0 or global_step == max_train_steps:
-                    # A broken gradient shows in the loss of the next step only.
+                    # A gradient that is not finite shows only in the loss of the next step.
                     if not all(parameter.isfinite().all() for parameter in trained.values()):
                         stop(f"Some weights are not finite after {global_step} steps", args.output_dir)
                     averages = None if ema is None else dict(zip(trained, ema.shadow_params, strict=True))
@@ -790,7 +790,7 @@ def main(args: argparse.Namespace) -> None:
     # The final pipeline
     if is_sharded:
         weights = accelerator.get_state_dict(model)
-        # What is frozen stays as it was loaded: DeepSpeed may have rounded it to 16 bits.
+        # Frozen weights are saved as they were loaded, since DeepSpeed may have rounded them to 16 bits.
         loaded = load_pipeline(args)
         whole = CFLDTrainingModule(**{name: getattr(loaded, name) for name in PARTS})
         if accelerator.is_main_process:
@@ -799,7 +799,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         if ema is not None:
             ema.copy_to(trained.values())
-        (output_dir / LORA_FILE).unlink(missing_ok=True)  # of an earlier run
+        (output_dir / LORA_FILE).unlink(missing_ok=True)  # from an earlier run
         if args.unet_lora_rank:
             from peft.utils import get_peft_model_state_dict
 
@@ -813,7 +813,7 @@ def main(args: argparse.Namespace) -> None:
                 repo_id=repo_id,
                 folder_path=output_dir,
                 commit_message=f"After {global_step} steps",
-                # Without checkpoints, logs, cached latents and the validation images, which show the data set's own.
+                # Without checkpoints, logs, cached latents, and validation images, which show images of the data set.
                 allow_patterns=[
                     *(f"{name}/*" for name in pipeline.components),
                     "model_index.json",

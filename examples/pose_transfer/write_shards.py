@@ -3,9 +3,9 @@
 
     python write_shards.py --train_data_dir deepfashion --output_dir shards
 
-The shards follow WebDataset's convention: members `{key}.source.jpg`, `{key}.target.jpg` and `{key}.json`, the key
-being the number of the pair. After an interruption run the same command again: shards that exist are kept. For other
-data or options choose another folder.
+The shards follow WebDataset's convention: members are `{key}.source.jpg`, `{key}.target.jpg` and `{key}.json`, where
+the key is the number of the pair. After an interruption, run the same command again: shards that exist are kept. For
+other data or options, choose another folder.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_data_dir", required=True, help="Folder that `diffusers_cfld.data.load_pairs` reads.")
     parser.add_argument("--dataset_format", default="auto", choices=["auto", "deepfashion", "market1501", "folder"])
-    parser.add_argument("--split", default=None, help="'train' or 'test' where the data set has these.")
+    parser.add_argument("--split", default=None, help="'train' or 'test', if the data set has these.")
     parser.add_argument("--output_dir", required=True, help="Folder for the shards.")
     parser.add_argument("--pairs_per_shard", type=int, default=1000, help="Pairs in a shard.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the order of the pairs.")
-    parser.add_argument("--no_shuffle", action="store_true", help="Keep the order of the list.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed for shuffling the pairs.")
+    parser.add_argument("--no_shuffle", action="store_true", help="Keep the order of the pairs.")
     return parser.parse_args(arguments)
 
 
@@ -52,22 +52,21 @@ def write_shards(
     """Write pairs into tar files.
 
     Images are copied byte for byte, once for each pair that they are in; a pair with a missing image is left out. Each
-    shard appears complete or not at all, and shards that exist are kept. `shards.json`, written last, says how many
-    pairs each has.
+    shard is written completely or not at all, and shards that exist are kept. `shards.json`, written last, says how
+    many pairs each has.
 
     Args:
         pairs: The pairs.
-        output_dir: Folder for the shards; made if it does not exist.
+        output_dir: Folder for the shards; created if it does not exist.
         pairs_per_shard: Pairs in a shard, >= 1; the last one may have fewer.
-        seed: Seed with which the pairs are shuffled, since a stream is shuffled only within a buffer; None keeps their
-            order.
-        report: Where missing images are entered; by default they are logged.
+        seed: Seed for shuffling the pairs, since a stream is shuffled only within a buffer; None keeps their order.
+        report: Report to which missing images are added; by default they are logged.
 
     Returns:
         Path of `shards.json`.
 
     Raises:
-        UnreadableDataError: 32 images in a row are missing, or all.
+        UnreadableDataError: 32 images in a row are missing, or all of them.
         OSError: A file cannot be written.
     """
     report = SkipReport() if report is None else report
@@ -93,7 +92,7 @@ def write_shards(
 def _write_shard(
     file: Path, numbered_pairs: list[tuple[int, PosePair]], missing: list[tuple[str, str]], report: SkipReport
 ) -> None:
-    """Write a shard, unless all of its pairs are missing; `missing` has the images missing in a row so far."""
+    """Write a shard, unless all of its pairs are missing; `missing` collects the images missing in a row so far."""
     count = 0
     with replacing(file) as partial:
         with partial.open("wb") as stream, wds.TarWriter(stream, encoder=False, mtime=0) as writer:

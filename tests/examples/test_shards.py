@@ -263,7 +263,7 @@ def test_a_pair_without_its_keypoints_is_named(shards):
     items = list(StreamedPosePairs(shards, **SIZES))
     (entry,) = (entry for item in items for entry in item["skipped"])
     assert entry[0].startswith(f"{file}:0000000")
-    assert "is no pair" in entry[1]
+    assert "is not a pair" in entry[1]
 
 
 def test_wholly_broken_shards_end_the_run_with_one_sentence(shards):

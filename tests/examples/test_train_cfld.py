@@ -168,7 +168,7 @@ def test_two_pairs_end_to_end(script, start, data, tmp_path):
     assert not torch.equal(sample(before), sample(after))
 
     AcceleratorState._reset_state(True)
-    with pytest.raises(ValueError, match="has checkpoints of another run: resume it with"):
+    with pytest.raises(ValueError, match="has checkpoints of an earlier run: resume it with"):
         train(script, start, data, output)
 
 
@@ -469,10 +469,13 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--unet_lora_rank=2", "--train_unet=all"], "--unet_lora_rank and --train_unet all exclude each other"),
+        (["--unet_lora_rank=2", "--train_unet=all"], "--unet_lora_rank and --train_unet all cannot be used together"),
         (["--condition_dropout_prob=20"], "argument --condition_dropout_prob: must be from 0 to 1, got 20"),
         (["--hub_token=hf_x", "--report_to=wandb"], "log in with `hf auth login` instead"),
-        (["--dataset_format=shards", "--cache_latents"], "leave out --cache_latents"),
+        (
+            ["--dataset_format=shards", "--cache_latents"],
+            "--cache_latents and --max_train_samples cannot be used with shards",
+        ),
         (["--dataset_format=shards", "--validation_steps=1"], "--validation_steps needs --validation_data_dir"),
         (["--lr_scheduler=piecewise_constant"], "invalid choice: 'piecewise_constant'"),
     ],
@@ -484,5 +487,5 @@ def test_options_that_do_not_fit(script, start, data, tmp_path, capsys, options,
 
 
 def test_a_batch_that_the_pairs_do_not_fill(script, start, data, tmp_path):
-    with pytest.raises(ValueError, match="2 pairs do not fill one batch of every process"):
+    with pytest.raises(ValueError, match="2 pairs are too few for one batch per process"):
         train(script, start, data, tmp_path / "out", batch=3)

@@ -78,6 +78,6 @@ def test_the_cache_of_other_images_or_another_vae_is_refused(vae, moments, tmp_p
     images = {"names": [*IMAGES[:3], "e.png"], "order": IMAGES[::-1]}.get(change, IMAGES)
     size = (32, 32) if change == "size" else SIZE
     other = fill(AutoencoderKL(**VAE_CONFIG), "other") if change == "weights" else vae
-    with pytest.raises(ValueError, match="caches the latents of other images, of another size or from another VAE"):
+    with pytest.raises(ValueError, match="has the latents of other images, another size or another VAE"):
         LatentCache(tmp_path, images, other, size)
     assert json.loads((tmp_path / "moments.json").read_text()) == before

@@ -183,11 +183,15 @@ def test_processors_go_after_an_error(module):
 
 
 def test_forward_and_backward_without_the_processors_are_errors(module):
-    with pytest.raises(RuntimeError, match=r"must run inside `with module.training_attention\(\):`"):
+    with pytest.raises(
+        RuntimeError, match=r"Run both the forward and `backward\(\)` inside `with module.training_attention\(\):`"
+    ):
         module(**inputs(pairs=1))
     with module.training_attention():
         loss = loss_of(module, inputs(pairs=1))
-    with pytest.raises(RuntimeError, match=r"must run inside `with module.training_attention\(\):`"):
+    with pytest.raises(
+        RuntimeError, match=r"Run both the forward and `backward\(\)` inside `with module.training_attention\(\):`"
+    ):
         loss.backward()
 
 

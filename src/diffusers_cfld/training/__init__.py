@@ -1,4 +1,4 @@
-"""Formulas and parts of CFLD's training; the loop around them is `examples/pose_transfer/train_cfld.py`."""
+"""Formulas and parts of CFLD's training; the training loop is in `examples/pose_transfer/train_cfld.py`."""
 
 from .latent_cache import LatentCache as LatentCache
 from .latent_cache import encode_moments as encode_moments

@@ -1,7 +1,7 @@
 """The VAE's posteriors of all training images, computed once.
 
 The VAE is frozen and its images are not augmented, so encoding them in every step, as the published training does,
-repeats work. The moments are kept, not a sample: each step still draws its own latents.
+repeats work. The moments are cached, not a sample, so each step still draws its own latents.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..io_utils import write_file
 
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, pixel_values: torch.Tensor, slice_size: int = 8) -> torch.Tensor:
-    """Encode images, a few at a time: at 512x512 each takes a third of a gigabyte meanwhile.
+    """Encode images, a few at a time, because each takes a third of a gigabyte during encoding at 512x512.
 
     Args:
         vae: The VAE.
@@ -31,7 +31,7 @@ def encode_moments(vae: AutoencoderKL, pixel_values: torch.Tensor, slice_size: i
         slice_size: How many images are encoded at a time.
 
     Returns:
-        (B, 2C, h, w): the posterior's mean and the logarithm of its variance, not scaled.
+        (B, 2C, h, w): the mean and the log variance of the posterior, not scaled.
     """
     pixel_values = pixel_values.to(vae.device, vae.dtype)
     slices = torch.split(pixel_values, slice_size)
@@ -58,20 +58,20 @@ def sample_latents(vae: AutoencoderKL, moments: torch.Tensor, noise: torch.Tenso
 class LatentCache:
     """Moments of the posteriors by image, in a memory-mapped file that is filled in the order of the images.
 
-    A cache that was filled in part goes on where it stopped.
+    A cache that is only partly filled continues where it stopped.
 
     Args:
-        folder: Where the file is or will be.
+        folder: Folder of the file, which may exist already.
         images: Paths of the images, in the order of the rows.
         vae: The VAE.
         image_size: (height, width) at which the images are encoded, pixels.
 
     Attributes:
         num_encoded: How many images have been encoded, from the first on.
-        unreadable: The images among them that could not be read, whose moments mean nothing, each with the reason.
+        unreadable: The images among them that could not be read, each with the reason; their moments are meaningless.
 
     Raises:
-        ValueError: The folder holds the cache of other images, another size or another VAE.
+        ValueError: The folder has the cache of other images, another size or another VAE.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LatentCache:
         self.rows = {image: row for row, image in enumerate(images)}
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         shape = (len(images), 2 * vae.config.latent_channels, image_size[0] // factor, image_size[1] // factor)
-        # By name, since the folder of the images may move.
+        # By name, since the folder of the images may be moved.
         names = "\n".join(os.path.basename(image) for image in images)
         self._record = {
             "shape": list(shape),
@@ -93,8 +93,8 @@ class LatentCache:
             found = json.loads(self._file.read_text())
             if found["record"] != self._record:
                 raise ValueError(
-                    f"{os.fspath(folder)!r} caches the latents of other images, of another size or from another VAE: "
-                    "delete it or name another folder."
+                    f"{os.fspath(folder)!r} has the latents of other images, another size or another VAE: delete it, "
+                    "or choose another folder."
                 )
             self.num_encoded: int = found["num_encoded"]
             self.unreadable = {images[int(row)]: reason for row, reason in found["unreadable"].items()}
@@ -108,7 +108,7 @@ class LatentCache:
         """Store the moments of the next images; they count as encoded once they are on the disk.
 
         Args:
-            moments: (B, 2C, h, w), of the images from `num_encoded` on.
+            moments: (B, 2C, h, w), those of the images from `num_encoded` on.
             unreadable: Images among these that could not be read, each with the reason.
         """
         stop = self.num_encoded + len(moments)
@@ -124,10 +124,10 @@ class LatentCache:
         write_file(self._file, json.dumps(state).encode())
 
     def __call__(self, images: Sequence[str]) -> torch.Tensor:
-        """Look up images.
+        """Look up the moments of images.
 
         Args:
-            images: B of the paths.
+            images: Paths of B images.
 
         Returns:
             (B, 2C, h, w) float32, on the CPU.

@@ -1,7 +1,7 @@
 """The training objective and the dropout of conditions.
 
 Paper: arXiv:2402.18078, Eq. 3, 5 and 6, Sec. 3.3 and 4.1. Official code: `pose_transfer_train.py` of YanzuoLu/CFLD @
-f2ea2a7, where one batch holds the samples of the self-reconstruction first and then those of the transfer.
+f2ea2a7, where a batch has the samples of the self-reconstruction first and then those of the transfer.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ def cfld_loss(
     reconstruction_weight: float = 1.0,
     sample_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of the noise, for the self-reconstruction and the transfer together (Eq. 6).
+    """Compute the mean squared error of the noise for self-reconstruction and transfer together (Eq. 6).
 
     Equation:
         L = (w_rec L_rec + L_mse) / 2, each term a mean over samples and elements. With w_rec = 1 this is the mean over
         the whole batch, as published: half of the paper's Eq. 6, which has the same minimum.
 
     Args:
-        noise_pred: (2B, C, h, w), predictions of the U-Net: for source->source (Eq. 5), then for source->target (Eq.
-            3). With `reconstruction_weight=0` it is (B, C, h, w), for source->target alone.
+        noise_pred: (2B, C, h, w), predictions of the U-Net, first for source->source (Eq. 5), then for source->target
+            (Eq. 3). With `reconstruction_weight=0` it is (B, C, h, w), only for source->target.
         target: What should be predicted, eps or the velocity, in the same shape.
         reconstruction_weight: w_rec >= 0.
-        sample_weights: One weight per sample, e.g. of Min-SNR; `None` weighs all samples equally, as the paper does.
+        sample_weights: One weight per sample, e.g. from Min-SNR; `None` weights all samples equally, as in the paper.
 
     Returns:
-        A float32 scalar, computed in float32 whatever the inputs' dtypes.
+        A float32 scalar, computed in float32 whatever the dtypes of the inputs.
     """
     losses = (noise_pred.float() - target.float()).square().flatten(1).mean(1)
     if sample_weights is not None:
@@ -47,7 +47,7 @@ def cfld_loss(
 
 
 class Conditions(NamedTuple):
-    """What conditions the U-Net.
+    """The conditions of the U-Net.
 
     Args:
         prompt_embeds: (N, Q, D).
@@ -70,9 +70,9 @@ def drop_conditions(
 ) -> Conditions:
     """Replace the conditions of the masked samples by those of the unconditional branch.
 
-    With `"all"`, a dropped sample is what sampling calls the null branch of Eq. 7: null prompt, no pose, no biases.
-    With `"prompt"` it keeps pose and biases, a combination that sampling never uses; the published weights were
-    trained with it.
+    With `"all"`, a dropped sample is what the null branch of Eq. 7 is in sampling: null prompt, no pose, no biases.
+    With `"prompt"`, it keeps pose and biases, a combination that sampling never uses, but which the published weights
+    were trained with.
 
     Args:
         condition_drop_mask: (N,) bool, true where a sample is dropped.
@@ -84,7 +84,7 @@ def drop_conditions(
 
     Returns:
         New tensors of the same shapes; the inputs are not modified. If no sample is dropped, they equal the inputs to
-        the bit. Every input takes part, so that every parameter gets a gradient, if only a zero one.
+        the bit. Every input is used, so that every parameter gets a gradient, even if it is zero.
     """
 
     def replace(tensor: torch.Tensor, replacement: torch.Tensor | float) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Which parameters train, and how fast.
 
-Paper: arXiv:2402.18078, Sec. 3.3, 4.1 and Tab. 1: all of S, D, A and P, and of the U-Net only W_k and W_v of the
+Paper: arXiv:2402.18078, Sec. 3.3, 4.1 and Tab. 1: all of S, D, A and P, and in the U-Net only W_k and W_v of the
 biased cross-attentions, 1.2 % of it. Official code: `lr_scheduler.py` of YanzuoLu/CFLD @ f2ea2a7.
 """
 
@@ -20,13 +20,13 @@ UNetTrainable = Literal["kv", "all", "none"]
 
 
 def set_unet_trainable(unet: nn.Module, layer_names: Iterable[str], train: UNetTrainable = "kv") -> None:
-    """Choose what of the U-Net trains, by `requires_grad` of its parameters.
+    """Choose which parameters of the U-Net train, by setting their `requires_grad`.
 
     Args:
         unet: The U-Net. Its weights are not changed.
         layer_names: The biased cross-attentions, `appearance_encoder.layer_names`.
-        train: `"kv"` (the paper): the projections to keys and values in these layers. `"all"`: everything, for a U-Net
-            without pre-training. `"none"`: nothing, e.g. before a LoRA is added to it.
+        train: `"kv"` (the paper) for the projections to keys and values in these layers, `"all"` for everything, if
+            the U-Net has no pre-training, `"none"` for nothing, e.g. before a LoRA is added to it.
 
     Raises:
         ValueError: `train` is unknown.
@@ -42,10 +42,10 @@ def set_unet_trainable(unet: nn.Module, layer_names: Iterable[str], train: UNetT
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a module that require a gradient.
+    """Collect the parameters of a module that require a gradient.
 
     Args:
-        module: Any module; of a `CFLDTrainingModule`, everything that trains.
+        module: Any module; for a `CFLDTrainingModule`, the result is everything that trains.
 
     Returns:
         The parameters by name, in the order of `module.named_parameters()`.
@@ -54,12 +54,12 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def scaled_learning_rate(total_batch_size: int, learning_rate_per_pair: float = LEARNING_RATE_PER_PAIR) -> float:
-    """Scale the learning rate by the batch, as the paper does.
+    """Scale the learning rate by the batch size, as in the paper.
 
     The paper's 5e-7 gives 1.12e-4 for its batch of 224; the published configuration says 1e-4.
 
     Args:
-        total_batch_size: Pairs of an optimizer step: per device x devices x accumulation steps, not doubled.
+        total_batch_size: Pairs per optimizer step: pairs per device x devices x accumulation steps, not doubled.
         learning_rate_per_pair: Learning rate for a batch of one pair.
 
     Returns:
@@ -77,19 +77,19 @@ def get_cfld_schedule(
     decay_epochs: Sequence[int] = (50,),
     decay_factor: float = 0.1,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The published schedule of the learning rate: a linear warm-up, then steps down.
+    """Create the published schedule of the learning rate: a linear warm-up, then steps down.
 
     Equation:
-        Factor on the optimizer's learning rate at step s: f_0 + (1 - f_0) (s + 1) / W for s < W, so that step W - 1 is
-        the first at the full rate; afterwards d^n, n the number of decay epochs that have begun. As published, the
-        rate does not step down within the warm-up.
+        Factor for the optimizer's learning rate at step s: f_0 + (1 - f_0) (s + 1) / W for s < W, so that step W - 1
+        is the first at the full rate; afterwards d^n, where n is the number of decay epochs that have begun. As
+        published, the rate does not step down during the warm-up.
 
     Args:
-        optimizer: The optimizer. Step the schedule once per step of it.
-        steps_per_epoch: Optimizer steps in an epoch: batches / accumulation steps, not always a whole number.
+        optimizer: The optimizer. Step the schedule once per optimizer step.
+        steps_per_epoch: Optimizer steps per epoch: batches / accumulation steps, not always a whole number.
         num_warmup_steps: W >= 0.
         warmup_start_factor: f_0.
-        decay_epochs: Epochs, counted from 0, at whose beginning the rate is multiplied by `decay_factor`.
+        decay_epochs: Epochs, counted from 0, at the beginning of which the rate is multiplied by `decay_factor`.
         decay_factor: d.
 
     Returns:

@@ -1,7 +1,7 @@
 """Timesteps and noise of a training step.
 
 Paper: arXiv:2402.18078, Sec. 3.3: t = (1 - (t / T)^3) T with t uniform. Official code: `pose_transfer_train.py` of
-YanzuoLu/CFLD @ f2ea2a7, `CUBIC_SAMPLING`. Drawing the numbers of each pair on their own is ours.
+YanzuoLu/CFLD @ f2ea2a7, `CUBIC_SAMPLING`. Unlike there, the random numbers of each pair are drawn separately.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PairRandomness(NamedTuple):
         posterior_noise: (2B, C, h, w), standard normal, for sampling the VAE's posterior.
         noise: (2B, C, h, w), standard normal, eps.
         timestep_uniform: (2B,) float32, [0, 1), u of the timesteps.
-        drop_uniform: (2B,) float32, [0, 1): a sample below the dropout probability loses its conditions.
+        drop_uniform: (2B,) float32, [0, 1); samples below the dropout probability lose their conditions.
     """
 
     posterior_noise: torch.Tensor
@@ -47,7 +47,7 @@ class PairRandomness(NamedTuple):
     drop_uniform: torch.Tensor
 
     def to(self, device: torch.device | str) -> PairRandomness:
-        """Move all of them to a device.
+        """Move all numbers to a device.
 
         Args:
             device: The device.
@@ -63,8 +63,8 @@ def sample_pair_randomness(
 ) -> PairRandomness:
     """Draw the random numbers of some pairs.
 
-    They follow from the seed, the epoch and the index of each pair alone. So a step gives the same result however its
-    batch is spread over processes and accumulation steps, and a resumed run needs no generator's state.
+    They depend only on the seed, the epoch and the index of each pair. A step therefore gives the same result however
+    its batch is divided among processes and accumulation steps, and a resumed run needs no state of a generator.
 
     Args:
         indices: Indices of the B pairs in the data set, >= 0.
@@ -73,7 +73,7 @@ def sample_pair_randomness(
         epoch: Number of epochs before this one, >= 0.
 
     Returns:
-        The numbers, on the CPU, so that every device trains on the same ones.
+        The numbers, on the CPU, so that all devices train on the same ones.
     """
     drawn = []
     for index in indices:
@@ -87,5 +87,5 @@ def sample_pair_randomness(
                 torch.rand(2, generator=generator),
             )
         )
-    # B tensors of (2, ...) to one of (2B, ...)
+    # From B tensors (2, ...) to one (2B, ...)
     return PairRandomness(*(torch.stack(tensors, dim=1).flatten(0, 1) for tensors in zip(*drawn, strict=True)))

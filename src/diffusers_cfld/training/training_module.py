@@ -1,7 +1,7 @@
-"""All of CFLD as one module whose forward is that of a training step.
+"""All of CFLD as one module, whose forward is the forward of a training step.
 
 Paper: arXiv:2402.18078, Fig. 2. Official code: `build_model` and the loop of `pose_transfer_train.py` of YanzuoLu/CFLD
-@ f2ea2a7, two modules there.
+@ f2ea2a7, which uses two modules.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .optimization import UNetTrainable, set_unet_trainable
 
 
 class CFLDTrainingModule(nn.Module):
-    """S, D, A, P and the U-Net in one module, so that DDP, FSDP and DeepSpeed wrap one and see every parameter used.
+    """S, D, A, P and the U-Net as one module that uses all of its parameters, for DDP, FSDP and DeepSpeed to wrap.
 
-    The models are shared, not copied: a pipeline of the same models may sample between two steps.
+    The models are shared, not copied: a pipeline with the same models may sample between two steps.
 
     Args:
-        unet: The U-Net; see [`set_trainable`] for what of it trains.
+        unet: The U-Net; [`set_trainable`] chooses which of its parameters train.
         source_encoder: S.
         prompt_decoder: D, with the null prompt.
         appearance_encoder: A.
         pose_adapter: P.
-        dropped_conditions: What a dropped sample loses: `"all"` conditions (the paper) or the `"prompt"` alone (the
+        dropped_conditions: What a dropped sample loses: `"all"` conditions (the paper) or only the `"prompt"` (the
             published code).
 
     Raises:
@@ -72,10 +72,10 @@ class CFLDTrainingModule(nn.Module):
         self._processors: dict[str, HybridGranularityAttnProcessor] = {}
 
     def set_trainable(self, unet: UNetTrainable = "kv") -> None:
-        """Train all of S, D, A and P, and of the U-Net what is asked for.
+        """Make all of S, D, A and P trainable, and some parameters of the U-Net.
 
         Args:
-            unet: `train` of [`set_unet_trainable`]; the paper's is `"kv"`.
+            unet: Which of them, as `train` of [`set_unet_trainable`]; `"kv"` in the paper.
 
         Raises:
             ValueError: `unet` is unknown.
@@ -84,28 +84,28 @@ class CFLDTrainingModule(nn.Module):
         set_unet_trainable(self.unet, self.appearance_encoder.layer_names, unet)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Trade time for memory in all five models: activations are computed again in `backward()`."""
+        """Save memory in all five models, at the cost of time: compute activations again in `backward()`."""
         for model in self.children():
             model.enable_gradient_checkpointing()  # type: ignore[operator]  # all five are diffusers models
 
     def disable_gradient_checkpointing(self) -> None:
-        """Keep activations again."""
+        """Stop computing activations again in `backward()`."""
         for model in self.children():
             model.disable_gradient_checkpointing()  # type: ignore[operator]  # all five are diffusers models
 
     @contextmanager
     def training_attention(self) -> Iterator[None]:
-        """Let the U-Net's cross-attentions take query biases, for the length of a `with` block.
+        """Make the U-Net's cross-attentions take query biases for the duration of a `with` block.
 
-        Put it around the training loop, or around forward *and* backward: gradient checkpointing runs the forward
-        again within `backward()`.
+        Put it around the training loop, or around both forward *and* backward: gradient checkpointing repeats the
+        forward during `backward()`.
 
         Yields:
             Nothing.
 
         Raises:
             ValueError: A biased layer is not in the U-Net.
-            RuntimeError: Another thread has biases on this U-Net.
+            RuntimeError: Another thread has put biases on this U-Net.
         """
         no_biases = dict.fromkeys(self.appearance_encoder.layer_names)
         with hybrid_granularity_attention(self.unet, no_biases) as self._processors:
@@ -125,9 +125,9 @@ class CFLDTrainingModule(nn.Module):
         """Predict the noise (or the velocity, if that is the scheduler's prediction type).
 
         Args:
-            source_image: (B, 3, H_s, W_s), [-1, 1], as the source encoder takes it. Each source is encoded once.
+            source_image: (B, 3, H_s, W_s), [-1, 1], the input of the source encoder. Each source is encoded once.
             pose_map: (N, 3 + J, H, W), [0, 1], the poses to generate. N is a multiple of B, and sample j shows source
-                j mod B: for the whole objective N = 2B, the sources' own poses first.
+                j mod B. For the whole objective, N = 2B, with the sources' own poses first.
             noisy_latents: z_t, (N, C, h, w).
             timesteps: t, (N,) int64.
             condition_drop_mask: (N,) bool, true where the conditions are dropped; `None` drops none.
@@ -137,19 +137,19 @@ class CFLDTrainingModule(nn.Module):
 
         Raises:
             ValueError: The batches do not fit together.
-            RuntimeError: It is not called inside [`training_attention`].
+            RuntimeError: The call is not inside [`training_attention`].
         """
         batch_size, num_sources = noisy_latents.shape[0], source_image.shape[0]
         if pose_map.shape[0] != batch_size or batch_size % num_sources:
             raise ValueError(
-                "There must be one pose map per sample of `noisy_latents`, and equally many samples of each source, "
-                f"got {batch_size} samples, {pose_map.shape[0]} pose maps and {num_sources} sources."
+                "There must be one pose map per sample of `noisy_latents`, and the same number of samples for each "
+                f"source, got {batch_size} samples, {pose_map.shape[0]} pose maps and {num_sources} sources."
             )
         if condition_drop_mask is None:
-            # Not skipped: the null prompt must take part in every step, or DDP waits for its gradient.
+            # Not skipped, because the null prompt must be used in every step, or DDP waits for its gradient.
             condition_drop_mask = torch.zeros(batch_size, dtype=torch.bool, device=noisy_latents.device)
 
-        # The biases of the last step would stay in memory while those of this one are made.
+        # Otherwise the biases of the last step would stay in memory while those of this one are computed.
         self._set_query_biases(dict.fromkeys(self.appearance_encoder.layer_names))
 
         feature_maps = self.source_encoder(source_image).feature_maps
@@ -178,20 +178,20 @@ class CFLDTrainingModule(nn.Module):
             noisy_latents,
             timesteps,
             encoder_hidden_states=conditions.prompt_embeds,
-            # The U-Net pops from the list that it is given.
+            # The U-Net pops from the list that it gets.
             down_intrablock_additional_residuals=list(conditions.pose_residuals),
             return_dict=False,
         )[0]
         if noise_pred.requires_grad and not torch.compiler.is_compiling():
-            # Before anything else of the backward: what gradient checkpointing runs again sees this forward's biases,
-            # even if there were other forwards in between.
+            # Runs before the rest of the backward, so that what gradient checkpointing repeats has the biases of this
+            # forward, even if there were other forwards in between.
             noise_pred.register_hook(lambda grad: self._set_query_biases(conditions.query_biases))  # type: ignore[no-untyped-call]
         return noise_pred
 
     def _set_query_biases(self, query_biases: Mapping[str, torch.Tensor | None]) -> None:
         if not self._processors:
             raise RuntimeError(
-                "Both the forward and `backward()` must run inside `with module.training_attention():`, or gradient "
+                "Run both the forward and `backward()` inside `with module.training_attention():`, or gradient "
                 "checkpointing would give wrong gradients."
             )
         for name, query_bias in query_biases.items():
