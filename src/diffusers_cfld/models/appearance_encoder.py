@@ -138,7 +138,7 @@ class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         for width, heads in zip(hidden_channels, num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(
-                    f"`num_attention_heads` must divide `hidden_channels`, got {heads} heads for {width}."
+                    f"`num_attention_heads` must divide `hidden_channels`, got {heads} heads for {width} channels."
                 )
         self.layer_stages: dict[str, str] = {}
         encoders = []

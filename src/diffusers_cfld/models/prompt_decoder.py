@@ -112,7 +112,9 @@ class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
     ) -> None:
         super().__init__()
         if dim % num_attention_heads:
-            raise ValueError(f"`num_attention_heads` must divide `dim`, got {num_attention_heads} heads for {dim}.")
+            raise ValueError(
+                f"`num_attention_heads` must divide `dim`, got {num_attention_heads} heads for {dim} channels."
+            )
         self.feature_size = as_pair(feature_size)
         num_positions = self.feature_size[0] * self.feature_size[1]
         self.query_embeds = nn.Parameter(0.02 * torch.randn(num_queries, dim))

@@ -185,7 +185,7 @@ def check_finite(pipe: CFLDPipelineBase, result: torch.Tensor) -> None:
             if not all(torch.isfinite(weight).all() for weight in weights):
                 cause = f" The weights of the {name} are not finite: its files are damaged, or its training diverged."
             elif component.dtype == torch.float16:
-                cause = cause or " Half precision may overflow: try `torch.bfloat16` or `torch.float32`."
+                cause = cause or " Half precision may have overflowed: try `torch.bfloat16` or `torch.float32`."
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
         cause = (
             " A scheduler with `rescale_betas_zero_snr=True` divides by zero unless the model predicts velocity: load "

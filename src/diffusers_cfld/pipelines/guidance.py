@@ -101,19 +101,19 @@ class BranchConditions:
     _last: tuple[Any, UNetConditions] | None = None
 
     def replace_prompts(self, prompt_embeds: torch.Tensor, null_prompt_embeds: torch.Tensor) -> None:
-        """Take the prompts that a callback may have replaced.
+        """Take over the prompts, which a callback may have replaced.
 
         Args:
             prompt_embeds: (B, Q, D).
             null_prompt_embeds: (1, Q, D).
 
         Raises:
-            ValueError: `prompt_embeds` has another number of samples than the batch.
+            ValueError: `prompt_embeds` does not have one sample per sample of the batch.
         """
         if len(prompt_embeds) != self.batch_size:
             raise ValueError(
                 f"A callback must keep the {self.batch_size} samples of `prompt_embeds`, got {len(prompt_embeds)}: "
-                "`SDCFGCutoffCallback`, for example, keeps the last one only and works for one image at a time."
+                "`SDCFGCutoffCallback`, for example, keeps only the last one, so it works only for one image at a time."
             )
         self.prompt_embeds, self.null_prompt_embeds = prompt_embeds, null_prompt_embeds
 

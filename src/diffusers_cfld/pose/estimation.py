@@ -287,7 +287,7 @@ def people_from_coco(
     count = len(COCO_NAMES)
     if joints.ndim != 3 or joints.shape[1] < count:
         raise ValueError(
-            f"The pose model must return COCO's 17 body joints first, got {joints.shape[1:]} numbers per person."
+            f"The pose model must return COCO's 17 body joints first, got shape {joints.shape[1:]} per person."
         )
     people = []
     for xy, score in zip(joints[:, :count].astype(float), scores[:, :count].astype(float), strict=True):
