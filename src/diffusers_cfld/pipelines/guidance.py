@@ -113,7 +113,7 @@ class BranchConditions:
         if len(prompt_embeds) != self.batch_size:
             raise ValueError(
                 f"A callback must keep the {self.batch_size} samples of `prompt_embeds`, got {len(prompt_embeds)}: "
-                "`SDCFGCutoffCallback`, for example, keeps only the last one, so it works only for one image at a time."
+                "`SDCFGCutoffCallback`, for example, keeps only the last one, so it works for one image at a time."
             )
         self.prompt_embeds, self.null_prompt_embeds = prompt_embeds, null_prompt_embeds
 
