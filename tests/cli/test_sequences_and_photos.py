@@ -205,7 +205,7 @@ def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pose", "b.png"], "to find the pose in the image"),
+        (["--pose", "b.png"], "is an image: give --pose-estimator to find the pose in it"),
         (
             ["--pose", "pose.json", "--pose-weights", "estimator"],
             "--pose-estimator and --pose-weights must be given together",
@@ -219,7 +219,7 @@ def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, p
             "--pose-weights, --detector-weights: ",
         ),
         (["--pose", "pose.json", "--align"], "--align needs the pose of the person in --image"),
-        (["--pose", "pose.json", "--source-pose", "body.json", "body.json"], "a file per --image, got 2 for 1"),
+        (["--pose", "pose.json", "--source-pose", "body.json", "body.json"], "one file per --image, got 2 for 1"),
         (["--pose", "pose.json", "--source-pose", "nowhere.json"], "nowhere.json"),
         (["--pose", "pose.json", "--source-pose", "pose.json"], "an image of 256x176 (height x width), but --image"),
         (["--pose", "pose.json", "--align", "--source-box", 0, 0, 9, 9], "--align needs the pose"),

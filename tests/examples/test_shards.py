@@ -150,7 +150,7 @@ def test_the_script_writes_shards_of_a_data_set(deepfashion, tmp_path, capsys):
     with tarfile.open(tmp_path / "out" / "pairs-000001.tar") as archive:
         assert [name for name in archive.getnames() if name.endswith(".json")] == ["000000004.json", "000000005.json"]
     shutil.rmtree(deepfashion)
-    with pytest.raises(SystemExit, match=r"write_shards.py: error: .* must have one of 'pairs.jsonl'"):
+    with pytest.raises(SystemExit, match=r"write_shards.py: error: .* must have 'pairs.jsonl'"):
         script.main(script.parse_args(arguments))
 
 

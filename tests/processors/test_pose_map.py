@@ -204,7 +204,7 @@ def test_array_maps_pass_through_without_sharing(processor, poses):
         ([torch.zeros(21, 8, 8), np.full((18, 2), 40)], r"Pose 0 of 2: .* got numbers of shape \(21, 8, 8\)"),
         (
             [np.full((18, 2), 40), np.full((18, 2), np.nan)],
-            "Pose 1 of 2: Joint 'nose' must have finite coordinates, got NaN",
+            "Pose 1 of 2: All 18 joints are missing",
         ),
         (np.full((18, 2), 400), r"pass `size=\(height, width\)`"),
         ("nothing", "A pose must be .* got the string 'nothing'"),
