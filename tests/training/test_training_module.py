@@ -91,7 +91,8 @@ def test_it_computes_what_the_pipeline_computes(module, components):
             pose=batch["pose_map"][i : i + 1],
             latents=batch["noisy_latents"][i : i + 1],
             timesteps=[981],
-            guidance_scale=scale,
+            pose_guidance_scale=scale,
+            appearance_guidance_scale=scale,
             output_type="latent",
         )
     assert relative_error(noise_pred, torch.cat(predictions)) < 1e-5
