@@ -147,7 +147,7 @@ class CFLDPipeline(CFLDPipelineBase):
         Args:
             image: Source image or images: PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1], a batch or a list of
                 these, or an [`Appearance`]. Squashed to the source encoder's size, as in the published code; images
-                with another aspect ratio than 256:176 are padded to it first (see [`fit_photo`], which also crops to
+                with an aspect ratio other than 256:176 are padded to it first (see [`fit_photo`], which also crops to
                 the person).
             pose: Target pose or poses: OpenPose-18 keypoints in any form that [`Keypoints.from_any`] reads, pose maps
                 (B, 21, H, W) in [0, 1], images of people in that pose (PIL or paths; needs `pipe.pose_estimator`),
