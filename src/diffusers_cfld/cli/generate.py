@@ -40,7 +40,7 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
         "or with --pose-estimator images of people in that pose",
     )
     add_pose_options(parser)
-    add("--pose-row", metavar="NAME", help="which row to read from a CSV file with several")
+    add("--pose-row", metavar="NAME", help="name of the row to read from a CSV file with several rows")
     add(
         "--output",
         type=image_path,

@@ -137,7 +137,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--variant", metavar="V", help="variant of the weights, e.g. fp16")
     add("--revision", metavar="R", help="branch, tag or commit on the Hub")
     add("--token", metavar="T", help="Hub token for a private model")
-    add("--local-files-only", action="store_true", help="never ask the Hub")
+    add("--local-files-only", action="store_true", help="use only local files, never the Hub")
     add("--offload", action="store_true", help="keep each part of the model on the CPU until it is needed")
 
 
@@ -155,10 +155,10 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=float,
         metavar="X",
-        help=f"both scales, usefully 1.5 to 3; 1 turns guidance off (default 2.0; {scale:g} for the small model)",
+        help=f"both guidance scales: 1.5 to 3 is useful, 1 turns guidance off (default 2.0; {scale:g} for the small model)",
     )
-    add("--pose-guidance-scale", type=float, metavar="X", help="scale of the pose alone")
-    add("--appearance-guidance-scale", type=float, metavar="X", help="scale of the appearance alone")
+    add("--pose-guidance-scale", type=float, metavar="X", help="guidance scale of the pose")
+    add("--appearance-guidance-scale", type=float, metavar="X", help="guidance scale of the appearance")
     add("--height", type=int, metavar="H", help="height to generate, in pixels, a multiple of 8")
     add("--width", type=int, metavar="W", help="width to generate, in pixels, a multiple of 8")
     add(
