@@ -155,7 +155,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=float,
         metavar="X",
-        help=f"both guidance scales: 1.5 to 3 is useful, 1 turns guidance off (default 2.0; {scale:g} for the small model)",
+        help=f"both scales: 1.5 to 3 is useful, 1 turns guidance off (default 2.0; {scale:g} for the small model)",
     )
     add("--pose-guidance-scale", type=float, metavar="X", help="guidance scale of the pose")
     add("--appearance-guidance-scale", type=float, metavar="X", help="guidance scale of the appearance")
