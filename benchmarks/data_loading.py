@@ -1,9 +1,9 @@
-"""Training examples a second and worker, against reading them one by one the published way.
+"""Training examples per second and worker, compared with reading them one by one as the published code does.
 
-For every item the published way parses the keypoints from their text and evaluates 18 full-frame Gaussians for each of
-the two poses; it draws no skeleton here, which is in its favour. Ours has parsed the keypoints before and stamps
-Gaussians. Both decode two images and give the sizes of the published training: source 256x256, images 512x512,
-poses 256x256. With cached latents only the source is decoded.
+For every item, the published code parses the keypoints from text and evaluates 18 Gaussians on the full map for each of
+the two poses; here it draws no skeleton, which is in its favour. Ours has parsed the keypoints beforehand and stamps
+Gaussians. Both decode two images and return the sizes of the published training: source 256x256, images 512x512,
+poses 256x256. With cached latents, only the source is decoded.
 
 Images are JPEGs of 1101x750 pixels, as in the data set's high-resolution archive, filled with smooth noise.
 
@@ -34,7 +34,7 @@ BATCH = 4
 
 
 class PublishedWay(Dataset[dict[str, Any]]):
-    """Everything from its file, for every item."""
+    """Read everything from its file, for every item."""
 
     def __init__(self, pairs: list[PosePair], columns: tuple[str, str]) -> None:
         self.pairs, self.columns = pairs, columns
@@ -62,7 +62,7 @@ class PublishedWay(Dataset[dict[str, Any]]):
 
 
 def write_images(folder: Path) -> list[str]:
-    """Smooth noise of the size of the archive's images."""
+    """Write smooth noise of the size of the archive's images."""
     random = np.random.default_rng(0)
     paths = []
     for number in range(NUM_IMAGES):
@@ -74,7 +74,7 @@ def write_images(folder: Path) -> list[str]:
 
 
 def read_all(dataset: Dataset[dict[str, Any]], workers: int) -> float:
-    """Read every item once; returns seconds, without the workers' start and their first batches."""
+    """Read every item once; return the seconds, without the start of the workers and their first batches."""
     loader = DataLoader(
         dataset, batch_size=BATCH, num_workers=workers, collate_fn=collate_pose_pairs, worker_init_fn=init_worker
     )

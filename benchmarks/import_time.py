@@ -1,6 +1,6 @@
-"""What importing the package and asking the command line for help cost beside importing diffusers.
+"""Time importing the package and asking the command line for help, compared with importing diffusers.
 
-`python benchmarks/import_time.py [--repeats N]` measures in fresh processes, by turns.
+`python benchmarks/import_time.py [--repeats N]` measures these in fresh processes, alternately.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Time drawing a pose map against evaluating its Gaussians pixel by pixel.
 
-The baseline is the way the field's data sets do it: for every joint the squared distance and the exponential over the
-whole frame, in float64. It draws no skeleton and still loses; `render_pose_map` is timed with everything. Both run
-alternately in one process, the medians are compared, and the heat maps must agree first.
+The baseline is what data sets for pose transfer usually do: for every joint, compute the squared distance and the
+exponential over the whole map, in float64. It draws no skeleton and is still slower; `render_pose_map` is timed with
+everything. Both run alternately in one process, and their medians are compared, after checking that the maps agree.
 
     python benchmarks/pose_map.py --height 256 --width 256 --repeats 50
 """
@@ -18,7 +18,7 @@ import numpy as np
 from diffusers_cfld.pose.keypoints import Keypoints
 from diffusers_cfld.processors.pose_map import render_pose_map
 
-# Somebody standing, seen from the front: (x, y) in the frame of 256 by 176 pixels.
+# Somebody standing, seen from the front: (x, y) in an image of 256x176 (height x width) pixels.
 STANDING = Keypoints.from_array(
     [
         [88, 26], [88, 50], [66, 52], [58, 88], [52, 118], [110, 52], [118, 90], [124, 120], [74, 118],

@@ -1,7 +1,7 @@
-"""A sampling step of the pipeline against one arranged the published way, side by side at equal sizes.
+"""Time a sampling step of the pipeline, compared with one arranged as in the published code, at equal sizes.
 
-The published way evaluates all three branches of Eq. 7 whatever the scales, and deep-copies every feature that it
-hands to the U-Net at each step. Weights are random.
+The published code evaluates all three branches of Eq. 7, whatever the scales, and deep-copies every feature that it
+passes to the U-Net at each step. Weights are random.
 
 `python benchmarks/sampling.py [--scale X] [--repeats N] [--steps N]`
 """
@@ -28,7 +28,7 @@ from diffusers_cfld import (
 
 
 def build_pipeline() -> CFLDPipeline:
-    """The published geometry at half its width, D and A at half their depth: source 128x128, latents 32x32."""
+    """Build the published model at half its width, with D and A at half their depth: source 128x128, latents 32x32."""
     torch.manual_seed(0)
     widths = (160, 320, 640, 640)
     pipe = CFLDPipeline(
@@ -54,7 +54,7 @@ _VAE_BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types"
 def sample_the_published_way(
     pipe: CFLDPipeline, image: torch.Tensor, pose: torch.Tensor, latents: torch.Tensor, steps: int, scale: float
 ) -> torch.Tensor:
-    """Three branches a step, every feature copied for every step."""
+    """Sample with three branches per step and every feature copied at every step."""
     appearance, features = pipe.encode_appearance(image), pipe.encode_pose(pose)
     null = appearance.null_prompt_embeds.expand_as(appearance.prompt_embeds)
     prompts = torch.cat([null, null, appearance.prompt_embeds])

@@ -1,9 +1,9 @@
-"""What the paper's training run costs in memory and time, computed: nothing here was run on a GPU.
+"""Compute what the paper's training run costs in memory and time; nothing here was run on a GPU.
 
 The operations of one training step at the published sizes are counted on tensors without values (forward and backward
-of the five models, forward of the VAE), and so are the bytes that autograd keeps. A GPU's time is the count over a
-share of its peak rate, which is an assumption: `--utilization`. Optimizer, data loading, communication and the memory
-of gradients on their way are not in it.
+of the five models, forward of the VAE), and so are the bytes that autograd keeps. The time on a GPU is this count
+divided by a share of its peak rate, which is an assumption: `--utilization`. Optimizer, data loading, communication and
+the memory of gradients in flight are not included.
 
 `python benchmarks/training_cost.py [--utilization X]`
 """
@@ -44,7 +44,7 @@ RESERVE = 2.0  # GiB of a GPU for its context, workspaces and fragmentation: an 
 
 
 class CountedAttention(torch.autograd.Function):
-    """Attention as fused kernels do it: the weights are not kept but computed again in the backward."""
+    """Attention as in fused kernels: the weights are not kept, but computed again in the backward."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: A
 
 @contextmanager
 def mixed_precision() -> Iterator[None]:
-    """What autocast does on a GPU; it passes over tensors without values itself: products in 16 bits, norms in 32."""
+    """Do what autocast does on a GPU (products in 16 bits, norms in 32), since it skips tensors without values."""
 
     def in_precision(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -101,7 +101,7 @@ class KeptTensors:
     known: weakref.WeakValueDictionary[int, Any] = field(default_factory=weakref.WeakValueDictionary)
 
     def pack(self, tensor: torch.Tensor) -> Any:
-        """Take in what autograd keeps; weights and further views of the same memory cost nothing."""
+        """Count what autograd keeps; weights and further views of the same memory cost nothing."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.parameters:
@@ -121,7 +121,7 @@ class KeptTensors:
 
     @staticmethod
     def unpack(packed: Any) -> torch.Tensor:
-        """Hand back what was packed."""
+        """Return what was packed."""
         return packed if isinstance(packed, torch.Tensor) else packed[1]
 
 
@@ -133,7 +133,7 @@ class Holder:
 
 
 def build() -> tuple[CFLDTrainingModule, AutoencoderKL]:
-    """The published sizes, without values; `tests/test_reference.py` holds them against the published code."""
+    """Build the models at the published sizes, without values; `tests/test_reference.py` checks these sizes."""
     with torch.device("meta"):
         module = CFLDTrainingModule(
             UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
@@ -154,7 +154,7 @@ def build() -> tuple[CFLDTrainingModule, AutoencoderKL]:
 
 
 def step(module: CFLDTrainingModule, pairs: int) -> Callable[[], None]:
-    """Forward and backward of some pairs."""
+    """Return a function that runs forward and backward for some pairs."""
     inputs = (
         torch.empty(pairs, 3, 256, 256, device="meta"),
         torch.empty(2 * pairs, 21, 256, 256, device="meta"),
@@ -170,7 +170,7 @@ def step(module: CFLDTrainingModule, pairs: int) -> Callable[[], None]:
 
 
 def count_operations(run: Callable[[], None]) -> float:
-    """Multiplications and additions of matrix products and convolutions."""
+    """Count the multiplications and additions of matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
@@ -178,7 +178,7 @@ def count_operations(run: Callable[[], None]) -> float:
 
 @contextmanager
 def measuring_blocks(unet: UNet2DConditionModel, kept: KeptTensors) -> Iterator[list[int]]:
-    """Bytes that each run of a ResNet or transformer block leaves for the backward; these are what is run again."""
+    """Measure the bytes that each ResNet or transformer block keeps for the backward; checkpointing reruns these."""
     begun: list[int] = []
     taken: list[int] = []
     hooks = []
@@ -194,9 +194,9 @@ def measuring_blocks(unet: UNet2DConditionModel, kept: KeptTensors) -> Iterator[
 
 
 def count_kept(module: CFLDTrainingModule) -> tuple[float, float]:
-    """Most bytes of a pair that autograd holds at once, in mixed precision, and those that the largest block takes.
+    """Count the most bytes per pair that autograd keeps in mixed precision, and those of the largest block.
 
-    With gradient checkpointing the first does not see what a block keeps when it is run again.
+    With gradient checkpointing, the first number does not include what a block keeps when it is run again.
     """
     peaks, largest = [], []
     for pairs in (1, 2):
@@ -206,7 +206,7 @@ def count_kept(module: CFLDTrainingModule) -> tuple[float, float]:
             step(module, pairs)()
         peaks.append(kept.peak)
         largest.append(max(taken))
-    # Without what does not depend on the batch: the weights' copies in 16 bits.
+    # Without the copies of the weights in 16 bits, which do not depend on the batch.
     return peaks[1] - peaks[0], largest[1] - largest[0]
 
 
@@ -219,8 +219,8 @@ def main() -> None:
     module, vae = build()
     frozen = sum(p.numel() for p in (*module.parameters(), *vae.parameters()) if not p.requires_grad)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    # The VAE in float32; the others' weights in float32 and autocast's copies of them in 16 bits; of what trains also
-    # the gradient and two moments in float32. DDP's buckets are the gradients themselves.
+    # The VAE in float32; the weights of the other models in float32, and autocast's copies of them in 16 bits; for
+    # trained weights also the gradient and two moments in float32. DDP's buckets are the gradients themselves.
     encoder = sum(p.numel() for p in vae.parameters())
     fixed = 4 * encoder + 6 * (frozen - encoder) + 18 * trained
 
@@ -232,7 +232,7 @@ def main() -> None:
         kept, block = count_kept(module)
         module.enable_gradient_checkpointing()
         models_again = count_operations(step(module, 1))
-        # The largest blocks are the last, which are run again when all the others' inputs are still kept.
+        # The largest blocks are the last ones, which are run again while the inputs of all others are still kept.
         kept_checkpointed = count_kept(module)[0] + block
 
     total = (models + encoding) * PAIRS * EPOCHS

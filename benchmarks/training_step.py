@@ -1,10 +1,10 @@
-"""A training step against one arranged the published way, at equal sizes: time and peak memory.
+"""Time and peak memory of a training step, compared with one arranged as in the published code, at equal sizes.
 
-The published way runs the VAE in every step and hands the U-Net copies of every feature. Ours hands over the features
-themselves, and has the VAE's moments from the cache of `--cache_latents` (also measured without). Both encode each
-source once for its two samples. They compute the same loss, which is checked. Weights are random.
+The published code runs the VAE in every step and passes copies of every feature to the U-Net. Ours passes the features
+themselves, and reads the VAE's moments from the cache of `--cache_latents` (it is also measured without). Both encode
+each source once for its two samples. It is checked that they compute the same loss. Weights are random.
 
-Every variant runs in a process of its own, so that its peak memory is its own; they take turns, `--rounds` times.
+Every variant runs in its own process, so that peak memory is measured separately; they alternate `--rounds` times.
 
     python benchmarks/training_step.py [--pairs N] [--steps N] [--rounds N]
 """
@@ -35,10 +35,10 @@ VARIANTS = ("published way", "ours", "ours, cached latents")
 
 
 def build(pairs: int) -> tuple[CFLDPipeline, torch.Tensor]:
-    """The models, and the pictures of the sources and targets."""
+    """Build the models, and the images of the sources and targets."""
     pipe = build_pipeline()
     torch.manual_seed(1)
-    # Half the published width too, or it would have less than its share of a step.
+    # Also half the published width, or it would have less than its share of a step.
     pipe.vae = AutoencoderKL(
         block_out_channels=(64, 128, 256, 256),
         layers_per_block=2,
@@ -50,13 +50,13 @@ def build(pairs: int) -> tuple[CFLDPipeline, torch.Tensor]:
 
 
 def cache(pairs: int) -> np.ndarray:
-    """The moments that `--cache_latents` keeps, in a process whose peak memory is not measured."""
+    """Compute the moments that `--cache_latents` stores, in a process whose peak memory is not measured."""
     pipe, pixel_values = build(pairs)
     return encode_moments(pipe.vae, pixel_values).numpy()
 
 
 def run(variant: str, pairs: int, steps: int, cached: np.ndarray) -> dict[str, float]:
-    """Train for some steps; returns seconds of a step, bytes over what the models take, and the first loss."""
+    """Train for some steps; return the seconds per step, the bytes beyond those of the models, and the first loss."""
     pipe, pixel_values = build(pairs)
     parts = ("unet", "source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
     module = CFLDTrainingModule(**{name: getattr(pipe, name) for name in parts})
