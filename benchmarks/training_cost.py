@@ -2,8 +2,8 @@
 
 The operations of one training step at the published sizes are counted on tensors without values (forward and backward
 of the five models, forward of the VAE), and so are the bytes that autograd keeps. The time on a GPU is this count
-divided by a share of its peak rate, which is an assumption: `--utilization`. Optimizer, data loading, communication and
-the memory of gradients in flight are not included.
+divided by a share of its peak rate, which is an assumption: `--utilization`. Optimizer, data loading, communication
+and the memory of gradients in flight are not included.
 
 `python benchmarks/training_cost.py [--utilization X]`
 """
