@@ -1,7 +1,7 @@
 """Training examples per second and worker, compared with reading them one by one as the published code does.
 
 For every item, the published code parses the keypoints from text and evaluates 18 Gaussians on the full map for each
-of the two poses; here it draws no skeleton, which is in its favour. Ours has parsed the keypoints beforehand and stamps
+of the two poses; here it draws no skeleton, which is in its favour. Ours has parsed the keypoints before and stamps
 Gaussians. Both decode two images and return the sizes of the published training: source 256x256, images 512x512,
 poses 256x256. With cached latents, only the source is decoded.
 
