@@ -112,10 +112,12 @@ def assert_moved_alike(start, one, other, tolerance=1e-4):
     before = CFLDPipeline.from_pretrained(start)
     ends = [weights_of(checkpoint) for checkpoint in (one, other)]
     assert ends[0].keys() == ends[1].keys()
-    moves = [{}, {}]
+    moves, olds = [{}, {}], {}
     for name in ends[0]:
         part, _, rest = name.partition(".")
-        old = getattr(before, part).state_dict()[rest]
+        if part not in olds:
+            olds[part] = getattr(before, part).state_dict()
+        old = olds[part][rest]
         for move, end in zip(moves, ends, strict=True):
             move.setdefault(part, []).append((end[name] - old).flatten().float())
     for part in moves[0]:

@@ -186,8 +186,6 @@ def test_compiled_models_are_watched_and_shared(in_place):
         call(pipe)
     expected = recorder.mean_maps()
     prompt_maps = prompt_attention_maps(pipe, tiny_image())
-    options = {"image": tiny_image(), "pose": tiny_pose(), "num_inference_steps": 2}
-    shown = guidance_pictures(pipe, **options, generator=torch.manual_seed(0))
     if in_place:
         pipe.unet.compile(backend="eager")
         pipe.prompt_decoder.compile(backend="eager")
@@ -200,11 +198,6 @@ def test_compiled_models_are_watched_and_shared(in_place):
         call(pipe)
     torch.testing.assert_close(recorder.mean_maps(), expected)
     torch.testing.assert_close(prompt_attention_maps(pipe, tiny_image()), prompt_maps)
-    again = guidance_pictures(pipe, **options, generator=torch.manual_seed(0))
-    assert [pictures.step for pictures in again] == [pictures.step for pictures in shown]
-    for before, after in zip(shown, again, strict=True):
-        difference = np.asarray(before.guided, dtype=int) - np.asarray(after.guided, dtype=int)
-        assert np.abs(difference).max() <= 1
     torch._dynamo.reset()
 
 

@@ -395,7 +395,7 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
     [
         ({"image": None}, "Pass the reference as `image`"),
         ({"mask_image": None}, "the region to change as `mask_image`"),
-        ({"source_image": None}, "either `source_image` or `appearance`"),
+        ({"source_image": None}, "exactly one of `source_image` and `appearance`"),
         ({"pose": None}, "`pose` is missing: pass the reference's own pose"),
         ({"strength": 0}, "`strength` must be above 0 and at most 1, got 0"),
         ({"strength": 1.1}, "`strength` must be"),

@@ -537,7 +537,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
-            ({"image": None}, ValueError, "either `image` or `appearance`"),
+            ({"image": None}, ValueError, "exactly one of `image` and `appearance`"),
             ({"appearance": "x"}, ValueError, "not both"),
             ({"image": None, "appearance": "x"}, TypeError, "must come from `encode_appearance`, got str"),
             ({"pose": None}, ValueError, "`pose` is missing"),

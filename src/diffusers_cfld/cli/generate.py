@@ -129,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
             if len(outputs) > 1:
                 claim()
         for image, path in zip(images, paths, strict=True):
+            if args.resume and path.exists():
+                continue
             with replacing(path, keep_suffix=True) as unfinished:
                 image.save(unfinished)
             logger.info("%s", path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,8 +129,8 @@ def check_call(
             # Missing biases would change the image without any error.
             raise ValueError("`appearance` was encoded by another model: encode it with this pipeline.")
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {count}.")
+        if count is not None and not (isinstance(count, Integral) and count >= 1):
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
     factor = pipe.vae_scale_factor
     if height <= 0 or width <= 0 or height % factor or width % factor:
         raise ValueError(

@@ -136,7 +136,7 @@ class BranchConditions:
         has_pose = [branch.has_pose for branch in branches]
         has_appearance = [branch.has_appearance for branch in branches]
         prompts = lay_out(self.prompt_embeds, self.null_prompt_embeds, has_appearance)
-        # Only the prompts may change from step to step: the large conditions of a batch are laid out once.
+        # Only the prompts may change from step to step: without micro-batches, all else is laid out once.
         key = (tuple(branches), rows.start, rows.stop)
         if self._last is None or self._last[0] != key:
             large = UNetConditions(

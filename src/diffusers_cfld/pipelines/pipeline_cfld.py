@@ -6,6 +6,7 @@ Paper: arXiv:2402.18078, Fig. 2 and Eq. 7. Official code: `pose_transfer_test.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -78,10 +79,11 @@ class CFLDPipeline(CFLDPipelineBase):
             ValueError: An argument is missing or contradicts another.
         """
         if (image is None) == (appearance is None):
-            raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), not both.")
+            raise ValueError("Pass exactly one of `image` and `appearance` (from `encode_appearance`).")
         if pose is None:
             raise ValueError("`pose` is missing: pass OpenPose-18 keypoints, a pose map or `encode_pose(...)`.")
-        is_size = isinstance(output_size, (tuple, list)) and len(output_size) == 2 and min(output_size) >= 1
+        sides = output_size if isinstance(output_size, (tuple, list)) else ()
+        is_size = len(sides) == 2 and all(isinstance(side, Integral) and side >= 1 for side in sides)
         if output_size is not None and (output_type == "latent" or not is_size):
             raise ValueError(
                 "`output_size` must be (height, width) in whole pixels, and None for `output_type='latent'`, got "
@@ -161,7 +163,8 @@ class CFLDPipeline(CFLDPipelineBase):
             timesteps: Custom timesteps, for schedulers that take them.
             sigmas: Custom sigmas, for schedulers that take them.
             guidance_scale: Both weights of Eq. 7, unless they are given separately. Values up to 1 turn guidance off,
-                1.5 to 3 is a useful range, and values that are usual for text prompts, such as 7.5, give noise.
+                1.5 to 3 is a useful range. Values that are usual for text prompts, such as 7.5, give noise (seen with
+                the small model).
             pose_guidance_scale: w_pose, >= 0: how strongly the pose is followed.
             appearance_guidance_scale: w_app, >= 0: how strongly the source (and the image of an IP-Adapter) is
                 followed; 0 ignores it. Equal weights need two U-Net evaluations per step, a pose weight of 1 needs
@@ -202,7 +205,7 @@ class CFLDPipeline(CFLDPipelineBase):
             >>> from diffusers_cfld import CFLDPipeline, Keypoints
 
             >>> pipe = CFLDPipeline.from_pretrained("path/to/cfld", dtype=torch.float16).to("cuda")
-            >>> pose = Keypoints.load("pose.json")
+            >>> pose = Keypoints.load("pose.json", size=(1024, 704))
             >>> options = {"output_size": (512, 352), "generator": torch.manual_seed(0)}
             >>> image = pipe(image=load_image("person.jpg"), pose=pose, **options).images[0]
             ```

@@ -90,7 +90,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         if image is None or mask_image is None or (isinstance(mask_image, list) and not mask_image):
             raise ValueError("Pass the reference as `image` and the region to change as `mask_image`.")
         if (source_image is None) == (appearance is None):
-            raise ValueError("Pass either `source_image` or `appearance` (from `encode_appearance`), not both.")
+            raise ValueError("Pass exactly one of `source_image` and `appearance` (from `encode_appearance`).")
         if pose is None and self.pose_estimator is None:
             raise ValueError("`pose` is missing: pass the reference's own pose, or set `pipe.pose_estimator`.")
         if not 0 < strength <= 1:
@@ -375,6 +375,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
 
         # 7. Decode, and paste the results into their references
         images: Any = latents[layout.sample_of_result]
+        check_finite(self, images)
         if output_type != "latent":
             if isinstance(generator, list):
                 generator = [generator[number] for number in layout.sample_of_result.tolist()]

@@ -142,7 +142,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         self.pose_processor = PoseProcessor(height=height, width=width, image_shape=self.image_shape)
         self.pose_estimator: PoseEstimator | None = None
 
-    # Overrides of what diffusers does. Each names the promise that it keeps.
+    # Overrides of what diffusers does. Those that keep a promise of README or recipes name it.
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
@@ -159,7 +159,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         Raises:
             TypeError: A component is missing.
         """
-        # README: every component keeps its dtype. diffusers' `from_pipe` casts all, even shared ones, to float32.
+        # Recipes: `from_pipe` shares components as they are. diffusers' own casts all of them to float32.
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         names = inspect.signature(cls.__init__).parameters
         found = {**pipeline.config, **pipeline.components}

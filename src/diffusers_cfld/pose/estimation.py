@@ -93,7 +93,7 @@ class ViTPoseEstimator:
         from transformers.utils import is_scipy_available
 
         if not is_scipy_available():
-            raise ImportError("ViTPose needs SciPy: pip install diffusers-cfld[vitpose].")
+            raise ImportError("ViTPose needs SciPy: `pip install 'diffusers-cfld[vitpose]'`.")
         self.model, self.processor = model.eval(), processor
         self.detector = None if detector is None else detector.eval()
         self.detector_processor = detector_processor
@@ -219,7 +219,7 @@ class RTMPoseEstimator:
             from rtmlib import YOLOX, RTMPose
         except ImportError as error:
             raise ImportError(
-                f"RTMPose needs rtmlib and onnxruntime ({error}): pip install diffusers-cfld[rtmlib]."
+                f"RTMPose needs rtmlib and onnxruntime ({error}): `pip install 'diffusers-cfld[rtmlib]'`."
             ) from error
         self.min_confidence = min_confidence
         self.pose_model = _load_onnx(RTMPose, pose, device)

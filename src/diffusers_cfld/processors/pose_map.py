@@ -194,8 +194,8 @@ def read_poses(
     if estimator is None:
         raise ValueError(
             "`pose` is an image, but the pipeline has no pose estimator: pass keypoints, or set `pipe.pose_estimator` "
-            "to `ViTPoseEstimator.from_pretrained(...)` (`pip install diffusers-cfld[vitpose]`) or "
-            "`RTMPoseEstimator(...)` (`pip install diffusers-cfld[rtmlib]`) from `diffusers_cfld.pose_estimation`. "
+            "to `ViTPoseEstimator.from_pretrained(...)` (`pip install 'diffusers-cfld[vitpose]'`) or "
+            "`RTMPoseEstimator(...)` (`pip install 'diffusers-cfld[rtmlib]'`) from `diffusers_cfld.pose_estimation`. "
             "For a drawn skeleton use `Keypoints.from_skeleton`."
         )
     try:
