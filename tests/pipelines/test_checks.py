@@ -47,8 +47,8 @@ def reference():
         ("unet", {}, "The pipeline has no `unet`: load one"),
         ("source_encoder", {}, "The pipeline has no `source_encoder`: load one"),
         (None, {"height": 0}, "`height` and `width` must be positive multiples of 8, got 0 and"),
-        (None, {"num_inference_steps": 0}, "`num_inference_steps` must be at least 1, got 0"),
-        (None, {"micro_batch_size": 0}, "`micro_batch_size` must be at least 1, got 0"),
+        (None, {"num_inference_steps": 0}, "`num_inference_steps` must be a whole number of at least 1, got 0"),
+        (None, {"micro_batch_size": 0}, "`micro_batch_size` must be a whole number of at least 1, got 0"),
     ],
 )
 def test_both_calls_check_before_they_compute(reference, absent, changes, message):

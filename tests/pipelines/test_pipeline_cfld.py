@@ -538,7 +538,7 @@ class TestErrors:
         ("options", "error", "message"),
         [
             ({"image": None}, ValueError, "exactly one of `image` and `appearance`"),
-            ({"appearance": "x"}, ValueError, "not both"),
+            ({"appearance": "x"}, ValueError, "exactly one of"),
             ({"image": None, "appearance": "x"}, TypeError, "must come from `encode_appearance`, got str"),
             ({"pose": None}, ValueError, "`pose` is missing"),
             ({"image": []}, ValueError, "`image` is an empty list"),
