@@ -158,7 +158,7 @@ def test_vitpose_names_what_is_wrong(vitpose_folder, detector_folder, image, mon
     with pytest.raises(ValueError, match=r"must have a class 'person', got \['cat'\]"):
         ViTPoseEstimator(model.model, model.processor, model.detector, model.detector_processor)
     monkeypatch.setattr("transformers.utils.is_scipy_available", lambda: False)
-    with pytest.raises(ImportError, match=r"pip install diffusers-cfld\[vitpose\]"):
+    with pytest.raises(ImportError, match=r"pip install 'diffusers-cfld\[vitpose\]'"):
         ViTPoseEstimator.from_pretrained(vitpose_folder)
 
 

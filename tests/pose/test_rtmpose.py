@@ -117,5 +117,5 @@ def test_what_to_install_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "rtmlib", None)
-    with pytest.raises(ImportError, match=r"pip install diffusers-cfld\[rtmlib\]"):
+    with pytest.raises(ImportError, match=r"pip install 'diffusers-cfld\[rtmlib\]'"):
         RTMPoseEstimator("pose.onnx")

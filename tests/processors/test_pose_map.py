@@ -265,7 +265,7 @@ def test_only_images_and_files_are_read(image, tmp_path):
 
 
 def test_files_that_cannot_be_read_are_named(image, tmp_path):
-    with pytest.raises(ValueError, match=r"no pose estimator: .*`pip install diffusers-cfld\[vitpose\]`"):
+    with pytest.raises(ValueError, match=r"no pose estimator: .*`pip install 'diffusers-cfld\[vitpose\]'`"):
         read_poses(image, None)
     (tmp_path / "broken.png").write_bytes(b"no image")
     for name in ("nowhere.png", "broken.png"):
