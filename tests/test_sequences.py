@@ -297,7 +297,7 @@ def test_offloaded_one_after_another(poses, tmp_path):
 
 
 def test_what_makes_no_sequence_is_named(pipe, poses, tmp_path):
-    with pytest.raises(ValueError, match="either `image` or `appearance`"):
+    with pytest.raises(ValueError, match="exactly one of `image` and `appearance`"):
         render(pipe, poses, tmp_path / "frames", image=None)
     with pytest.raises(ValueError, match="shows one person, got 2 sources"):
         render(pipe, poses, tmp_path / "frames", image=tiny_image(0, 2))

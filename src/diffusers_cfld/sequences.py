@@ -115,7 +115,7 @@ def render_sequence(
     elif appearance is not None and image is None:
         source, inputs = appearance, [appearance.prompt_embeds, *appearance.query_biases.values()]
     else:
-        raise ValueError("Pass either `image` or `appearance` (from `encode_appearance`), not both.")
+        raise ValueError("Pass exactly one of `image` and `appearance` (from `encode_appearance`).")
     if len(source) != 1:
         raise ValueError(f"A sequence shows one person, got {len(source)} sources: combine them by `Appearance.mean`.")
     poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.image_shape)
