@@ -258,19 +258,23 @@ class Keypoints:
             raise ValueError(f"Cannot read keypoints from {os.fspath(path)!r}: {error}") from error
 
     @classmethod
-    def from_skeleton(cls, image: Image.Image) -> Keypoints:
+    def from_skeleton(cls, image: Image.Image, person: int | None = None) -> Keypoints:
         """Read the joints back from a drawn skeleton in OpenPose's colours, as pose editors and ControlNet draw it.
 
         Args:
             image: A drawing of one person: joints are discs in `skeleton.JOINT_COLORS`, on bones at 60 % of their
                 brightness. Best on black and stored without loss; discs of fewer than 3 pixels are not found.
+            person: Which of several people, from 0, from left to right.
 
         Returns:
             The pose, without confidences; each joint is in the middle of its disc.
 
         Raises:
-            ValueError: There is no disc in any of the colours, or there are several in one of them.
+            ValueError: There is no disc in any of the colours, there are several in one of them, or there is no such
+                `person`.
         """
+        if person not in (None, 0):
+            raise NobodyError(f"The image shows one person, so there is no `person={person}`.")
         return cls(*read_skeleton(image), None, (image.height, image.width))
 
     # Writers ----------------------------------------------------------------------------------------------------
