@@ -9,7 +9,7 @@ HEADER = "name:keypoints_y:keypoints_x\n"
 NAMES = [f"fashionWOMENTees_Tanksid0000000{person}0{shot}_{shot}front.jpg" for person in (1, 2) for shot in (1, 2, 3)]
 
 
-def save_image(path, seed, size=(24, 16)):
+def save_image(path, seed, size=(32, 22)):
     """A smooth random image, (height, width) pixels, that differs from its mirror image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (4, 3, 3), dtype=np.uint8)

@@ -16,6 +16,7 @@ from webdataset.utils import pytorch_worker_info
 
 from diffusers_cfld import Keypoints
 from diffusers_cfld.data import PairTransform, PosePair, UnreadableImageError, first_readable
+from diffusers_cfld.pose.formats import DEEPFASHION_SIZE
 
 SHARD_INDEX = "shards.json"
 SHUFFLE_BUFFER = 256  # encoded pairs; a pair of DeepFashion takes half a megabyte
@@ -37,6 +38,7 @@ class StreamedPosePairs(IterableDataset):
         source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
         image_size: (height, width) of the VAE's input, or one number for a square; pixels.
         pose_size: (height, width) of the pose maps, or one number for a square; pixels.
+        image_shape: (height, width) with the aspect ratio that images are padded to; None: they are squashed.
         flip_source_prob: Probability in [0, 1] that only `source_image` is flipped, 0.5 in the published training.
         load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`.
         seed: Seed of the order and the flips, >= 0.
@@ -54,6 +56,7 @@ class StreamedPosePairs(IterableDataset):
         image_size: int | Sequence[int] = 512,
         pose_size: int | Sequence[int] = 256,
         *,
+        image_shape: tuple[int, int] | None = DEEPFASHION_SIZE,
         flip_source_prob: float = 0.0,
         load_pixel_values: bool = True,
         seed: int = 0,
@@ -64,6 +67,7 @@ class StreamedPosePairs(IterableDataset):
             source_size,
             image_size,
             pose_size,
+            image_shape=image_shape,
             flip_source_prob=flip_source_prob,
             load_pixel_values=load_pixel_values,
             seed=seed,

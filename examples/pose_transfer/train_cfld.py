@@ -54,6 +54,7 @@ from diffusers_cfld.data import (
     init_worker,
     load_pairs,
     read_image,
+    read_image_size,
     unique_images,
 )
 from diffusers_cfld.pipelines.model_card import output_size_option
@@ -123,8 +124,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         default=None,
         metavar=("HEIGHT", "WIDTH"),
-        help="Size of the training images; the pipeline will pad its inputs to their aspect ratio. Default: the size "
-        "of the first image; with shards, that of the starting model, or 256 176.",
+        help="Size whose aspect ratio all images are padded to, here and by the pipeline. Default: the size of the "
+        "first image; with shards, that of the starting model, or 256 176.",
     )
     group.add_argument(
         "--flip_source_prob",
@@ -325,15 +326,20 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
 
 
 def cache_latents(
-    args: argparse.Namespace, accelerator: Accelerator, vae: AutoencoderKL, images: list[str], size: tuple[int, int]
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    vae: AutoencoderKL,
+    images: list[str],
+    size: tuple[int, int],
+    shape: tuple[int, int] | None,
 ) -> LatentCache:
     """Encode every image once: the main process writes the cache, and then the others open it."""
     folder = args.latent_cache_dir or os.path.join(args.output_dir, "latents")
     with accelerator.main_process_first():
-        cache = LatentCache(folder, images, vae, size)
+        cache = LatentCache(folder, images, vae, size, shape)
         if accelerator.is_main_process and cache.num_encoded < len(images):
             dataloader = DataLoader(
-                Subset(ImageDataset(images, size), range(cache.num_encoded, len(images))),
+                Subset(ImageDataset(images, size, image_shape=shape), range(cache.num_encoded, len(images))),
                 batch_size=2 * args.train_batch_size,
                 num_workers=args.dataloader_num_workers,
                 collate_fn=collate_pose_pairs,
@@ -503,8 +509,30 @@ def main(args: argparse.Namespace) -> None:
             repo_id = create_repo(args.hub_model_id or output_dir.name, token=args.hub_token, exist_ok=True).repo_id
     accelerator.wait_for_everyone()
 
+    # Data: looked at before weights are fetched
+    skipped = SkipReport()
+    photo_shape, pairs, validation_pairs = args.photo_shape, [], []
+    if args.dataset_format == "shards":
+        num_pairs = StreamedPosePairs(args.train_data_dir).num_pairs
+    else:
+        pairs = load_pairs(args.train_data_dir, args.dataset_format, report=skipped)[: args.max_train_samples]
+        first_usable = pairs[PosePairDataset(pairs)[0]["index"]]
+        photo_shape, num_pairs = photo_shape or read_image_size(first_usable.source), len(pairs)
+    if args.validation_steps:
+        validation_pairs = pairs
+        if args.validation_data_dir:
+            validation_pairs = load_pairs(args.validation_data_dir, split=args.validation_split, default_split="test")
+        validation_pairs = validation_pairs[:: max(1, len(validation_pairs) // args.num_validation_pairs)]
+        validation_pairs = [
+            (read_image(pair.source), pair.target_keypoints, read_image(pair.target))
+            for pair in validation_pairs[: args.num_validation_pairs]
+        ]
+
     # Models
     pipeline = load_pipeline(args)
+    if photo_shape is not None:
+        height, width = photo_shape
+        pipeline = CFLDPipeline(**pipeline.components, frame_height=height, frame_width=width)
     vae, noise_scheduler = pipeline.vae, pipeline.scheduler
     vae.requires_grad_(False).to(accelerator.device)
     module = CFLDTrainingModule(
@@ -522,33 +550,31 @@ def main(args: argparse.Namespace) -> None:
     if args.gradient_checkpointing:
         module.enable_gradient_checkpointing()
 
-    # Data
-    image_size = pipeline.target_size
+    # Batches
+    image_size, image_shape = pipeline.target_size, pipeline.image_shape
     pose_config = pipeline.pose_processor.config
     sizes = (module.source_encoder.image_size, image_size, (pose_config.height, pose_config.width))
-    skipped = SkipReport()
     latent_cache, sampler = None, None
-    photo_shape, validation_pairs = args.photo_shape, []
     if args.dataset_format == "shards":
         dataset = StreamedPosePairs(
             args.train_data_dir,
             *sizes,
+            image_shape=image_shape,
             flip_source_prob=args.flip_source_prob,
             seed=args.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        num_pairs = dataset.num_pairs
         batches_per_epoch = dataset.num_batches(args.train_batch_size, args.dataloader_num_workers)
     else:
-        pairs = load_pairs(args.train_data_dir, args.dataset_format, report=skipped)[: args.max_train_samples]
         if args.cache_latents:
-            latent_cache = cache_latents(args, accelerator, vae, unique_images(pairs), image_size)
+            latent_cache = cache_latents(args, accelerator, vae, unique_images(pairs), image_size, image_shape)
             skipped.update(latent_cache.unreadable.items())
             pairs = [pair for pair in pairs if not {pair.source, pair.target} & latent_cache.unreadable.keys()]
         dataset = PosePairDataset(
             pairs,
             *sizes,
+            image_shape=image_shape,
             flip_source_prob=args.flip_source_prob,
             load_pixel_values=latent_cache is None,
             seed=args.seed,
@@ -556,10 +582,7 @@ def main(args: argparse.Namespace) -> None:
         sampler = DistributedSampler(
             dataset, accelerator.num_processes, accelerator.process_index, seed=args.seed, drop_last=True
         )
-        num_pairs, validation_pairs = len(pairs), pairs
-        batches_per_epoch = len(sampler) // args.train_batch_size
-        if photo_shape is None:
-            photo_shape = read_image(pairs[dataset[0]["index"]].source).size[::-1]
+        batches_per_epoch, num_pairs = len(sampler) // args.train_batch_size, len(pairs)
     if not batches_per_epoch:
         raise ValueError(
             f"{num_pairs} pairs are too few for one batch per process (with shards, per worker): lower "
@@ -576,17 +599,6 @@ def main(args: argparse.Namespace) -> None:
         worker_init_fn=init_worker,
         pin_memory=accelerator.device.type == "cuda",
     )
-    if photo_shape is not None:
-        height, width = photo_shape
-        pipeline = CFLDPipeline(**pipeline.components, frame_height=height, frame_width=width)
-    if args.validation_steps:
-        if args.validation_data_dir:
-            validation_pairs = load_pairs(args.validation_data_dir, split=args.validation_split, default_split="test")
-        validation_pairs = validation_pairs[:: max(1, len(validation_pairs) // args.num_validation_pairs)]
-        validation_pairs = [
-            (read_image(pair.source), pair.target_keypoints, read_image(pair.target))
-            for pair in validation_pairs[: args.num_validation_pairs]
-        ]
 
     # Optimizer
     total_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps

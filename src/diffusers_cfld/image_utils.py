@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import TypeGuard
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -17,6 +18,7 @@ __all__ = [
     "is_image",
     "load_image",
     "path_suffix",
+    "read_size",
     "to_rgb",
     "unsquash_size",
     "upright",
@@ -43,6 +45,20 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
         raise
     except Exception as error:  # Pillow raises all kinds of errors on damaged EXIF data
         raise ValueError(f"The image's EXIF data is damaged ({error}): save the image again without it.") from error
+
+
+def read_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """Read the size that an image has when it is upright; of one just opened, only the header is read.
+
+    Args:
+        image: The image.
+
+    Returns:
+        (height, width), pixels.
+    """
+    # From 5 on, the values of the EXIF orientation exchange height and width.
+    is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return image.size if is_turned else (image.height, image.width)
 
 
 def has_transparency(image: PIL.Image.Image) -> bool:

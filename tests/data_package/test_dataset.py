@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from miniature_sets import NAMES
+from miniature_sets import NAMES, save_image
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
@@ -18,12 +18,16 @@ from diffusers_cfld.data import (
     PosePairDataset,
     SkipReport,
     UnreadableDataError,
+    UnreadableImageError,
     collate_pose_pairs,
     init_worker,
     load_pairs,
+    read_image_size,
     unique_images,
 )
-from diffusers_cfld.processors.pose_map import render_pose_map
+from diffusers_cfld.pose.keypoints import Keypoints
+from diffusers_cfld.processors.cropping import choose_crop
+from diffusers_cfld.processors.pose_map import PoseProcessor, render_pose_map
 from diffusers_cfld.processors.source_image import SourceImageProcessor
 
 SIZES = {"source_size": (16, 12), "image_size": (20, 14), "pose_size": (16, 12)}
@@ -87,9 +91,10 @@ def test_every_image_is_decoded_once(deepfashion, monkeypatch):
     assert len(opened) == 2
 
 
-def test_without_pixel_values_targets_are_not_opened(deepfashion):
+def test_without_pixel_values_only_the_headers_of_targets_are_read(deepfashion):
     pairs = load_pairs(deepfashion)
-    Path(pairs[0].target).unlink()
+    target = Path(pairs[0].target)
+    target.write_bytes(target.read_bytes()[:-100])
     item = PosePairDataset(pairs, **SIZES, load_pixel_values=False)[0]
     assert set(item) == {"source_image", "source_pose_map", "target_pose_map", "index", "skipped"}
     assert (item["index"], item["skipped"]) == (0, [])
@@ -102,6 +107,91 @@ def test_images_may_be_bytes(deepfashion):
     assert_equal(PosePairDataset([held], **SIZES)[0], PosePairDataset(pairs, **SIZES)[0])
     broken = replace(held, source=source[:200])
     assert PosePairDataset([broken, held], **SIZES)[0]["skipped"][0][0] == "s.jpg"
+
+
+# Shapes ---------------------------------------------------------------------------------------------------------
+
+POSE = Keypoints.from_deepfashion([40 + 10 * joint for joint in range(18)], [88] * 18)
+
+
+def pair_of(tmp_path, source_size, target_size, source_measured=None, target_measured=None):
+    """A pair whose images have these sizes, with keypoints measured on others."""
+    images = [
+        save_image(tmp_path / f"{number}.png", number, size) for number, size in enumerate((source_size, target_size))
+    ]
+    poses = POSE.rescale(source_measured or source_size), POSE.rescale(target_measured or target_size)
+    return PosePair(*map(str, images), *poses)
+
+
+@pytest.mark.parametrize("shape", [(256, 176), (128, 64)])
+@pytest.mark.parametrize("size", [(64, 64), (40, 80), (64, 44), (90, 40)])
+def test_images_of_any_shape_are_padded_with_their_poses_as_in_the_pipeline(tmp_path, size, shape):
+    pair = pair_of(tmp_path, size, (88, 44))
+    item = PosePairDataset([pair], **SIZES, image_shape=shape)[0]
+    for role, opened in (("source", PIL.Image.open(pair.source)), ("target", PIL.Image.open(pair.target))):
+        expected = SourceImageProcessor(20, 14, image_shape=shape).preprocess(opened)[0]
+        assert torch.equal(item[f"{role}_pixel_values"], expected), role
+        pose = getattr(pair, f"{role}_keypoints")
+        assert torch.equal(item[f"{role}_pose_map"], PoseProcessor(16, 12, image_shape=shape).preprocess(pose)[0])
+    source = SourceImageProcessor(16, 12, image_shape=shape).preprocess(PIL.Image.open(pair.source))[0]
+    assert torch.equal(item["source_image"], source)
+    # Latents that are cached see the same part of the image, and the target's shape is read without them.
+    single = ImageDataset([pair.source], (20, 14), image_shape=shape)[0]["pixel_values"]
+    assert torch.equal(single, item["source_pixel_values"])
+    cached = PosePairDataset([pair], **SIZES, image_shape=shape, load_pixel_values=False)[0]
+    assert torch.equal(cached["target_pose_map"], item["target_pose_map"])
+
+
+def test_an_image_of_the_encoders_size_is_padded_too(tmp_path):
+    pair = pair_of(tmp_path, (16, 16), (16, 16))
+    item = PosePairDataset([pair], 16, 16, 16)[0]
+    window = choose_crop((16, 16))
+    assert torch.equal(item["source_image"], item["source_pixel_values"])
+    assert torch.equal(
+        item["source_image"], SourceImageProcessor(16, 16).preprocess(window.crop(PIL.Image.open(pair.source)))[0]
+    )
+    assert torch.equal(
+        item["source_pose_map"], torch.from_numpy(render_pose_map(window.move(pair.source_keypoints), (16, 16)))
+    )
+
+
+def test_without_a_shape_images_are_squashed(tmp_path):
+    pair = pair_of(tmp_path, (64, 64), (40, 80))
+    item = PosePairDataset([pair], **SIZES, image_shape=None)[0]
+    expected = SourceImageProcessor(20, 14).preprocess(PIL.Image.open(pair.target))[0]
+    assert torch.equal(item["target_pixel_values"], expected)
+
+
+def test_keypoints_are_rescaled_if_the_aspect_ratio_agrees(tmp_path):
+    one, other = pair_of(tmp_path, (64, 44), (80, 80), (256, 176), (640, 640)), pair_of(tmp_path, (64, 44), (80, 80))
+    assert_equal(PosePairDataset([one], **SIZES)[0], PosePairDataset([other], **SIZES)[0])
+
+
+@pytest.mark.parametrize("load_pixel_values", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (((64, 64), (64, 44), (256, 176)), r"0.png', which is 64x64 .* measured on an image of 256x176, another"),
+        (((64, 44), (44, 64), None, (64, 44)), r"1.png', which is 44x64 .* measured on an image of 64x44, another"),
+        (((64, 44), (1000, 704), None, (64, 64)), r"1.png', which is 1000x704 .* names that size as `source_size`"),
+    ],
+)
+def test_keypoints_of_another_aspect_ratio_are_refused(tmp_path, sizes, message, load_pixel_values):
+    wrong = pair_of(tmp_path, *sizes)
+    with pytest.raises(UnreadableDataError, match=message):
+        PosePairDataset([wrong], **SIZES, load_pixel_values=load_pixel_values)[0]
+
+
+def test_the_size_of_an_upright_image_is_read_from_the_header(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (64, 44)).save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "header.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-20])
+    for name in ("a.jpg", "header.jpg"):
+        assert read_image_size(str(tmp_path / name)) == (64, 44)
+    assert read_image_size((tmp_path / "a.jpg").read_bytes()) == (64, 44)
+    with pytest.raises(UnreadableImageError, match=r"'b.jpg' is not an image"):
+        read_image_size(b"no image", "b.jpg")
 
 
 # Broken files ---------------------------------------------------------------------------------------------------
@@ -139,7 +229,7 @@ def test_wholly_wrong_data_is_one_sentence_out_of_a_worker_too(deepfashion):
     dataset = PosePairDataset(load_pairs(deepfashion), **SIZES)
     for name in NAMES:
         (deepfashion / "train_highres" / name).unlink()
-    with pytest.raises(UnreadableDataError, match=r"6 files in a row cannot be read; .* does not exist") as error:
+    with pytest.raises(UnreadableDataError, match=r"6 files in a row cannot be used; .* does not exist") as error:
         dataset[0]
     assert "\n" not in str(error.value)
     # What a loader does with the error of a worker; with a real one it waits five seconds for it.

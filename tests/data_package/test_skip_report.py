@@ -45,4 +45,4 @@ def test_the_error_of_a_worker_is_reduced_to_its_sentence():
     error = UnreadableDataError.after([("a.jpg", "does not exist"), ("b.jpg", "is empty")])
     wrapped = f"Caught it in worker 0.\nTraceback ...\ndiffusers_cfld.data.UnreadableDataError: {error}\n"
     assert str(UnreadableDataError(wrapped)) == str(error)
-    assert "2 files in a row cannot be read; the first is 'a.jpg', which does not exist" in str(error)
+    assert "2 files in a row cannot be used; the first is 'a.jpg', which does not exist" in str(error)

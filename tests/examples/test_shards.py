@@ -136,9 +136,9 @@ def test_missing_images_are_left_out_and_named(pairs, tmp_path):
 
 def test_32_missing_images_in_a_row_stop_the_writer(pairs, deepfashion, tmp_path):
     shutil.rmtree(deepfashion / "train_highres")
-    with pytest.raises(UnreadableDataError, match="32 files in a row cannot be read"):
+    with pytest.raises(UnreadableDataError, match="32 files in a row cannot be used"):
         write_shards(pairs * 3, tmp_path / "shards", pairs_per_shard=4)
-    with pytest.raises(UnreadableDataError, match="15 files in a row cannot be read"):
+    with pytest.raises(UnreadableDataError, match="15 files in a row cannot be used"):
         write_shards(pairs, tmp_path / "shards", pairs_per_shard=4)
     assert not list((tmp_path / "shards").iterdir())
 
@@ -270,10 +270,10 @@ def test_wholly_broken_shards_end_the_run_with_one_sentence(shards):
     stream = StreamedPosePairs(shards, **SIZES)
     for file in shards.glob("*.tar"):
         replace_bytes(file, b"\xff\xd8", b"\0\0")
-    with pytest.raises(UnreadableDataError, match="files in a row cannot be read"):
+    with pytest.raises(UnreadableDataError, match="files in a row cannot be used"):
         list(stream)
     for file in shards.glob("*.tar"):
         file.unlink()
-    with pytest.raises(UnreadableDataError, match=r"in a row cannot be read; .*No such file") as error:
+    with pytest.raises(UnreadableDataError, match=r"in a row cannot be used; .*No such file") as error:
         list(stream)
     assert "\n" not in str(error.value)

@@ -441,7 +441,7 @@ def test_wholly_wrong_data_ends_the_run(script, start, tmp_path):
     for name in NAMES:
         (folder / "train_highres").mkdir(exist_ok=True)
         (folder / "train_highres" / name).write_bytes(b"no image")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be used"):
         train(script, start, folder, tmp_path / "out")
 
 

@@ -71,13 +71,13 @@ def test_a_cache_without_its_record_is_made_again(vae, moments, tmp_path):
     assert LatentCache(tmp_path, IMAGES[:2], vae, SIZE).num_encoded == 0
 
 
-@pytest.mark.parametrize("change", ["names", "order", "size", "weights"])
+@pytest.mark.parametrize("change", ["names", "order", "size", "shape", "weights"])
 def test_the_cache_of_other_images_or_another_vae_is_refused(vae, moments, tmp_path, change):
     LatentCache(tmp_path, IMAGES, vae, SIZE).append(moments)
     before = json.loads((tmp_path / "moments.json").read_text())
     images = {"names": [*IMAGES[:3], "e.png"], "order": IMAGES[::-1]}.get(change, IMAGES)
     size = (32, 32) if change == "size" else SIZE
     other = fill(AutoencoderKL(**VAE_CONFIG), "other") if change == "weights" else vae
-    with pytest.raises(ValueError, match="has the latents of other images, another size or another VAE"):
-        LatentCache(tmp_path, images, other, size)
+    with pytest.raises(ValueError, match="has the latents of other images, another size or shape, or another VAE"):
+        LatentCache(tmp_path, images, other, size, (256, 176) if change == "shape" else None)
     assert json.loads((tmp_path / "moments.json").read_text()) == before

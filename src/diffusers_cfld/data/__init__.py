@@ -13,6 +13,7 @@ from .pairs import load_folder_pairs as load_folder_pairs
 from .pairs import load_market1501_pairs as load_market1501_pairs
 from .pairs import load_pairs as load_pairs
 from .pairs import read_image as read_image
+from .pairs import read_image_size as read_image_size
 from .skip_report import MAX_IN_A_ROW as MAX_IN_A_ROW
 from .skip_report import SkipReport as SkipReport
 from .skip_report import UnreadableDataError as UnreadableDataError

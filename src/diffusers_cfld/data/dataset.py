@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..image_utils import as_pair
+from ..image_utils import as_pair, read_size
+from ..pose.formats import DEEPFASHION_SIZE, Size
+from ..pose.keypoints import Keypoints
+from ..processors.cropping import CropWindow, has_shape, padding_crop
 from ..processors.pose_map import render_pose_map
 from ..processors.source_image import SourceImageProcessor
-from .pairs import PosePair, read_image
+from .pairs import PosePair, read_image, read_image_size
 from .skip_report import MAX_IN_A_ROW, UnreadableDataError, UnreadableImageError
 
 _MAX_TRIES = 1000
@@ -25,6 +28,9 @@ Item = TypeVar("Item")
 class PairTransform:
     """Turn a pair into tensors.
 
+    Images of another aspect ratio than `image_shape` are padded to it with the colour of their edges, as the pipeline
+    does, and keypoints move along. Keypoints that were measured on an image of another aspect ratio are refused.
+
     The published code (YanzuoLu/CFLD `datasets/deepfashion.py` @ f2ea2a7) flips only the source image, with
     probability 0.5, so that the left and right sides of a garment cannot be learned. Here this is off by default; see
     docs/deviations.md.
@@ -33,6 +39,8 @@ class PairTransform:
         source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
         image_size: (height, width) of the VAE's input, or one number for a square; pixels.
         pose_size: (height, width) of the pose maps, or one number for a square; pixels.
+        image_shape: (height, width) with the aspect ratio that images are padded to, the `frame_height` and
+            `frame_width` of the pipeline. None: every image is squashed.
         flip_source_prob: Probability in [0, 1] that `source_image` is flipped, and nothing else.
         load_pixel_values: Whether to load the VAE's input, which is not needed if its latents are cached.
         seed: Seed of the flips, >= 0.
@@ -47,6 +55,7 @@ class PairTransform:
         image_size: int | Sequence[int] = 512,
         pose_size: int | Sequence[int] = 256,
         *,
+        image_shape: Size | None = DEEPFASHION_SIZE,
         flip_source_prob: float = 0.0,
         load_pixel_values: bool = True,
         seed: int = 0,
@@ -56,6 +65,7 @@ class PairTransform:
         self.source_processor = SourceImageProcessor(*as_pair(source_size))
         self.image_processor = SourceImageProcessor(*as_pair(image_size))
         self.pose_size = as_pair(pose_size)
+        self.image_shape = image_shape
         self.flip_source_prob = flip_source_prob
         self.load_pixel_values = load_pixel_values
         self.seed = seed
@@ -71,40 +81,61 @@ class PairTransform:
         Returns:
             A dict of `source_image` (3, *source_size), `source_pixel_values` and `target_pixel_values`
             (3, *image_size), each float32 in [-1, 1]; `source_pose_map` and `target_pose_map` (21, *pose_size),
-            float32, [0, 1]; and `index`. Without `load_pixel_values`, there are no pixel values, and the target image
-            is not opened.
+            float32, [0, 1]; and `index`. Without `load_pixel_values`, there are no pixel values, and only the header
+            of the target image is read.
 
         Raises:
-            UnreadableImageError: An image cannot be read.
+            UnreadableImageError: An image cannot be read or has another aspect ratio than the image that its keypoints
+                were measured on.
         """
         source = read_image(pair.source, pair.source_name)
+        source_window, source_pose = self._fit(read_size(source), pair.source_keypoints, pair.source, pair.source_name)
+        source = source_window.crop(source)
         item: dict[str, Any] = {"source_image": self.source_processor.preprocess(source)[0]}
         if self.flip_source_prob:
             random = np.random.default_rng([_FLIP_STREAM, self.seed, epoch, index])
             if random.random() < self.flip_source_prob:
                 item["source_image"] = item["source_image"].flip(-1)
-        if self.load_pixel_values:
-            target = read_image(pair.target, pair.target_name)
+        target = read_image(pair.target, pair.target_name) if self.load_pixel_values else None
+        target_size = read_image_size(pair.target, pair.target_name) if target is None else read_size(target)
+        target_window, target_pose = self._fit(target_size, pair.target_keypoints, pair.target, pair.target_name)
+        if target is not None:
             item["source_pixel_values"] = self.image_processor.preprocess(source)[0]
-            item["target_pixel_values"] = self.image_processor.preprocess(target)[0]
-        item["source_pose_map"] = torch.from_numpy(render_pose_map(pair.source_keypoints, self.pose_size))
-        item["target_pose_map"] = torch.from_numpy(render_pose_map(pair.target_keypoints, self.pose_size))
+            item["target_pixel_values"] = self.image_processor.preprocess(target_window.crop(target))[0]
+        item["source_pose_map"] = torch.from_numpy(render_pose_map(source_pose, self.pose_size))
+        item["target_pose_map"] = torch.from_numpy(render_pose_map(target_pose, self.pose_size))
         item["index"] = index
         return item
+
+    def _fit(self, size: Size, keypoints: Keypoints, image: str | bytes, name: str) -> tuple[CropWindow, Keypoints]:
+        """Choose the window that brings an image to the training shape, and move its keypoints there."""
+        if not has_shape(size, keypoints.size):
+            raise UnreadableImageError(
+                name if isinstance(image, bytes) else image,
+                f"is {size[0]}x{size[1]} (height x width), but its keypoints were measured on an image of "
+                f"{keypoints.size[0]}x{keypoints.size[1]}, another aspect ratio; pairs.jsonl names that size as "
+                "`source_size` or `target_size`",
+            )
+        window = padding_crop(size, self.image_shape)
+        # Keypoints on a whole image are drawn as they are: rescaling them twice could move a joint by one pixel.
+        return window, keypoints if window.is_whole_image else window.move(keypoints)
 
 
 class PosePairDataset(Dataset[dict[str, Any]]):
     """Pairs of images and pose maps; images are read and maps are drawn on access.
 
     An item depends only on the pairs, the arguments, the epoch and its index, not on the worker that makes it. A pair
-    whose images cannot be read is replaced by the next readable one, so that all processes keep the same number of
-    batches; `skipped` of the item names the unreadable images.
+    whose images cannot be used is replaced by the next readable one, so that all processes keep the same number of
+    batches; `skipped` of the item names these images. Images of other shapes than `image_shape` are padded, see
+    [`PairTransform`].
 
     Args:
         pairs: The pairs, at least one.
         source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
         image_size: (height, width) of the VAE's input, or one number for a square; pixels.
         pose_size: (height, width) of the pose maps, or one number for a square; pixels.
+        image_shape: (height, width) with the aspect ratio that images are padded to, the `frame_height` and
+            `frame_width` of the pipeline. None: every image is squashed.
         flip_source_prob: Probability in [0, 1] that only `source_image` is flipped, 0.5 in the published training.
         load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`, which are not needed if
             latents are cached.
@@ -130,6 +161,7 @@ class PosePairDataset(Dataset[dict[str, Any]]):
         image_size: int | Sequence[int] = 512,
         pose_size: int | Sequence[int] = 256,
         *,
+        image_shape: Size | None = DEEPFASHION_SIZE,
         flip_source_prob: float = 0.0,
         load_pixel_values: bool = True,
         seed: int = 0,
@@ -141,6 +173,7 @@ class PosePairDataset(Dataset[dict[str, Any]]):
             source_size,
             image_size,
             pose_size,
+            image_shape=image_shape,
             flip_source_prob=flip_source_prob,
             load_pixel_values=load_pixel_values,
             seed=seed,
@@ -190,16 +223,24 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Args:
         images: Paths, at least one; see [`unique_images`].
         image_size: (height, width) of the VAE's input, or one number for a square; pixels.
+        image_shape: As in [`PosePairDataset`].
 
     Raises:
         ValueError: There are no images.
     """
 
-    def __init__(self, images: Sequence[str], image_size: int | Sequence[int] = 512) -> None:
+    def __init__(
+        self,
+        images: Sequence[str],
+        image_size: int | Sequence[int] = 512,
+        *,
+        image_shape: Size | None = DEEPFASHION_SIZE,
+    ) -> None:
         if not len(images):
             raise ValueError("`images` must have at least one path, got none.")
         self.images = images
         self.processor = SourceImageProcessor(*as_pair(image_size))
+        self.image_shape = image_shape
 
     def __len__(self) -> int:
         return len(self.images)
@@ -221,7 +262,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return first_readable(_from(index, len(self)), self._read)
 
     def _read(self, index: int) -> dict[str, Any]:
-        return {"pixel_values": self.processor.preprocess(read_image(self.images[index]))[0], "index": index}
+        image = read_image(self.images[index])
+        window = padding_crop(read_size(image), self.image_shape)
+        return {"pixel_values": self.processor.preprocess(window.crop(image))[0], "index": index}
 
 
 def first_readable(candidates: Iterable[Item], read: Callable[[Item], dict[str, Any]]) -> dict[str, Any]:

@@ -6,16 +6,17 @@ import io
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from ..image_utils import to_rgb
-from ..pose.formats import has_size
+from ..image_utils import read_size, to_rgb
+from ..pose.formats import Size, has_size
 from ..pose.keypoints import Keypoints
-from ..processors.cropping import has_shape
 from .deepfashion import (
     DEEPFASHION_PREFIXES,
     DEEPFASHION_SIZE,
@@ -66,9 +67,32 @@ def read_image(image: str | bytes, name: str = "") -> PIL.Image.Image:
     Raises:
         UnreadableImageError: It does not exist, cannot be decoded, or has unusable values or EXIF data.
     """
+    with _opened(image, name) as opened:
+        return to_rgb(opened)
+
+
+def read_image_size(image: str | bytes, name: str = "") -> Size:
+    """Read the size of an image from its header.
+
+    Args:
+        image: Path, or the encoded image.
+        name: What the error calls an encoded image.
+
+    Returns:
+        (height, width) of the upright image, pixels.
+
+    Raises:
+        UnreadableImageError: It does not exist or is no image.
+    """
+    with _opened(image, name) as opened:
+        return read_size(opened)
+
+
+@contextmanager
+def _opened(image: str | bytes, name: str) -> Iterator[PIL.Image.Image]:
     try:
         with PIL.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return to_rgb(opened)
+            yield opened
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         reason = f"cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
         if isinstance(error, FileNotFoundError):
@@ -164,9 +188,10 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
     """Read the pairs of a folder with a `pairs.jsonl`.
 
     Each line is a JSON object with `source` and `target`, paths of images relative to the folder, and
-    `source_keypoints` and `target_keypoints`, anything that `Keypoints.from_any` reads. The optional `size`, [height,
-    width] in pixels, is the size of the images that the keypoints were measured on. It defaults to 256x176, and the
-    images must then have that aspect ratio; without it, OpenPose data must contain a canvas size.
+    `source_keypoints` and `target_keypoints`, anything that `Keypoints.from_any` reads. The optional `source_size` and
+    `target_size`, [height, width] in pixels, or `size` for both, are the sizes of the images that the keypoints were
+    measured on, unless these contain it themselves; by default 256x176. [`PosePairDataset`] compares each image with
+    it.
 
     Args:
         root: The folder.
@@ -177,14 +202,12 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
 
     Raises:
         OSError: The file does not exist or cannot be read.
-        ValueError: No line can be used, or keypoints have no `size` and the first such image does not have the aspect
-            ratio of 256x176.
+        ValueError: No line can be used.
     """
     file = Path(root, _PAIRS_FILE)
     report = SkipReport() if report is None else report
     pairs: list[PosePair] = []
     poses: dict[tuple[str, str], Keypoints] = {}
-    unsized: dict[str, Keypoints] = {}
     num_listed = 0
     with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
@@ -192,11 +215,9 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
                 continue
             num_listed += 1
             try:
-                pairs.append(_parse_pair(line, file.parent, poses, unsized))
+                pairs.append(_parse_pair(line, file.parent, poses))
             except (ValueError, TypeError) as error:
                 report.add(f"{file}:{number}", f"is not a usable pair ({str(error).rstrip('.')})")
-    if unsized:
-        _check_shape(*next(iter(unsized.items())))
     _report_left_out(pairs, num_listed, file, report)
     return pairs
 
@@ -240,10 +261,8 @@ def _load_csv_pairs(
     return pairs
 
 
-def _parse_pair(
-    line: str, folder: Path, poses: dict[tuple[str, str], Keypoints], unsized: dict[str, Keypoints]
-) -> PosePair:
-    """Read a line; `poses` caches one object per pose, and `unsized` collects images with keypoints without a size."""
+def _parse_pair(line: str, folder: Path, poses: dict[tuple[str, str], Keypoints]) -> PosePair:
+    """Read a line; `poses` caches one object per pose."""
     entry = json.loads(line)
     needed = ("source", "target", "source_keypoints", "target_keypoints")
     if not isinstance(entry, dict) or any(entry.get(key) is None for key in needed):
@@ -254,27 +273,12 @@ def _parse_pair(
         if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
             raise ValueError(f"`{role}` must be a path within the folder, got {name!r}")
         path = os.path.join(folder, name)
-        size = None if has_size(pose) else entry.get("size")
+        size = None if has_size(pose) else entry.get(f"{role}_size") or entry.get("size")
         key = (path, f"{pose} {size}")
         if key not in poses:
             poses[key] = Keypoints.from_any(pose, None if size is None else tuple(size))
-        if size is None and not has_size(pose):
-            unsized[path] = poses[key]
         values |= {role: path, f"{role}_name": name, f"{role}_keypoints": poses[key]}
     return PosePair(**values)
-
-
-def _check_shape(path: str, pose: Keypoints) -> None:
-    """Refuse an image whose keypoints have no size and do not fit its shape; unreadable images are reported later."""
-    try:
-        width, height = read_image(path).size
-    except UnreadableImageError:
-        return
-    if not has_shape((height, width), pose.size):
-        raise ValueError(
-            f"'{path}' must have the aspect ratio of {pose.size[0]}x{pose.size[1]}, the default `size` of keypoints, "
-            f"got {height}x{width} (height x width): add the right `size`, [height, width], to every line."
-        )
 
 
 def _report_left_out(pairs: list[PosePair], num_listed: int, file: Path, report: SkipReport) -> None:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableImageError(ValueError):
-    """An image is missing or damaged.
+    """An image is missing or damaged, or does not fit its keypoints.
 
     Args:
         path: Its path, or its name if it was passed as bytes.
@@ -28,7 +28,7 @@ class UnreadableImageError(ValueError):
 
 
 class UnreadableDataError(ValueError):
-    """So much of the data cannot be read that there is no point in continuing.
+    """So much of the data cannot be used that there is no point in continuing.
 
     Args:
         message: The message. A `DataLoader` raises the error of a worker process again, with the worker's traceback
@@ -40,7 +40,7 @@ class UnreadableDataError(ValueError):
 
     @classmethod
     def after(cls, skipped: Sequence[tuple[str, str]]) -> UnreadableDataError:
-        """Build the error from the images that could not be read.
+        """Build the error from the images that could not be used.
 
         Args:
             skipped: (path, reason) of each, at least one.
@@ -50,7 +50,7 @@ class UnreadableDataError(ValueError):
         """
         path, reason = skipped[0]
         return cls(
-            f"{len(skipped)} files in a row cannot be read; the first is '{path}', which {reason}. Check that the "
+            f"{len(skipped)} files in a row cannot be used; the first is '{path}', which {reason}. Check that the "
             "data set is complete and that its path is right."
         )
 

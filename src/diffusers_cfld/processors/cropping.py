@@ -254,18 +254,19 @@ def choose_crop(
     )
 
 
-def padding_crop(size: Size, shape: Size | None, own_size: Size) -> CropWindow:
+def padding_crop(size: Size, shape: Size | None, own_size: Size | None = None) -> CropWindow:
     """Choose the window that the model sees if nothing is known about the person in the image.
 
     Args:
         size: (height, width) of the image.
         shape: (height, width) with the aspect ratio that the window should have; None for any.
-        own_size: (height, width) of the model's input; an image of this size is assumed to be squashed already.
+        own_size: (height, width) of the model's input; an image of this size is assumed to be squashed already. None
+            if no image is.
 
     Returns:
         The whole image, or a window with this aspect ratio that contains all of it.
     """
-    if shape is None or tuple(size) == tuple(own_size):
+    if shape is None or size == own_size:
         return CropWindow(0, 0, *size, size)
     return choose_crop(size, shape=shape)
 

@@ -65,17 +65,23 @@ class LatentCache:
         images: Paths of the images, in the order of the rows.
         vae: The VAE.
         image_size: (height, width) at which the images are encoded, pixels.
+        image_shape: (height, width) with the aspect ratio that they are padded to; None if they are squashed.
 
     Attributes:
         num_encoded: How many images have been encoded, from the first on.
         unreadable: The images among them that could not be read, each with the reason; their moments are meaningless.
 
     Raises:
-        ValueError: The folder has the cache of other images, another size or another VAE.
+        ValueError: The folder has the cache of other images, another size or shape, or another VAE.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], images: Sequence[str], vae: AutoencoderKL, image_size: tuple[int, int]
+        self,
+        folder: str | os.PathLike[str],
+        images: Sequence[str],
+        vae: AutoencoderKL,
+        image_size: tuple[int, int],
+        image_shape: tuple[int, int] | None = None,
     ) -> None:
         self.rows = {image: row for row, image in enumerate(images)}
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -84,6 +90,7 @@ class LatentCache:
         names = "\n".join(os.path.basename(image) for image in images)
         self._record = {
             "shape": list(shape),
+            "image_shape": None if image_shape is None else list(image_shape),
             "images": hashlib.sha256(names.encode()).hexdigest(),
             "vae": f"{sum(weight.double().sum().item() for weight in vae.parameters()):.6g}",
         }
@@ -93,8 +100,8 @@ class LatentCache:
             found = json.loads(self._file.read_text())
             if found["record"] != self._record:
                 raise ValueError(
-                    f"{os.fspath(folder)!r} has the latents of other images, another size or another VAE: delete it, "
-                    "or choose another folder."
+                    f"{os.fspath(folder)!r} has the latents of other images, another size or shape, or another VAE: "
+                    "delete it, or choose another folder."
                 )
             self.num_encoded: int = found["num_encoded"]
             self.unreadable = {images[int(row)]: reason for row, reason in found["unreadable"].items()}
