@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-from testing_utils import FIGURES, load_reference, tiny_pipeline, tiny_pose
+from testing_utils import FIGURES, load_reference, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import CFLDPipeline
 from diffusers_cfld.data import load_folder_pairs
@@ -98,3 +98,11 @@ def test_inversion_leaves_the_pipeline_as_it_was():
     assert pipe.scheduler is scheduler
     with pytest.raises(ValueError, match="either `source_image` or `appearance`"):
         invert(pipe, image, pose, source_image=image, appearance=appearance)
+
+
+def test_images_come_back_in_their_own_proportions_or_at_the_size_of_the_latents():
+    pipe = tiny_pipeline()
+    options = {"image": tiny_image(), "num_inference_steps": 1}
+    for height, width, expected in ((16, 16, (88, 128)), (16, 11, (88, 128)), (8, 8, (64, 64))):
+        result = reconstruct(pipe, torch.randn(1, 4, height, width), tiny_pose(), **options)
+        assert result.images[0].size == expected

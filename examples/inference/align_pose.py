@@ -21,8 +21,6 @@ poses = {
     "from a drawing": Keypoints.from_skeleton(aligned.draw()),
 }
 pipe, noise = load_small_model(), torch.manual_seed(0)
-images = pipe(
-    image=photo, pose=[*poses.values()], num_inference_steps=20, output_size=(256, 176), generator=noise
-).images
+images = pipe(image=photo, pose=[*poses.values()], num_inference_steps=20, generator=noise).images
 rows = [[photo, *(pose.draw() for pose in poses.values())], [body.draw(background=photo), *images]]
 contact_sheet(rows, [["source", *poses], ["its pose", *[""] * 5]]).save("align_pose.png")

@@ -16,7 +16,6 @@ frames = list(
         "animation-frames",
         image=example_sources()[0],
         **SAMPLING_OPTIONS,
-        output_size=(256, 176),
     )
 )
 write_animation(frames, "animation.gif", frames_per_second=8)

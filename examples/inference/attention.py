@@ -13,7 +13,6 @@ with record_attention(pipe) as recorder:
         image=photo,
         pose=example_poses()[0],
         num_inference_steps=20,
-        output_size=(256, 176),
         generator=torch.manual_seed(0),
     ).images[0]
 result_maps = recorder.mean_maps()[0]

@@ -12,7 +12,6 @@ shown = guidance_pictures(
     steps=[0, 5, 10, 19],
     num_inference_steps=20,
     guidance_scale=2.0,
-    output_size=(256, 176),
     generator=torch.manual_seed(0),
 )
 names = ("null", "pose", "full", "guided")

@@ -20,7 +20,6 @@ images = [
         appearance=Appearance.cat(row),
         pose=pose,
         **SAMPLING_OPTIONS,
-        output_size=(256, 176),
         generator=[torch.Generator().manual_seed(0) for _ in row],  # the same noise for all
     ).images
     for row in rows.values()

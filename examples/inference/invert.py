@@ -13,7 +13,7 @@ cases = {
     "other appearance": {"image": other, "pose": pose},
     "other pose": {"image": image, "pose": example_poses()[0]},
 }
-results = [reconstruct(pipe, latents, output_size=(256, 176), **case).images[0] for case in cases.values()]
+results = [reconstruct(pipe, latents, **case).images[0] for case in cases.values()]
 pixels = pipe.image_processor.preprocess(image, *pipe.target_size)
 decoded = pipe.image_processor.postprocess(pipe.vae(pixels).sample.detach())[0].resize(image.size)  # the best possible
 labels = ["image", "autoencoder alone", "reconstructed", "other source", "other appearance", "other pose"]

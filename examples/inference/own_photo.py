@@ -18,9 +18,7 @@ fitted = fit_photo(photo, body)
 pose = example_poses()[3]
 aligned = align_pose(pose, fitted.keypoints)
 pipe = load_small_model()
-result = pipe(
-    image=fitted.image, pose=aligned, num_inference_steps=20, output_size=(256, 176), generator=torch.manual_seed(0)
-).images[0]
+result = pipe(image=fitted.image, pose=aligned, num_inference_steps=20, generator=torch.manual_seed(0)).images[0]
 
 thumbnail = PIL.Image.new("RGB", (176, 256), "white")
 thumbnail.paste(photo.resize((176, 80)), (0, 88))

@@ -18,9 +18,7 @@ else:
     pipe.pose_estimator = lambda image: [Keypoints.from_skeleton(image)]
     pose_image = PIL.Image.new("RGB", (600, 400))
     pose_image.paste(example_poses()[2].draw((400, 275)), (250, 0))
-results = pipe(
-    image=sources, pose=pose_image, **SAMPLING_OPTIONS, output_size=(256, 176), generator=torch.manual_seed(0)
-).images
+results = pipe(image=sources, pose=pose_image, **SAMPLING_OPTIONS, generator=torch.manual_seed(0)).images
 shown, empty = (PIL.Image.new("RGB", (176, 256), "white") for _ in range(2))
 shown.paste(pose_image.resize((176, 176 * pose_image.height // pose_image.width)))
 labels = [["image", "source 1", "source 2", "source 3"], ["", "result 1", "result 2", "result 3"]]

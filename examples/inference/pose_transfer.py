@@ -16,7 +16,6 @@ result = pipe(
     image=photo,
     pose=pose,
     num_inference_steps=20,
-    output_size=(256, 176),
     generator=torch.Generator().manual_seed(0),
 ).images[0]
 result.save("pose_transfer.png")

@@ -57,7 +57,6 @@ from diffusers_cfld.data import (
     read_image_size,
     unique_images,
 )
-from diffusers_cfld.pipelines.model_card import output_size_option
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     CFLDTrainingModule,
@@ -431,7 +430,6 @@ def make_model_card(
         tags=["diffusers", "diffusers-cfld", "diffusers-training", "pose-transfer"],
     )
     name = repo_id or Path(args.output_dir).name
-    output_size = output_size_option(pipeline.target_size, pipeline.image_shape)
     load_lora = f'\npipe.load_lora_weights("{name}")' if args.unet_lora_rank else ""
     options = {option: value for option, value in sorted(vars(args).items()) if option != "hub_token"}
     rows = "\n".join(f"| `{option}` | `{value}` |" for option, value in options.items())
@@ -450,7 +448,7 @@ def make_model_card(
 from diffusers_cfld import CFLDPipeline
 
 pipe = CFLDPipeline.from_pretrained("{name}"){load_lora}
-image = pipe(image=image, pose=keypoints{output_size}).images[0]
+image = pipe(image=image, pose=keypoints).images[0]
 ```
 
 ## Intended use, limits, evaluation

@@ -113,7 +113,8 @@ def reconstruct(
 
     Args:
         pipe: The pipeline; whatever its scheduler, DDIM is used with its noise schedule. Not modified.
-        latents: From [`invert`]; the image has their size, times the VAE's scale factor.
+        latents: From [`invert`]; if they do not have the U-Net's own size, the image has theirs, times the VAE's scale
+            factor.
         pose: As in the pipeline's call.
         num_inference_steps: The same number as in [`invert`].
         guidance_scale: The same as in [`invert`], to get the image back.
@@ -127,15 +128,14 @@ def reconstruct(
         ValueError: As in the pipeline's call.
     """
     height, width = (side * pipe.vae_scale_factor for side in latents.shape[2:])
+    size: dict[str, Any] = {} if (height, width) == pipe.target_size else {"height": height, "width": width}
     with _scheduler(pipe, DDIMScheduler):
         return pipe(
             pose=pose,
-            height=height,
-            width=width,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             latents=latents,
-            **kwargs,
+            **{**size, **kwargs},
         )
 
 

@@ -66,7 +66,6 @@ def test_one_picture_equals_the_pipelines(folder, tmp_path, capsys):
         pose=Keypoints.load(folder / "a.json"),
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(3),
-        output_size=(128, 88),  # of 256:176, where the model makes 128x128
     ).images[0]
     assert np.array_equal(pixels(tmp_path / "new" / "out.png"), np.asarray(expected))
     captured = capsys.readouterr()

@@ -67,7 +67,7 @@ def pixels(path):
 
 
 def expected(pipe, image, pose, seed=3):
-    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(seed), "output_size": (128, 88)}
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(seed)}
     return np.asarray(pipe(image=image, pose=pose, **options).images[0])
 
 
@@ -159,7 +159,7 @@ def test_a_model_of_another_frame(folder, pipe, tmp_path, frame):
     pose = Keypoints.load(folder / "pose.json").rescale((128, 64))
     (tmp_path / "pose.json").write_text(json.dumps(pose.to_openpose()))
     options = ["--image", tmp_path / "photo.png", "--pose", tmp_path / "pose.json", "--seed", 3]
-    options += ["--output", tmp_path / "out.png", "--model", tmp_path / "own", "--output-size", 128, 88]
+    options += ["--output", tmp_path / "out.png", "--model", tmp_path / "own"]
     assert run(folder, "generate", *options) == 0
     assert np.array_equal(pixels(tmp_path / "out.png"), expected(own, photo, pose))
     own.pose_estimator = lambda image: [pose]

@@ -28,7 +28,7 @@ def main(photo: Image.Image, folder: Path) -> None:
     fitted = fit_photo(photo, pose)
     generator = torch.Generator().manual_seed(0)
 
-    result = pipe(image=fitted.image, pose=pose, num_inference_steps=4, generator=generator, output_size=(512, 352))
+    result = pipe(image=fitted.image, pose=pose, num_inference_steps=4, generator=generator)
     assert_type(result, CFLDPipelineOutput)
     assert_type(
         pipe(image=[photo, photo], pose=[pose, pose.mirror()], return_dict=False)[0],

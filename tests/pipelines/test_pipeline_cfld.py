@@ -157,7 +157,7 @@ class TestArguments:
     def test_same_generator_same_result_and_default_sizes(self, pipe):
         first = run(pipe, output_type="pt")
         assert torch.equal(first, run(pipe, output_type="pt"))
-        assert first.shape == (1, 3, 128, 128)
+        assert first.shape == (1, 3, 128, 88)
         assert run(pipe).shape == (1, 4, 16, 16)
 
     def test_latents_replace_the_drawn_noise(self, pipe):
@@ -223,10 +223,34 @@ class TestArguments:
         vae = fill(vae_class(**blocks[vae_class]))
         other = CFLDPipeline(**{**pipe.components, "vae": vae})
         other.set_progress_bar_config(disable=True)
-        assert run(other, output_type="pt").shape == (1, 3, 128, 128)
+        assert run(other, output_type="pt").shape == (1, 3, 128, 88)
+
+    @pytest.mark.parametrize(
+        ("sizes", "expected"),
+        [
+            ({}, (128, 88)),  # made at 128x128, of people at 256x176
+            ({"height": 128, "width": 128}, (128, 128)),
+            ({"height": 64}, (64, 128)),  # as in diffusers, the other side is the U-Net's own
+            ({"width": 64}, (128, 64)),
+            ({"output_size": (128, 128)}, (128, 128)),
+            ({"height": 64, "output_size": (40, 30)}, (40, 30)),
+        ],
+    )
+    def test_people_keep_their_proportions_unless_a_size_is_given(self, pipe, sizes, expected):
+        assert run(pipe, output_type="pt", num_inference_steps=1, **sizes).shape[2:] == expected
+
+    def test_every_type_of_image_has_these_proportions_and_latents_are_as_the_model_makes_them(self, pipe):
+        options = {"image": tiny_image(0, 2), "pose": tiny_pose(0, 2), "num_inference_steps": 1}
+        assert [image.size for image in run(pipe, output_type="pil", **options)] == [(88, 128)] * 2
+        assert run(pipe, output_type="np", **options).shape == (2, 128, 88, 3)
+        assert run(pipe, output_type="latent", **options).shape == (2, 4, 16, 16)
+
+    def test_training_images_of_several_shapes_leave_the_models_own(self):
+        pipe = CFLDPipeline(**tiny_components(), frame_height=None, frame_width=None)
+        assert pipe.default_output_size == pipe.target_size
 
     def test_output_size_is_the_fields_final_resize(self, pipe):
-        full = run(pipe, output_type="pt")
+        full = run(pipe, output_type="pt", height=128)
         small = run(pipe, output_type="pt", output_size=(64, 44))
         expected = torch.nn.functional.interpolate(full, size=(64, 44), mode="bicubic", antialias=True).clamp(0, 1)
         torch.testing.assert_close(small, expected)

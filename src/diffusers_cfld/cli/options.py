@@ -164,8 +164,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--output-size",
         **SIZE,
-        help="resize results to this, e.g. 256 176 (default: to the aspect ratio of the training images, so that "
-        "people are not stretched; not at all with --height or --width)",
+        help="resize results to this, e.g. 256 176 (default: to the aspect ratio of the training images, unless you "
+        "set --height or --width)",
     )
 
 
@@ -179,12 +179,8 @@ def sampling_arguments(args: argparse.Namespace, pipe: CFLDPipeline) -> dict[str
     Returns:
         Keyword arguments. For the small model, options that are not given have values that suit it.
     """
-    from ..image_utils import unsquash_size
-
     names = ("guidance_scale", "pose_guidance_scale", "appearance_guidance_scale", "height", "width", "output_size")
     given = {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in names}}
-    if not (args.output_size or args.height or args.width) and pipe.image_shape is not None:
-        given["output_size"] = unsquash_size(pipe.target_size, pipe.image_shape)
     return {
         **(SAMPLING_OPTIONS if args.model is None else {}),
         **{name: value for name, value in given.items() if value is not None},

@@ -71,6 +71,8 @@ def guidance_pictures(
             f"The scheduler must have `alphas_cumprod`, but {type(pipe.scheduler).__name__} has none: use another "
             "one, such as `DDIMScheduler`."
         )
+    if output_size is None and kwargs.get("height") is None and kwargs.get("width") is None:
+        output_size = pipe.default_output_size
     shown: list[GuidancePictures] = []
     numbers = itertools.count()
     watched = copy.copy(pipe)

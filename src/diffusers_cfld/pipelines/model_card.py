@@ -9,7 +9,6 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from .._version import __version__
-from ..image_utils import as_pair, unsquash_size
 
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
@@ -50,12 +49,6 @@ def make_model_card(
         tags=["diffusers", "diffusers-cfld", "pose-transfer", *(["stable-diffusion"] if base_model else [])],
         **of_base,
     )
-    target_size = None
-    if pipe.unet is not None:
-        height, width = as_pair(pipe.unet.config.sample_size)
-        target_size = height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
-    frame_height, frame_width = pipe.config.frame_height, pipe.config.frame_width
-    image_shape = None if frame_height is None or frame_width is None else (frame_height, frame_width)
     card = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
@@ -65,25 +58,10 @@ def make_model_card(
         base_model=base_model,
         source_files=source_files,
         source_size=pipe.source_encoder.image_size if pipe.source_encoder is not None else None,
-        target_size=target_size,
-        output_size=output_size_option(target_size, image_shape) if target_size is not None else "",
+        target_size=pipe.target_size if pipe.unet is not None else None,
+        output_size=pipe.default_output_size,
         num_queries=pipe.prompt_decoder.config.num_queries if pipe.prompt_decoder is not None else None,
         dtype=str(pipe.dtype).removeprefix("torch."),
         scheduler=type(pipe.scheduler).__name__,
     )
     return f"{card.content}\n"
-
-
-def output_size_option(target_size: tuple[int, int], image_shape: tuple[int, int] | None) -> str:
-    """Write the option that gives results the aspect ratio of the training images, for the code in a card.
-
-    Args:
-        target_size: (height, width) of the results in pixels.
-        image_shape: (height, width) with the aspect ratio of the training images; `None` if they had several.
-
-    Returns:
-        `, output_size=(height, width)`, or an empty string if the results have this aspect ratio already.
-    """
-    if image_shape is None or unsquash_size(target_size, image_shape) == target_size:
-        return ""
-    return f", output_size={unsquash_size(target_size, image_shape)}"

@@ -50,7 +50,10 @@ class CFLDPipeline(CFLDPipelineBase):
     Attributes:
         pose_estimator: Finds the poses of images that are passed as `pose`; see [`diffusers_cfld.pose_estimation`].
             None until you set one.
-        target_size: (height, width) in pixels of images made without `height` and `width`, the size of the training.
+        target_size: (height, width) in pixels at which the model makes images without `height` and `width`, the size
+            of the training.
+        default_output_size: (height, width) in pixels of what a call without `height`, `width` and `output_size`
+            returns: `target_size` with the aspect ratio of the training images.
         image_shape: (height, width) with the aspect ratio of the training images, or None.
 
     Raises:
@@ -158,7 +161,8 @@ class CFLDPipeline(CFLDPipelineBase):
                 with one pose.
             height: Height of the generated image in pixels, a multiple of 8; the U-Net's sample size by default, 512
                 for the published model. At other sizes query biases and pose residuals are resized to the latents.
-            width: Width of the generated image in pixels, likewise.
+            width: Width of the generated image in pixels, likewise. If you set neither `height` nor `width` nor
+                `output_size`, images get the aspect ratio of the training images, 512x352 with the published model.
             num_inference_steps: Denoising steps.
             timesteps: Custom timesteps, for schedulers that take them.
             sigmas: Custom sigmas, for schedulers that take them.
@@ -179,7 +183,8 @@ class CFLDPipeline(CFLDPipelineBase):
                 positive ones, or only the positive ones without guidance.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             output_size: (height, width) in pixels of a final bicubic resize with antialiasing; published results are
-                measured at (256, 176) and (512, 352).
+                measured at (256, 176) and (512, 352). By default images are resized only if `height` and `width` are
+                left out too.
             return_dict: Return a [`CFLDPipelineOutput`] instead of a tuple.
             cross_attention_kwargs: Arguments for the attention processors, for example `{"scale": 0.5}` for a LoRA.
             guidance_rescale: Phi of arXiv:2305.08891 Sec. 3.4, in [0, 1].
@@ -206,8 +211,7 @@ class CFLDPipeline(CFLDPipelineBase):
 
             >>> pipe = CFLDPipeline.from_pretrained("path/to/cfld", dtype=torch.float16).to("cuda")
             >>> pose = Keypoints.load("pose.json", size=(1024, 704))
-            >>> options = {"output_size": (512, 352), "generator": torch.manual_seed(0)}
-            >>> image = pipe(image=load_image("person.jpg"), pose=pose, **options).images[0]
+            >>> image = pipe(image=load_image("person.jpg"), pose=pose, generator=torch.manual_seed(0)).images[0]
             ```
         """
         # 0. Defaults
@@ -216,6 +220,8 @@ class CFLDPipeline(CFLDPipelineBase):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or []
+        if output_size is None and height is None and width is None and output_type != "latent":
+            output_size = self.default_output_size
         height = self.target_size[0] if height is None else height
         width = self.target_size[1] if width is None else width
         self._guidance_scale = guidance_scale

@@ -29,7 +29,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo, file_exists, upload_folder
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from ..image_utils import as_pair
+from ..image_utils import as_pair, unsquash_size
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import fit_pose_residuals, fit_query_biases, hybrid_granularity_attention
 from ..models.pose_adapter import PoseAdapter
@@ -135,6 +135,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         sample_size = as_pair(unet.config.sample_size) if unet is not None else (64, 64)
         self.target_size = (sample_size[0] * self.vae_scale_factor, sample_size[1] * self.vae_scale_factor)
         self.image_shape = None if frame_height is None or frame_width is None else (frame_height, frame_width)
+        # The U-Net sees images squashed to `target_size`; in this size people have their own proportions.
+        self.default_output_size = unsquash_size(self.target_size, self.image_shape or self.target_size)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         height, width = source_encoder.image_size if source_encoder is not None else (256, 256)
         self.source_image_processor = SourceImageProcessor(height=height, width=width, image_shape=self.image_shape)
