@@ -54,6 +54,25 @@ def case(request):
     return model, make_input()
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_whatever_was_saved_in_a_folder_the_last_save_is_loaded(case, tmp_path, variant):
+    model, _ = case
+    former = type(model)(**CASES[type(model)][0])
+    weight = next(iter(model.state_dict()))
+    for first, last in (
+        ({"max_shard_size": "100KB"}, {}),
+        ({}, {"max_shard_size": "100KB"}),
+        ({}, {"safe_serialization": False}),
+        ({"max_shard_size": "100KB"}, {"safe_serialization": False}),
+    ):
+        former.save_pretrained(tmp_path, variant=variant, **first)
+        model.save_pretrained(tmp_path, variant=variant, **last)
+        loaded = type(model).from_pretrained(tmp_path, variant=variant)
+        assert torch.equal(loaded.state_dict()[weight], model.state_dict()[weight]), (first, last)
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
 def test_published_defaults_have_the_published_parameter_counts():
     with torch.device("meta"):
         counts = {

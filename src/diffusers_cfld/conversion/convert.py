@@ -98,8 +98,10 @@ def convert_checkpoint(
             ) from error
         vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         models = _load_published(checkpoint, unet_config, vae_scale_factor, dtype)
-        # Built anew, because the configuration of a loaded model names the folder it was loaded from.
-        vae = _build(AutoencoderKL, vae.config, vae.state_dict(), str(base), dtype)
+        # Built anew, because the configuration of a loaded model names the folder it was loaded from, and copied,
+        # because Windows cannot replace that folder while its weights are mapped into memory.
+        weights = {key: tensor.clone() for key, tensor in vae.state_dict().items()}
+        vae = _build(AutoencoderKL, vae.config, weights, str(base), dtype)
         pipe = CFLDPipeline(vae=vae, scheduler=DDPMScheduler.from_config(scheduler_config, **_SCHEDULE), **models)
         card = make_model_card(
             pipe,

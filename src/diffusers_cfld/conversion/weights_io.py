@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from ..io_utils import lock_folder
 
 
 def read_pickle(path: str | Path) -> dict[str, torch.Tensor]:
@@ -68,6 +70,8 @@ def read_safetensors(folder: Path, variant: str | None) -> dict[str, torch.Tenso
 def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = "") -> Iterator[Path]:
     """Write a folder under a temporary name and rename it at the end, so that it is written completely or not at all.
 
+    The temporary name is that of `output`, hidden and with `.part`; what a run that was killed left there is removed.
+
     Args:
         output: The folder to write; its parents are created.
         overwrite: Replace `output` if it is an earlier result. Hidden entries, such as `.git`, are kept.
@@ -78,7 +82,7 @@ def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = 
         The folder to fill; it is deleted if the body raises.
 
     Raises:
-        OSError: A folder cannot be created or renamed.
+        OSError: A folder cannot be created or renamed, or another process is writing the same output.
         ValueError: `output` is not empty and may not be replaced.
     """
     output = output.resolve()  # for a link, its target is replaced
@@ -93,16 +97,21 @@ def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = 
                 f"The output '{output}' is not replaced, because its '{marker}' does not show that an earlier "
                 "conversion wrote it: choose another folder."
             )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        staged, former = Path(temporary, "new"), Path(temporary, "former")
-        staged.mkdir()
-        yield staged
-        if output.exists():
-            output.rename(former)
-            for entry in former.glob(".*"):
-                entry.rename(staged / entry.name)
-        staged.rename(output)
+    temporary = output.with_name(f".{output.name}.part")
+    staged, former = temporary / "new", temporary / "former"
+    with lock_folder(temporary):
+        try:
+            for left in (staged, former):
+                shutil.rmtree(left, ignore_errors=True)
+            staged.mkdir()
+            yield staged
+            if output.exists():
+                output.rename(former)
+                for entry in former.glob(".*"):
+                    entry.rename(staged / entry.name)
+            staged.rename(output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _describe(path: str | Path) -> str:

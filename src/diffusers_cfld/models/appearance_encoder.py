@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin, BasicTransformerBlock
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
+
+from .model_utils import CFLDModelMixin
 
 
 @dataclass
@@ -84,7 +85,7 @@ class QueryBiasEncoder(nn.Module):
         return self.proj_out(hidden_states)
 
 
-class AppearanceEncoder(ModelMixin, ConfigMixin, AttentionMixin):
+class AppearanceEncoder(CFLDModelMixin, ConfigMixin, AttentionMixin):
     """Encode the source's feature maps into one query bias per biased cross-attention.
 
     Entry l of each argument describes level l, which reads feature map `feature_stages[l]` and computes the biases of

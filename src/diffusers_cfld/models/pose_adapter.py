@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import BaseOutput
 from torch import nn
+
+from .model_utils import CFLDModelMixin
 
 
 @dataclass
@@ -31,7 +32,7 @@ class PoseAdapterOutput(BaseOutput):
     residuals: dict[str, torch.Tensor] = None  # type: ignore[assignment]  # accelerate rebuilds outputs from the first field
 
 
-class PoseAdapter(ModelMixin, ConfigMixin):
+class PoseAdapter(CFLDModelMixin, ConfigMixin):
     """Encode a target pose so that the frozen U-Net follows it.
 
     It consists of a pixel-unshuffle, a 1x1 convolution, and one ResNet block without time embedding per scale, with 2x

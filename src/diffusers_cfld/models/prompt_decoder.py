@@ -11,11 +11,11 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.attention_processor import Attention
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..image_utils import as_pair
+from .model_utils import CFLDModelMixin
 
 
 @dataclass
@@ -77,7 +77,7 @@ class PerceptionRefinedDecoderBlock(nn.Module):
         return hidden_states + self.ff(self.norm3(hidden_states))
 
 
-class PerceptionRefinedDecoder(ModelMixin, ConfigMixin, AttentionMixin):
+class PerceptionRefinedDecoder(CFLDModelMixin, ConfigMixin, AttentionMixin):
     """Decode the coarsest source features into the prompt of the U-Net's cross-attentions.
 
     The decoder also holds the null prompt, the learned stand-in for an absent source, so that it is saved, cast and

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..image_utils import as_pair
+from .model_utils import CFLDModelMixin
 
 _DOWNSAMPLE = re.compile(r"(?<![^.])layers\.(\d+)\.downsample\.")
 # The classifier, the final norm, and buffers that are computed from the sizes.
@@ -41,7 +41,7 @@ class SwinImageEncoderOutput(BaseOutput):
     feature_maps: dict[str, torch.Tensor] = None  # type: ignore[assignment]  # accelerate rebuilds outputs from the first field
 
 
-class SwinImageEncoder(ModelMixin, ConfigMixin):
+class SwinImageEncoder(CFLDModelMixin, ConfigMixin):
     """Encode the source image into multi-scale features f1..f4.
 
     The default arguments give the published encoder: Swin-B at 256x256 pixels with window 16. A new encoder is in eval

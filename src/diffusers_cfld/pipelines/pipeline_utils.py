@@ -27,9 +27,11 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo, file_exists, upload_folder
+from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from ..image_utils import as_pair, unsquash_size
+from ..io_utils import prepare_saving, write_file
 from ..models.appearance_encoder import AppearanceEncoder
 from ..models.attention_processor import fit_pose_residuals, fit_query_biases, hybrid_granularity_attention
 from ..models.pose_adapter import PoseAdapter
@@ -214,13 +216,15 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         folder = Path(save_directory)
         if push_to_hub:
             repo_id = create_repo(repo_id or folder.name, exist_ok=True, private=private, token=token).repo_id
-        suffix = f".{variant}" if variant else ""
-        for index in folder.glob(f"*/diffusion_pytorch_model.safetensors.index{suffix}.json"):
-            index.unlink()  # from an earlier save in shards: loading would look for these
-        super().save_pretrained(os.fspath(folder), safe_serialization, variant, max_shard_size, **kwargs)
+        options: dict[str, Any] = {"safe_serialization": safe_serialization, "variant": variant}
+        options["max_shard_size"] = max_shard_size
+        for name, component in self.components.items():
+            if isinstance(component, nn.Module):
+                prepare_saving(component, folder / name, **options)
+        super().save_pretrained(os.fspath(folder), **options, **kwargs)
         card = folder / "README.md"
         if not card.exists():
-            card.write_text(make_model_card(self, repo_id or folder.name, variant=variant), encoding="utf-8")
+            write_file(card, make_model_card(self, repo_id or folder.name, variant=variant).encode())
         if not push_to_hub:
             return None
         has_card = file_exists(repo_id, "README.md", token=token)
