@@ -1,6 +1,7 @@
 """What the package promises as a whole: its public names, docstrings, metadata, and how it is written."""
 
 import ast
+import email
 import inspect
 import re
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hatchling.build import prepare_metadata_for_build_wheel
+from readme_renderer import markdown
 
 import diffusers_cfld
 
@@ -94,6 +97,26 @@ def test_version_stands_in_citation_and_changelog():
     assert citation["cff-version"] == "1.2.0"
     heading = "Unreleased" if ".dev" in diffusers_cfld.__version__ else diffusers_cfld.__version__
     assert f"\n## [{heading}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_link_of_the_package_page_is_absolute_and_leads_to_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    metadata = email.message_from_bytes(
+        (tmp_path / prepare_metadata_for_build_wheel(tmp_path) / "METADATA").read_bytes()
+    )
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    addresses = dict(address.split(", ") for address in metadata.get_all("Project-URL"))
+    assert {"Repository", "Documentation", "Changelog", "Issues"} <= addresses.keys()
+    page = markdown.render(metadata.get_payload())
+    links = re.findall(r'(?:href|src)="(?!#)([^"]*)"', page) + [*addresses.values()]
+    assert links
+    assert len(re.findall("<img", page)) == (ROOT / "README.md").read_text().count("![")
+    repository = addresses["Repository"].removeprefix("https://github.com/")
+    ours = rf"https://(?:github\.com/{repository}/(?:blob|tree)|raw\.githubusercontent\.com/{repository})/main/(.*)"
+    for link in links:
+        assert link.startswith("https://"), link
+        if match := re.fullmatch(ours, link):
+            assert (ROOT / match[1]).exists(), link
 
 
 def test_nothing_is_deep_copied_printed_or_evaluated():
