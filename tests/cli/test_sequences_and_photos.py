@@ -324,7 +324,7 @@ def test_interpolate_goes_from_the_one_to_the_other(folder, pipe, tmp_path):
     ("options", "message"),
     [
         (["--pose", "b.png"], "b.png' is an image: give --pose-estimator"),
-        (["--pose", "pose.json", "--pose-row", "first"], "`row` is only for .csv and .txt files"),
+        (["--pose", "pose.json", "--pose-row", "first"], "`row` must be the name of one of 1 images"),
     ],
     ids=str,
 )

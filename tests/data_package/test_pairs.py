@@ -89,7 +89,7 @@ def test_unusable_keypoints_are_named(tmp_path):
     assert {name: poses[name] for name in list(rows)[:3]} == poses
     assert poses["plain"] == Keypoints.from_deepfashion(y, x)
     assert set(problems) == {"not a list", "too few", "all missing", "words"}
-    assert problems["too few"].startswith("has unusable keypoints in 'rows.csv' (`y` and `x` must have 18 numbers")
+    assert problems["too few"].startswith("has unusable keypoints in 'rows.csv' (`y` and `x` must have 18 or 25 ")
 
 
 def test_pairs_without_keypoints_are_left_out_and_named(deepfashion, caplog):

@@ -276,7 +276,7 @@ def _load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
 
 def _size_unless_said(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
     """The size of the image for keypoint files that do not contain one; None for the others."""
-    from ..pose.formats import has_size
+    from ..pose.reading import has_size
 
     file = Path(path)
     if file.suffix.lower() in (".csv", ".txt") or not file.is_file():

@@ -15,8 +15,9 @@ from typing import Any
 import PIL.Image
 
 from ..image_utils import read_size, to_rgb
-from ..pose.formats import Size, has_size
+from ..pose.formats import Size
 from ..pose.keypoints import Keypoints
+from ..pose.reading import has_size
 from .deepfashion import (
     DEEPFASHION_PREFIXES,
     DEEPFASHION_SIZE,

@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .format_readers import read_columns, read_csv_row
 from .formats import (
+    COCO_COUNTS,
     DEEPFASHION_SIZE,
+    OPENPOSE_COUNTS,
     BoolArray,
     FloatArray,
     NobodyError,
     Size,
     as_float_array,
     check_size,
-    read_any,
-    read_array,
-    read_coco,
-    read_csv_row,
-    read_deepfashion,
-    read_file,
-    read_openpose,
 )
+from .reading import choose_image, convert_person, load_images, read_pose
 from .skeleton import JOINT_NAMES, draw_image, read_skeleton
 
 if TYPE_CHECKING:
@@ -92,16 +89,26 @@ class Keypoints:
     # Readers ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_array(cls, array: object, size: Size = DEEPFASHION_SIZE, min_confidence: float = 0.0) -> Keypoints:
-        """Read joints in OpenPose-18 order.
+    def from_array(
+        cls,
+        array: object,
+        size: Size = DEEPFASHION_SIZE,
+        min_confidence: float = 0.0,
+        person: int | None = None,
+        normalized: bool = False,
+    ) -> Keypoints:
+        """Read joints in OpenPose's order.
 
         Args:
-            array: (18, 2) or (18, 3), rows (x, y[, confidence]) in pixels: nested list, array or tensor. A joint is
-                missing if x or y is -1, NaN or `None`, or if its confidence is at most `min_confidence`. If two or
-                more joints lie at (0, 0), these are missing too. Confidences above 1 (unnormalised scores, COCO's
-                visibility flag 2) are stored as 1.
+            array: (18, 2) or (18, 3), rows (x, y[, confidence]) in pixels: nested list, array or tensor. BODY_25's 25
+                rows, the 134 of DWPose's whole body, and arrays of several people are read as well. A joint is missing
+                if x or y is -1, NaN or `None`, or if its confidence is at most `min_confidence`. If two or more joints
+                lie at (0, 0), these are missing too. Confidences above 1 (unnormalised scores, COCO's visibility flag
+                2) are stored as 1.
             size: (height, width) of the image that the joints were measured on, pixels.
             min_confidence: Threshold for the confidence column, >= 0; without that column it has no effect.
+            person: Which of several people, from 0.
+            normalized: Whether x and y are fractions of the image's width and height.
 
         Returns:
             The pose.
@@ -111,20 +118,31 @@ class Keypoints:
                 size, or all joints lie in its corner, as fractions of its size would.
             TypeError: `array` is not numeric.
         """
-        return cls(*read_array(array, size, min_confidence))
+        return cls(*read_pose(array, size, person, min_confidence, normalized, OPENPOSE_COUNTS))
 
     @classmethod
-    def from_coco(cls, array: object, size: Size, min_confidence: float = 0.0) -> Keypoints:
-        """Read joints in COCO-17 order, as most pose estimators return them (ViTPose, RTMPose, YOLO-pose).
+    def from_coco(
+        cls,
+        array: object,
+        size: Size | None = None,
+        min_confidence: float = 0.0,
+        person: int | None = None,
+        normalized: bool = False,
+    ) -> Keypoints:
+        """Read joints in COCO's order, as most pose estimators return them (ViTPose, RTMPose, YOLO-pose).
 
         COCO has no neck. It is set to the mean of the shoulders, with the smaller of their confidences, and is missing
         if either shoulder is.
 
         Args:
-            array: (17, 2) or (17, 3), rows (x, y[, confidence]) in pixels; otherwise as for `from_array`, except
-                that every joint at (0, 0) is missing, since many tools write missing COCO joints that way.
-            size: (height, width) of the image that the joints were measured on, pixels.
+            array: (17, 2) or (17, 3), rows (x, y[, confidence]) in pixels; or whole bodies with COCO's 17 joints first
+                (26, 133 or 136 rows); or 51 numbers in a row; or any form of `from_any` with joints in this order.
+                Otherwise as for `from_array`, except that every joint at (0, 0) is missing, since many tools write
+                missing COCO joints that way.
+            size: (height, width) of the image that the joints were measured on, pixels; None as in `from_any`.
             min_confidence: Threshold for the confidence column, >= 0.
+            person: Which of several people, from 0.
+            normalized: Whether x and y are fractions of the image's width and height.
 
         Returns:
             The pose, in OpenPose order.
@@ -133,14 +151,14 @@ class Keypoints:
             ValueError: As for `from_array`.
             TypeError: `array` is not numeric.
         """
-        return cls(*read_coco(array, size, min_confidence))
+        return cls(*read_pose(array, size, person, min_confidence, normalized, COCO_COUNTS))
 
     @classmethod
     def from_deepfashion(cls, y: object, x: object, size: Size = DEEPFASHION_SIZE) -> Keypoints:
         """Read the two columns of DeepFashion's annotation files (PATN, GFLA, CFLD). Note that y comes first.
 
         Args:
-            y: 18 numbers, or a JSON list of them as a string; pixels, -1 for missing joints.
+            y: 18 numbers (or BODY_25's 25), or a JSON list of them as a string; pixels, -1 for missing joints.
             x: Likewise.
             size: (height, width) of the image that the joints were measured on, pixels.
 
@@ -148,10 +166,12 @@ class Keypoints:
             The pose, without confidences.
 
         Raises:
-            ValueError: A string is not JSON, or there are not 18 numbers; otherwise as for `from_array`.
+            ValueError: A string is not JSON, or there are not 18 or 25 numbers; otherwise as for `from_array`.
             TypeError: `y` or `x` is not numeric.
         """
-        return cls(*read_deepfashion(y, x, size))
+        return cls(*convert_person(read_columns(y, x), size))
+
+    from_field = from_deepfashion  # its first name
 
     @classmethod
     def from_csv_row(cls, row: str, size: Size = DEEPFASHION_SIZE) -> Keypoints:
@@ -168,11 +188,16 @@ class Keypoints:
             ValueError: The line does not have these three parts; otherwise as for `from_deepfashion`.
             TypeError: A part is not numeric.
         """
-        return cls(*read_csv_row(row, size))
+        return cls(*convert_person(read_csv_row(row), size))
 
     @classmethod
     def from_openpose(
-        cls, data: object, size: Size | None = None, person: int | None = None, min_confidence: float = 0.0
+        cls,
+        data: object,
+        size: Size | None = None,
+        person: int | None = None,
+        min_confidence: float = 0.0,
+        normalized: bool = False,
     ) -> Keypoints:
         """Read OpenPose JSON: `people[i].pose_keypoints_2d` with 18 or 25 (BODY_25) triples (x, y, confidence).
 
@@ -181,11 +206,12 @@ class Keypoints:
 
         Args:
             data: The dict, its JSON string, one entry of `people`, a list of such entries, a list with the dict of
-                one image (ComfyUI), or one person's 54 or 75 numbers, which are always pixels. A joint is missing if
-                its confidence is at most `min_confidence`; confidences above 1 are stored as 1.
+                one image (ComfyUI), or any other form of `from_any` with joints in OpenPose's order. A joint is
+                missing if its confidence is at most `min_confidence`; confidences above 1 are stored as 1.
             size: (height, width) of the image, pixels. Default: `canvas_height` and `canvas_width` in the JSON.
             person: Which of several people, from 0.
             min_confidence: Threshold for the confidence, >= 0.
+            normalized: Whether x and y are fractions, also if not all of them lie in [0, 1].
 
         Returns:
             The pose.
@@ -195,36 +221,45 @@ class Keypoints:
                 and `person` does not choose one of them, or the size is not known; otherwise as for `from_array`.
             TypeError: There is something other than numbers.
         """
-        return cls(*read_openpose(data, size, person, min_confidence))
+        return cls(*read_pose(data, size, person, min_confidence, normalized, OPENPOSE_COUNTS))
 
     @classmethod
-    def from_any(cls, value: object, size: Size | None = None) -> Keypoints:
-        """Read any accepted form.
+    def from_any(
+        cls,
+        value: object,
+        size: Size | None = None,
+        person: int | None = None,
+        min_confidence: float = 0.0,
+        normalized: bool = False,
+    ) -> Keypoints:
+        """Read any of the forms that `docs/poses.md` lists.
 
-        These rules decide, in this order:
-
-        - `Keypoints` are returned unchanged, whatever `size` is.
-        - A dict with `keypoints_y` and `keypoints_x` (and perhaps `size`), DeepFashion's columns by name, goes to
-          `from_deepfashion`; any other dict to `from_openpose`.
-        - A string that starts with `{` or `[` is parsed as JSON and read again; any other is one CSV line.
-        - A pair of JSON-list strings, or numbers of shape (2, 18), are DeepFashion's (y, x) in that order. Numbers of
-          shape (18, 2) or (18, 3) have rows (x, y[, confidence]) and go to `from_array`; 17 rows go to `from_coco`.
-          No shape fits two rules. A leading axis of length 1 is dropped.
-        - 54 or 75 numbers in a row, or a list of dicts, go to `from_openpose`.
+        They are told apart by keys (of dicts and JSON) or attributes (of other libraries' results) and by shapes,
+        never by the size of numbers, except that in JSON with OpenPose's keys, coordinates that all lie in [0, 1] are
+        fractions. The number of joints tells their order: 18, 25 and 134 are OpenPose's, 17, 26, 133 and 136 COCO's,
+        and 33 MediaPipe's. `Keypoints` are returned unchanged, whatever the other arguments are.
 
         Args:
-            value: One of the forms above.
-            size: (height, width) of the image that the joints were measured on, pixels. None means (256, 176), as for
-                DeepFashion, except for OpenPose data, which must then contain the canvas size.
+            value: The pose, or everyone in one image.
+            size: (height, width) of the image that the joints were measured on, pixels. None: as the data say; where
+                they do not, (256, 176) for arrays of 17 or 18 rows and DeepFashion's columns, and an error otherwise.
+            person: Which of several people, from 0, in the order of the data. It may be left out if only one of them
+                has visible joints.
+            min_confidence: Joints are missing if their confidence is at most this, >= 0.
+            normalized: Whether x and y are fractions of the image's width and height. Needed for arrays of fractions
+                only, such as Ultralytics' `xyn`; `size` must then be given.
 
         Returns:
             The pose.
 
         Raises:
-            ValueError: The form is known but its content is wrong; see the reader for that form.
+            ValueError: The form is known but its content is wrong, the size is not known, there is no such person, or
+                none is chosen from several.
             TypeError: `value` is none of these forms.
         """
-        return value if isinstance(value, Keypoints) else cls(*read_any(value, size))
+        if isinstance(value, Keypoints):
+            return value
+        return cls(*read_pose(value, size, person, min_confidence, normalized))
 
     @classmethod
     def load(
@@ -233,16 +268,21 @@ class Keypoints:
         size: Size | None = None,
         person: int | None = None,
         row: str | None = None,
+        min_confidence: float = 0.0,
+        normalized: bool = False,
     ) -> Keypoints:
         """Read a pose from a file, in the format of its suffix.
 
         Args:
-            path: `.json`: OpenPose JSON, `{"keypoints_y": [...], "keypoints_x": [...], "size": [height, width]}`,
-                or rows of numbers. `.csv` or `.txt`: lines `name:[y, ...]:[x, ...]`, with or without the header
-                `name:keypoints_y:keypoints_x`. `.npy`: an array.
+            path: `.json`: any form that `from_any` reads. `.csv` or `.txt`: lines `name:[y, ...]:[x, ...]`, with or
+                without the header `name:keypoints_y:keypoints_x`; or a table of numbers, one joint a line. `.npy`: an
+                array. `.npz`: an array, or several that are named like the keys of a dict.
             size: (height, width) of the image that the joints were measured on, pixels; None as in `from_any`.
-            person: Which person of an OpenPose file, from 0.
-            row: Which line of a CSV file, by the name it starts with.
+            person: Which of several people, from 0; in a list of DeepFashion's columns, which entry.
+            row: Which image of a file of several, by its name: the beginning of a line of CSV, `file_name` in a COCO
+                file, `image_id` of results, or the number of the frame.
+            min_confidence: As in `from_any`.
+            normalized: As in `from_any`.
 
         Returns:
             The pose.
@@ -253,7 +293,8 @@ class Keypoints:
                 apply. The message names the file.
         """
         try:
-            return cls(*read_file(path, size, person, row))
+            image = choose_image(load_images(path), row)
+            return cls(*read_pose(image, size, person, min_confidence, normalized))
         except (ValueError, TypeError, EOFError) as error:
             raise ValueError(f"Cannot read keypoints from {os.fspath(path)!r}: {error}") from error
 

@@ -18,8 +18,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from ..image_utils import is_image, load_image, path_suffix
 from ..pose.estimation import PoseEstimator, estimate_pose
-from ..pose.formats import COCO_NAMES, DEEPFASHION_SIZE, OPENPOSE_LENGTHS, NobodyError, Size
+from ..pose.format_readers import is_one_pose
+from ..pose.formats import DEEPFASHION_SIZE, FLAT_LENGTHS, JOINT_COUNTS, NobodyError, Size
 from ..pose.keypoints import Keypoints
+from ..pose.reading import FILE_SUFFIXES
 from ..pose.skeleton import NUM_JOINTS, draw_skeleton
 from .cropping import CropWindow, fit_keypoints, padding_crop
 
@@ -267,7 +269,7 @@ def is_pose_map(item: object) -> bool:
     """
     if not isinstance(item, (np.ndarray, torch.Tensor)) or item.ndim < 3:
         return False
-    is_poses = item.ndim == 3 and item.shape[1] in (NUM_JOINTS, len(COCO_NAMES)) and item.shape[2] in (2, 3)
+    is_poses = item.ndim == 3 and item.shape[1] in JOINT_COUNTS and item.shape[2] in (2, 3, 4, 5)
     return not is_poses
 
 
@@ -301,7 +303,7 @@ def _is_one_pose(items: Sequence[Any]) -> bool:
     if len(items) == 2 and all(isinstance(item, str) and item.lstrip().startswith("[") for item in items):
         # DeepFashion's columns (y, x) as JSON. In two whole poses as JSON there are nested lists or dicts.
         return not any(item.lstrip()[1:].lstrip().startswith(("[", "{")) for item in items)
-    return bool(items) and all(_is_number(item) or _is_number_row(item) for item in items)
+    return is_one_pose(items) or (bool(items) and all(_is_number(item) or _is_number_row(item) for item in items))
 
 
 def _is_number(item: Any) -> bool:
@@ -309,10 +311,10 @@ def _is_number(item: Any) -> bool:
 
 
 def _is_number_row(item: Any) -> bool:
-    # OpenPose's list of numbers for a person is a whole pose, not one row of a pose.
+    # A list with all numbers of a person is a whole pose, not one row of a pose.
     is_row = all(map(_is_number, item)) if isinstance(item, (list, tuple)) else getattr(item, "ndim", None) == 1
-    return is_row and len(item) not in OPENPOSE_LENGTHS
+    return is_row and len(item) not in FLAT_LENGTHS
 
 
 def _is_file(pose: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
-    return is_image(pose) or path_suffix(pose) in (".json", ".csv", ".txt", ".npy")
+    return is_image(pose) or path_suffix(pose) in FILE_SUFFIXES
