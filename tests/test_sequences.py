@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 from testing_utils import tiny_image, tiny_pipeline, tiny_pose
 
-from diffusers_cfld import Keypoints
+from diffusers_cfld import Keypoints, small_model
 from diffusers_cfld.processors.pose_map import read_pose_sequence
 from diffusers_cfld.sequences import load_pose_sequence, render_sequence, write_animation
 from diffusers_cfld.small_model import example_poses
@@ -88,8 +88,10 @@ def test_frames_in_which_no_joint_was_found_have_nobody(poses, tmp_path):
     np.save(tmp_path / "poses.npy", np.stack([first.to_array(), np.zeros((18, 3)), last.to_array()]))
     assert_poses(load_pose_sequence(tmp_path / "poses.npy"), [first, first.lerp(last, 0.5), last])
     two = {**zeros, "people": [*zeros["people"], *last.to_openpose()["people"]]}
-    (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, [two, first.to_openpose()])))
-    assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", person=1), [last, last])
+    (tmp_path / "poses.jsonl").write_text("\n".join(map(json.dumps, [two, zeros, first.to_openpose()])))
+    for person in (1, None):  # the one without joints counts, but need not be chosen against
+        read = load_pose_sequence(tmp_path / "poses.jsonl", person=person)
+        assert_poses(read, [last, last.lerp(first, 0.5), first])
 
 
 def test_every_form_of_nobody(poses, tmp_path):
@@ -120,13 +122,96 @@ def test_one_of_several_people(poses, tmp_path):
     assert_poses(load_pose_sequence(tmp_path / "poses.jsonl", (256, 176), person=1), [poses[4]])
 
 
+def people_in_json(*people):
+    """OpenPose's JSON of a frame of 720x1280 with people whose joints begin at these x."""
+    numbers = [[value for n in range(18) for value in (left + 3 * n, 60 + 30 * n, 0.8)] for left in people]
+    return {"people": [{"pose_keypoints_2d": person} for person in numbers]}
+
+
+def left_ends(*arguments, **options):
+    return [float(pose.xy[0, 0]) for pose in load_pose_sequence(*arguments, **options)]
+
+
+def test_one_person_is_followed_when_the_order_of_people_changes(tmp_path, caplog):
+    for number in range(6):
+        people = (100 + number, 800 - number)
+        content = people_in_json(*(people[::-1] if number % 2 else people))
+        (tmp_path / f"two_{number:012d}_keypoints.json").write_text(json.dumps(content))
+    assert left_ends(tmp_path, (720, 1280), person=0) == [100, 101, 102, 103, 104, 105]
+    assert left_ends(tmp_path, (720, 1280), person=1) == [800, 799, 798, 797, 796, 795]
+    # Somebody who is alone at first need not be chosen.
+    (tmp_path / "two_000000000000_keypoints.json").write_text(json.dumps(people_in_json(800)))
+    assert left_ends(tmp_path, (720, 1280)) == [800, 799, 798, 797, 796, 795]
+    assert not caplog.records
+
+
+def test_a_jump_is_warned_of(tmp_path, caplog):
+    def warnings(*frames):
+        caplog.clear()
+        (tmp_path / "poses.json").write_text(json.dumps([people_in_json(*people) for people in frames]))
+        load_pose_sequence(tmp_path / "poses.json", (720, 1280), person=0)
+        return [record.getMessage() for record in caplog.records if "jumps" in record.getMessage()]
+
+    # The person is 510 pixels tall.
+    assert warnings([100], [350], [600]) == []
+    (message,) = warnings([100, 800], [800], [801], [100])
+    assert "jumps by more than half of its height or width at frames 1, 3 (counted from 0)" in message
+    assert warnings([100], [], [600]) == []  # as long a way in twice the time
+    assert len(warnings([100], [], [620])) == 1
+    (message,) = warnings(*([100 + 600 * (n % 2)] for n in range(20)))
+    assert "at frames 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 9 others" in message
+
+
+@pytest.mark.parametrize("person", [None, 0])
+def test_frames_in_one_json_file(poses, tmp_path, person):
+    first, last = poses[0], poses[4]
+    between = [first, first.lerp(last, 0.5), last]
+    nobody = {"people": [], "canvas_height": 256, "canvas_width": 176}
+    y, x = zip(*(pose.to_deepfashion() for pose in poses[::4]), strict=True)
+    columns = [{"keypoints_y": y[n], "keypoints_x": x[n]} for n in (0, 1)]
+    arrays = [pose.to_array().tolist() for pose in (first, last)]
+    animals = {"version": "ap10k", "animals": [[1.0] * 51], "canvas_height": 256, "canvas_width": 176}
+    for frames in (
+        [first.to_openpose(), nobody, last.to_openpose()],
+        [first.to_openpose(), animals, last.to_openpose()],
+        [first.to_openpose(), None, last.to_openpose()],
+        [arrays[0], None, arrays[1]],
+        [arrays[:1], [], arrays[1:]],
+        [[value for row in arrays[0] for value in row], [], [value for row in arrays[1] for value in row]],
+        {"instance_info": [{"frame_id": n, "instances": people} for n, people in enumerate(
+            [[{"keypoints": arrays[0]}], [], [{"keypoints": arrays[1]}]]
+        )]},
+        {"images": [{"id": n, "height": 256, "width": 176} for n in range(3)],
+         "annotations": [{"image_id": 2 * n, "keypoints": array} for n, array in enumerate(arrays)]},
+    ):  # fmt: skip
+        (tmp_path / "poses.json").write_text(json.dumps(frames))
+        assert_poses(load_pose_sequence(tmp_path / "poses.json", (256, 176), person), between)
+    (tmp_path / "poses.json").write_text(json.dumps(columns))
+    assert len(load_pose_sequence(tmp_path / "poses.json", None, person)) == 2
+    (tmp_path / "poses.json").write_text(json.dumps(first.to_openpose()))
+    assert_poses(load_pose_sequence(tmp_path / "poses.json", None, person), [first])
+
+
+def test_the_packaged_poses():
+    folder = Path(small_model.__file__).parent / "examples"
+    assert_poses(load_pose_sequence(folder / "poses.json"), example_poses())
+
+
+def test_a_sequence_with_exchanged_sides_is_warned_of_once(tmp_path, caplog):
+    (tmp_path / "poses.json").write_text(json.dumps([people_in_json(900)] * 3))
+    load_pose_sequence(tmp_path / "poses.json", (720, 1280))
+    assert not caplog.records
+    load_pose_sequence(tmp_path / "poses.json", (1280, 720))
+    assert [record.args[:4] for record in caplog.records] == [(54, 54, 1280, 720)]
+
+
 def test_what_is_no_sequence_is_named(poses, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
         load_pose_sequence(tmp_path / "nowhere.jsonl")
     with pytest.raises(ValueError, match="at least one of its 0 frames, but has none"):
         load_pose_sequence(tmp_path)
     cases = {
-        "poses.csv": ("", r"poses.csv': it must be a folder, or a file that ends in .jsonl or .npy"),
+        "poses.csv": ("", r"poses.csv': it must be a folder, or a file that ends in .json, .jsonl or .npy"),
         "broken.jsonl": (json.dumps(poses[0].to_openpose()) + "\n{broken", r"broken.jsonl', line 2: .*valid JSON"),
         "empty.jsonl": ("null\n", "at least one of its 1 frames, but has none"),
         "broken.npy": ("no array", r"Cannot read poses from .*broken.npy'"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -19,8 +21,10 @@ import PIL.Image
 import torch
 
 from .io_utils import replacing, write_file
-from .pose.formats import NobodyError, Size
+from .pose.format_readers import split_frames
+from .pose.formats import NobodyError, Size, find_visible, warn_if_swapped
 from .pose.keypoints import Keypoints
+from .pose.reading import choose_person, load_images, read_people
 from .processors.pose_map import read_pose_sequence
 
 if TYPE_CHECKING:
@@ -34,21 +38,30 @@ __all__ = ["load_pose_sequence", "render_sequence", "write_animation"]
 logger = logging.getLogger(__name__)
 
 
+# Neighbouring poses jump if their joints are further apart than this share of the larger one's height or width.
+_MAX_STEP = 0.5
+
+
 def load_pose_sequence(
-    path: str | os.PathLike[str], size: Size | None = None, person: int | None = None
+    path: str | os.PathLike[str], size: Size | None = None, person: int | None = None, normalized: bool = False
 ) -> list[Keypoints]:
     """Read the poses of a movement.
 
-    Frames in which nobody was found are interpolated between their neighbours (`Keypoints.lerp`); those before the
-    first pose and after the last one repeat that pose. A warning says how many there are.
+    If there are several people, the one chosen in the first frame is followed: in each frame, whoever's joints are
+    nearest to those in the frame before (by their mean distance). A warning names frames to which the pose jumps by
+    more than half of its height or width. Frames in which nobody was found are interpolated between their neighbours
+    (`Keypoints.lerp`); those before the first pose and after the last one repeat that pose. A warning says how many
+    there are.
 
     Args:
-        path: `.jsonl`: one pose per line in any form that `Keypoints.from_any` reads, `null` for frames without
-            anybody. A folder: its OpenPose `.json` files, in the order of the numbers in their names. `.npy`: an array
-            of shape (T, 18, 2 or 3), or (T, 17, 2 or 3) in COCO order.
+        path: `.json`: a list of poses or of everyone in each image (ComfyUI), results of several images (AlphaPose,
+            MMPose), or a COCO file. `.jsonl`: one frame per line in any form that `Keypoints.from_any` reads, `null`
+            for frames without anybody. A folder: its `.json` files, e.g. OpenPose's, in the order of the numbers in
+            their names. `.npy`: an array of shape (T, joints, 2 or 3), or (T, people, joints, 2 or 3).
         size: (height, width) in pixels of the images that the joints were measured on; None as in
             `Keypoints.from_any`.
-        person: Which of several people, from 0.
+        person: Which of several people in the first frame, from 0.
+        normalized: As in `Keypoints.from_any`.
 
     Returns:
         One pose per frame.
@@ -61,10 +74,15 @@ def load_pose_sequence(
     poses: list[Keypoints | None] = []
     try:
         for place, value in _read_frames(file):  # noqa: B007 - the error says where
-            poses.append(_read_pose(value, size, person))
+            last = next((pose for pose in reversed(poses) if pose is not None), None)
+            poses.append(_read_pose(value, size, person, normalized, last))
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"Cannot read poses from {str(file)!r}{place}: {error}") from error
-    return _fill_gaps(poses, file)
+    _warn_of_jumps(poses, file)
+    filled = _fill_gaps(poses, file)
+    if len({pose.size for pose in filled}) == 1:
+        warn_if_swapped(np.concatenate([pose.xy[pose.visible] for pose in filled]), filled[0].size)
+    return filled
 
 
 def render_sequence(
@@ -230,6 +248,9 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
         names = [name for name in os.listdir(file) if name.lower().endswith(".json") and not name.startswith(".")]
         for name in sorted(names, key=_natural_order):
             yield f", {name}", _parse(Path(file, name).read_text(encoding="utf-8-sig"))
+    elif file.suffix.lower() == ".json":
+        for name, value in split_frames(load_images(file)).items():
+            yield f", {name}", value
     elif file.suffix.lower() == ".jsonl":
         for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
             if line.strip():
@@ -239,7 +260,7 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
             array = np.lib.format.read_array(stream, allow_pickle=False)
         yield from ((f", frame {number}", pose) for number, pose in enumerate(array))
     else:
-        raise ValueError("it must be a folder, or a file that ends in .jsonl or .npy.")
+        raise ValueError("it must be a folder, or a file that ends in .json, .jsonl or .npy.")
 
 
 def _parse(text: str) -> Any:
@@ -250,13 +271,41 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _read_pose(value: Any, size: Size | None, person: int | None) -> Keypoints | None:
-    if value is None or (isinstance(value, list) and not value):
-        return None
-    try:
-        return Keypoints.from_any(value, size) if person is None else Keypoints.from_openpose(value, size, person)
-    except NobodyError:
-        return None
+def _read_pose(
+    value: Any, size: Size | None, person: int | None, normalized: bool, last: Keypoints | None
+) -> Keypoints | None:
+    """The person chosen, or whoever is nearest to the last pose; None if there is nobody."""
+    people = [] if value is None else read_people(value)
+    poses = []
+    with contextlib.suppress(NobodyError):
+        people = people if last else [choose_person(people, person)]
+        poses = [Keypoints(*one.convert(size, normalized)) for one in people if find_visible(one.rows).any()]
+    return min(poses, key=lambda pose: _distance(last, pose) if last else 0.0, default=None)
+
+
+def _distance(pose: Keypoints, other: Keypoints) -> float:
+    """How far two poses are apart, pixels: the mean over the joints that both have, or between their middles."""
+    other = other.rescale(pose.size)
+    common = pose.visible & other.visible
+    if not common.any():
+        return float(np.linalg.norm(pose.xy[pose.visible].mean(axis=0) - other.xy[other.visible].mean(axis=0)))
+    return float(np.linalg.norm(pose.xy[common] - other.xy[common], axis=1).mean())
+
+
+def _warn_of_jumps(poses: Sequence[Keypoints | None], file: Path) -> None:
+    known = [(number, pose) for number, pose in enumerate(poses) if pose is not None]
+    jumps = []
+    for (before, pose), (number, other) in itertools.pairwise(known):
+        ranges = [np.ptp(one.xy[one.visible], axis=0).max() for one in (pose, other.rescale(pose.size))]
+        if _distance(pose, other) > _MAX_STEP * max(ranges) * (number - before):
+            jumps.append(number)
+    if jumps:
+        others = f" and {len(jumps) - 10} others" if len(jumps) > 10 else ""
+        logger.warning(
+            "%s: the pose jumps by more than half of its height or width at frames %s%s (counted from 0): is it "
+            "always the same person?",
+            *(file, ", ".join(map(str, jumps[:10])), others),
+        )
 
 
 def _fill_gaps(poses: Sequence[Keypoints | None], file: Path) -> list[Keypoints]:
