@@ -611,7 +611,7 @@ def test_from_pipe_both_ways(pipe, plain):
 def test_offload_sequence_names_every_component():
     sequence = CFLDPipeline.model_cpu_offload_seq.split("->")
     models = [name for name in tiny_components() if name not in ("scheduler", "feature_extractor")]
-    assert sorted(sequence) == sorted(models)
+    assert sorted(sequence) == sorted([*models, "adapter"])
     assert set(COMPONENTS) <= set(sequence)
     for first, second in (
         ("source_encoder", "prompt_decoder"),
@@ -619,6 +619,7 @@ def test_offload_sequence_names_every_component():
         ("appearance_encoder", "pose_adapter"),
         ("pose_adapter", "unet"),
         ("image_encoder", "unet"),
+        ("adapter", "unet"),
         ("unet", "vae"),
     ):
         assert sequence.index(first) < sequence.index(second)

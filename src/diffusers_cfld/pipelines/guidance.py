@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -90,6 +91,10 @@ class BranchConditions:
         pose_residuals: One per down block, (n, C, h, w).
         query_biases: By layer name, (n, L, C).
         image_embeds: One pair (negative, positive) per IP-Adapter, (n, ...) each.
+        adapter_residuals: Those of T2I-Adapters, one per down block, (n, C, h, w), for all branches.
+        control_images: One per ControlNet, (n, C, H, W), [0, 1], for all branches.
+        control_scales: Factors of the ControlNets' residuals at the running step.
+        timestep_cond: (1, E), the embedded guidance scale of a U-Net that takes one.
     """
 
     batch_size: int
@@ -98,6 +103,10 @@ class BranchConditions:
     pose_residuals: Sequence[torch.Tensor]
     query_biases: Mapping[str, torch.Tensor]
     image_embeds: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+    adapter_residuals: Sequence[torch.Tensor] = ()
+    control_images: Sequence[torch.Tensor] = ()
+    control_scales: Sequence[float] = ()
+    timestep_cond: torch.Tensor | None = None
     _last: tuple[Any, UNetConditions] | None = None
 
     def replace_prompts(self, prompt_embeds: torch.Tensor, null_prompt_embeds: torch.Tensor) -> None:
@@ -139,14 +148,21 @@ class BranchConditions:
         # Only the prompts may change from step to step: without micro-batches, all else is laid out once.
         key = (tuple(branches), rows.start, rows.stop)
         if self._last is None or self._last[0] != key:
+            everywhere = [True] * len(branches)
+            pose = [lay_out(residual, None, has_pose) for residual in self.pose_residuals]
+            added = [lay_out(residual, None, everywhere) for residual in self.adapter_residuals]
             large = UNetConditions(
                 encoder_hidden_states=prompts,
-                pose_residuals=[lay_out(residual, None, has_pose) for residual in self.pose_residuals],
+                residuals=[
+                    first if second is None else second if first is None else first + second
+                    for first, second in zip_longest(pose, added)
+                ],
                 query_biases={
                     name: lay_out(bias, None, has_appearance) if any(has_appearance) else None
                     for name, bias in self.query_biases.items()
                 },
                 image_embeds=[lay_out(positive, negative, has_appearance) for negative, positive in self.image_embeds],
+                control_images=[lay_out(image, None, everywhere) for image in self.control_images],
             )
             self._last = (key, large)
         return replace(self._last[1], encoder_hidden_states=prompts)
@@ -158,15 +174,17 @@ class UNetConditions:
 
     Args:
         encoder_hidden_states: (B, Q, D), the prompts.
-        pose_residuals: One per down block, (B, C, h, w).
+        residuals: One per down block, (B, C, h, w), of the pose adapter and of T2I-Adapters.
         query_biases: By layer name, (B, L, C), or `None` for layers where no sample has a bias.
         image_embeds: One per IP-Adapter, (B, ...).
+        control_images: One per ControlNet, (B, C, H, W).
     """
 
     encoder_hidden_states: torch.Tensor
-    pose_residuals: list[torch.Tensor]
+    residuals: list[torch.Tensor]
     query_biases: dict[str, torch.Tensor | None]
     image_embeds: list[torch.Tensor]
+    control_images: list[torch.Tensor]
 
 
 def select_rows(tensor: torch.Tensor, rows: slice, batch_size: int) -> torch.Tensor:
@@ -184,3 +202,17 @@ def select_rows(tensor: torch.Tensor, rows: slice, batch_size: int) -> torch.Ten
     if copies == 1:
         return tensor[rows]
     return tensor[torch.arange(batch_size, device=tensor.device)[rows] // copies]
+
+
+def micro_batches(batch_size: int, micro_batch_size: int | None) -> list[slice]:
+    """Split a batch into slices.
+
+    Args:
+        batch_size: Number of samples in the batch.
+        micro_batch_size: Number of samples in a slice; None for one slice.
+
+    Returns:
+        Slices that cover the batch in order.
+    """
+    size = micro_batch_size or batch_size
+    return [slice(first, min(first + size, batch_size)) for first in range(0, batch_size, size)]

@@ -17,9 +17,11 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput
 from .checks import check_call, check_finite
+from .control import Controls
 from .guidance import select_rows
+from .options import ControlImageInput, Generators, SamplingOptions
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
-from .pipeline_utils import CFLDPipelineBase, Generators, SamplingOptions
+from .pipeline_utils import CFLDPipelineBase
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,6 +45,10 @@ class CFLDPipeline(CFLDPipelineBase):
         pose_adapter: P, computes the residuals of the target pose.
         feature_extractor: Only for an IP-Adapter: the preprocessing of its image.
         image_encoder: Only for an IP-Adapter: its CLIP vision model.
+        controlnet: One or several ControlNets for Stable Diffusion 1.5. They act in all branches of Eq. 7, and their
+            prompt is CFLD's, which no ControlNet of Stable Diffusion has seen in training.
+        adapter: One or several T2I-Adapters for Stable Diffusion 1.5. Their residuals are added to those of
+            `pose_adapter`, in all branches.
         frame_height: With `frame_width`, the aspect ratio of the training images; images and poses with another one
             are padded to it. None: everything is squashed. Saved in `model_index.json`.
         frame_width: See `frame_height`.
@@ -146,6 +152,12 @@ class CFLDPipeline(CFLDPipelineBase):
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature; only read
         micro_batch_size: int | None = None,
+        control_image: ControlImageInput | None = None,
+        controlnet_conditioning_scale: float | list[float] = 1.0,
+        control_guidance_start: float | list[float] = 0.0,
+        control_guidance_end: float | list[float] = 1.0,
+        adapter_image: ControlImageInput | None = None,
+        adapter_conditioning_scale: float | list[float] = 1.0,
     ) -> CFLDPipelineOutput | tuple[Images]:
         """Generate the source person in the target pose.
 
@@ -168,7 +180,7 @@ class CFLDPipeline(CFLDPipelineBase):
             sigmas: Custom sigmas, for schedulers that take them.
             guidance_scale: Both weights of Eq. 7, unless they are given separately. Values up to 1 turn guidance off,
                 1.5 to 3 is a useful range. Values that are usual for text prompts, such as 7.5, give noise (seen with
-                the small model).
+                the small model). A U-Net that takes the scale as an input (LCM) gets it, for one evaluation per step.
             pose_guidance_scale: w_pose, >= 0: how strongly the pose is followed.
             appearance_guidance_scale: w_app, >= 0: how strongly the source (and the image of an IP-Adapter) is
                 followed; 0 ignores it. Equal weights need two U-Net evaluations per step, a pose weight of 1 needs
@@ -193,6 +205,15 @@ class CFLDPipeline(CFLDPipelineBase):
             callback_on_step_end_tensor_inputs: Which tensors the callback gets, among `_callback_tensor_inputs`.
             micro_batch_size: How many images the models process at once, if they do not all fit into memory. The
                 results are those of one large batch, to rounding.
+            control_image: For a `controlnet`: its image in any form that `image` can have, values in [0, 1], one or
+                one per pair. It is padded and squashed like keypoints that were measured on it, so measure the pose
+                on it too. For several ControlNets, a list with one image (or batch) for each, or for each pair a list
+                with one image for each.
+            controlnet_conditioning_scale: Factor of the ControlNets' residuals, or a list with one for each.
+            control_guidance_start: Fraction of the steps after which they begin to act, or a list.
+            control_guidance_end: Fraction of the steps after which they no longer act, or a list.
+            adapter_image: For an `adapter`, likewise.
+            adapter_conditioning_scale: Factor of the adapters' residuals, or a list with one for each.
 
         Returns:
             The images, in the order of the inputs; the images of one pair are next to each other.
@@ -248,6 +269,15 @@ class CFLDPipeline(CFLDPipelineBase):
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
         )
+        controls = Controls(
+            self,
+            control_image,
+            controlnet_conditioning_scale,
+            control_guidance_start,
+            control_guidance_end,
+            adapter_image,
+            adapter_conditioning_scale,
+        )
         device, dtype = self._execution_device, self.unet.dtype
 
         # 2. Encode source and pose, once for all steps, and pair them
@@ -262,6 +292,7 @@ class CFLDPipeline(CFLDPipelineBase):
             ip_adapter_image,
             ip_adapter_image_embeds,
         )
+        controls.encode(conditions, (height, width), num_images_per_prompt, micro_batch_size)
         batch_size = conditions.batch_size
         # Copies, because a callback may change them in place, and the appearance may be used again.
         prompt_embeds = select_rows(conditions.prompt_embeds, slice(None), batch_size).clone()
@@ -285,6 +316,7 @@ class CFLDPipeline(CFLDPipelineBase):
                     continue
 
                 conditions.replace_prompts(prompt_embeds, null_prompt_embeds)
+                conditions.control_scales = controls.scales_at(i, len(timesteps))
                 latent_model_input = self.scheduler.scale_model_input(latents, t)
                 noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]

@@ -20,13 +20,15 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from ..image_utils import to_rgb
-from ..processors.cropping import CropWindow
+from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput, split_images
 from .checks import check_call, check_finite
+from .control import Controls
 from .guidance import select_rows
+from .options import ControlImageInput, Generators, SamplingOptions
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
-from .pipeline_utils import CFLDPipelineBase, Generators, SamplingOptions
+from .pipeline_utils import CFLDPipelineBase
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,6 +58,8 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         pose_adapter: See [`CFLDPipeline`].
         feature_extractor: See [`CFLDPipeline`].
         image_encoder: See [`CFLDPipeline`].
+        controlnet: See [`CFLDPipeline`].
+        adapter: See [`CFLDPipeline`].
         frame_height: See [`CFLDPipeline`].
         frame_width: See [`CFLDPipeline`].
 
@@ -167,6 +171,12 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature; only read
         micro_batch_size: int | None = None,
+        control_image: ControlImageInput | None = None,
+        controlnet_conditioning_scale: float | list[float] = 1.0,
+        control_guidance_start: float | list[float] = 0.0,
+        control_guidance_end: float | list[float] = 1.0,
+        adapter_image: ControlImageInput | None = None,
+        adapter_conditioning_scale: float | list[float] = 1.0,
     ) -> CFLDPipelineOutput | tuple[Images]:
         """Edit reference images.
 
@@ -208,6 +218,12 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             callback_on_step_end: As in [`CFLDPipeline`]; the tensors have one sample for each region of each result.
             callback_on_step_end_tensor_inputs: As in [`CFLDPipeline`].
             micro_batch_size: As in [`CFLDPipeline`].
+            control_image: As in [`CFLDPipeline`], but with the reference's aspect ratio and one for each reference.
+            controlnet_conditioning_scale: As in [`CFLDPipeline`].
+            control_guidance_start: As in [`CFLDPipeline`].
+            control_guidance_end: As in [`CFLDPipeline`].
+            adapter_image: As `control_image`.
+            adapter_conditioning_scale: As in [`CFLDPipeline`].
 
         Returns:
             The results; those of one reference are next to each other. Where all masks are 0, their pixels are the
@@ -260,6 +276,15 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
         )
+        controls = Controls(
+            self,
+            control_image,
+            controlnet_conditioning_scale,
+            control_guidance_start,
+            control_guidance_end,
+            adapter_image,
+            adapter_conditioning_scale,
+        )
         device, dtype = self._execution_device, self.unet.dtype
 
         # 2. Read references, masks and poses
@@ -291,6 +316,9 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                 "masks."
             )
         layout = _Layout.of(num_regions, num_images_per_prompt, device)
+        for given in (controls.control_image, controls.adapter_image):
+            fitted = [self._fit_control(items, references, crops) for items in given]
+            given[:] = [[items[owner] for owner in layout.reference_of_region.tolist()] for items in fitted]
         pose_features = self.encode_pose(poses, micro_batch_size)
         if len(pose_features) != len(references):
             raise ValueError(
@@ -303,6 +331,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         conditions = self.prepare_conditions(
             appearance, pose_features, height, width, num_images_per_prompt, ip_adapter_image, ip_adapter_image_embeds
         )
+        controls.encode(conditions, (height, width), num_images_per_prompt, micro_batch_size)
         batch_size = conditions.batch_size
         prompt_embeds = select_rows(conditions.prompt_embeds, slice(None), batch_size).clone()
         null_prompt_embeds = conditions.null_prompt_embeds.clone()
@@ -347,6 +376,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                     continue
 
                 conditions.replace_prompts(prompt_embeds, null_prompt_embeds)
+                conditions.control_scales = controls.scales_at(i, len(timesteps))
                 latent_model_input = self.scheduler.scale_model_input(latents, t)
                 noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
@@ -395,6 +425,24 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         self.maybe_free_model_hooks()
 
         return CFLDPipelineOutput(images=images) if return_dict else (images,)
+
+    def _fit_control(
+        self, images: Any, references: list[PIL.Image.Image], crops: list[CropWindow]
+    ) -> list[PIL.Image.Image]:
+        """Crop a model's control images as their references are cropped."""
+        items = [self.source_image_processor.to_rgb(_to_pil(item)) for item in split_images(images)]
+        shapes = [(item.height, item.width) for item in items]
+        if len(items) != len(references) or not all(
+            has_shape(shape, crop.image_size) for shape, crop in zip(shapes, crops, strict=True)
+        ):
+            raise ValueError(
+                "Control images must be one for each reference, with the reference's aspect ratio, got "
+                f"{shapes} (height, width) for references of {[crop.image_size for crop in crops]}."
+            )
+        return [
+            crop.crop(item.resize(reference.size))
+            for item, reference, crop in zip(items, references, crops, strict=True)
+        ]
 
     def get_timesteps(self, timesteps: Any, num_inference_steps: int, strength: float) -> tuple[Any, int]:
         """Leave out the first timesteps, depending on `strength`.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import torch
@@ -17,7 +18,11 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     ConsistencyDecoderVAE,
+    ControlNetModel,
     DiffusionPipeline,
+    MultiAdapter,
+    MultiControlNetModel,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
@@ -43,50 +48,25 @@ from ..pose.keypoints import Keypoints
 from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput, PoseProcessor, is_pose_map, read_poses, split_poses
 from ..processors.source_image import ImageInput, SourceImageProcessor
-from .checks import check_components
-from .guidance import BranchConditions, GuidanceBranch, combine_guidance, guidance_weights
+from .checks import check_components, check_control_components
+from .control import evaluate_controlnet
+from .guidance import BranchConditions, GuidanceBranch, combine_guidance, guidance_weights, micro_batches
 from .model_card import make_model_card
+from .options import Generators
 from .pipeline_output import Appearance, PoseFeatures
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
-
-
-class SamplingOptions(TypedDict, total=False):
-    """Arguments that the calls of all pipelines share, for type checkers; the calls document them."""
-
-    height: int | None
-    width: int | None
-    num_inference_steps: int
-    timesteps: list[int] | None
-    sigmas: list[float] | None
-    guidance_scale: float
-    pose_guidance_scale: float | None
-    appearance_guidance_scale: float | None
-    num_images_per_prompt: int
-    eta: float
-    generator: Generators
-    latents: torch.Tensor | None
-    appearance: Appearance | None
-    ip_adapter_image: PipelineImageInput | None
-    ip_adapter_image_embeds: list[torch.Tensor] | None
-    output_type: str
-    cross_attention_kwargs: dict[str, Any] | None
-    guidance_rescale: float
-    callback_on_step_end: Any
-    callback_on_step_end_tensor_inputs: list[str]
-    micro_batch_size: int | None
-
 
 class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionLoraLoaderMixin, IPAdapterMixin):
     """Components and steps of CFLD's pipelines; see [`CFLDPipeline`] for arguments and attributes."""
 
+    # Without the ControlNet, as in diffusers: it stays on the device, since each step needs both it and the U-Net.
     model_cpu_offload_seq = (
-        "source_encoder->prompt_decoder->appearance_encoder->pose_adapter->image_encoder->unet->vae"
+        "source_encoder->prompt_decoder->appearance_encoder->pose_adapter->image_encoder->adapter->unet->vae"
     )
-    _optional_components = ["feature_extractor", "image_encoder"]
+    _optional_components = ["feature_extractor", "image_encoder", "controlnet", "adapter"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "null_prompt_embeds"]
 
     # Only the U-Net can have LoRAs, because CFLD has no text encoder.
@@ -97,6 +77,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
     encode_image = StableDiffusionPipeline.encode_image
     prepare_ip_adapter_image_embeds = StableDiffusionPipeline.prepare_ip_adapter_image_embeds
     prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
+    get_guidance_scale_embedding = StableDiffusionPipeline.get_guidance_scale_embedding
 
     def __init__(
         self,
@@ -109,10 +90,14 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         pose_adapter: PoseAdapter,
         feature_extractor: CLIPImageProcessor | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
+        controlnet: ControlNetModel | list[ControlNetModel] | MultiControlNetModel | None = None,
+        adapter: T2IAdapter | list[T2IAdapter] | MultiAdapter | None = None,
         frame_height: int | None = DEEPFASHION_SIZE[0],
         frame_width: int | None = DEEPFASHION_SIZE[1],
     ) -> None:
         super().__init__()
+        controlnet = MultiControlNetModel(controlnet) if isinstance(controlnet, (list, tuple)) else controlnet
+        adapter = MultiAdapter(adapter) if isinstance(adapter, (list, tuple)) else adapter
         check_components(vae, unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
         sides = [side for side in (frame_height, frame_width) if side is not None]
         if len(sides) == 1 or min(sides, default=1) < 1:
@@ -130,10 +115,13 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             pose_adapter=pose_adapter,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
+            controlnet=controlnet,
+            adapter=adapter,
         )
         # Two numbers, because diffusers would mistake a list in `model_index.json` for a component.
         self.register_to_config(frame_height=frame_height, frame_width=frame_width)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        check_control_components(self.vae_scale_factor, unet, controlnet, adapter)
         sample_size = as_pair(unet.config.sample_size) if unet is not None else (64, 64)
         self.target_size = (sample_size[0] * self.vae_scale_factor, sample_size[1] * self.vae_scale_factor)
         self.image_shape = None if frame_height is None or frame_width is None else (frame_height, frame_width)
@@ -213,6 +201,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
                 "The U-Net cannot be saved while a LoRA is attached to it: call `fuse_lora()` if you want to keep its "
                 "effect, then `unload_lora_weights()`, and save again."
             )
+        # `pipe.controlnet = net` alone would not be saved.
+        self.register_modules(**{name: getattr(self, name) for name in self._optional_components})
         folder = Path(save_directory)
         if push_to_hub:
             repo_id = create_repo(repo_id or folder.name, exist_ok=True, private=private, token=token).repo_id
@@ -236,6 +226,17 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             commit_message=commit_message or f"Upload {type(self).__name__}",
             create_pr=create_pr,
         )
+
+    def to_json_string(self) -> str:
+        """Write `model_index.json`.
+
+        Returns:
+            The content, without `controlnet` and `adapter` if there are none.
+        """
+        # On-disk format: such a folder is the same as before there were these two.
+        index = json.loads(super().to_json_string())
+        unused = [name for name in ("controlnet", "adapter") if index.get(name) == [None, None]]
+        return json.dumps({name: value for name, value in index.items() if name not in unused}, indent=2) + "\n"
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the pipeline to the Hub, with a model card unless the repository has one.
@@ -289,13 +290,18 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
     @property
     def pose_guidance_scale(self) -> float:
         """w_pose of Eq. 7 in the running call."""
-        return max(self._guidance_scale, 1.0) if self._pose_guidance_scale is None else self._pose_guidance_scale
+        return self._equal_guidance_scale if self._pose_guidance_scale is None else self._pose_guidance_scale
 
     @property
     def appearance_guidance_scale(self) -> float:
         """w_app of Eq. 7 in the running call."""
         scale = self._appearance_guidance_scale
-        return max(self._guidance_scale, 1.0) if scale is None else scale
+        return self._equal_guidance_scale if scale is None else scale
+
+    @property
+    def _equal_guidance_scale(self) -> float:
+        # A U-Net that gets the guidance scale as an input (LCM) makes a guided prediction in one evaluation.
+        return 1.0 if self.unet.config.time_cond_proj_dim is not None else max(self._guidance_scale, 1.0)
 
     @property
     def guidance_rescale(self) -> float:
@@ -474,6 +480,10 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         num_pairs = max(sources, poses)
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         to_unet = partial(torch.Tensor.to, device=self._execution_device, dtype=self.unet.dtype)
+        timestep_cond, dim = None, self.unet.config.time_cond_proj_dim
+        if dim is not None:
+            scale = torch.tensor([self.guidance_scale - 1.0])
+            timestep_cond = to_unet(self.get_guidance_scale_embedding(scale, embedding_dim=dim))
         return BranchConditions(
             batch_size=num_pairs * num_images_per_prompt,
             prompt_embeds=to_unet(appearance.prompt_embeds),
@@ -489,6 +499,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             image_embeds=self.prepare_image_embeds(
                 ip_adapter_image, ip_adapter_image_embeds, num_pairs, num_images_per_prompt
             ),
+            timestep_cond=timestep_cond,
         )
 
     def prepare_image_embeds(
@@ -593,14 +604,18 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             One prediction (number of samples, C, h, w) per branch.
         """
         batch = conditions.batch(branches, rows)
+        sample = torch.cat([latent_model_input[rows]] * len(branches))
+        control = evaluate_controlnet(self.controlnet, sample, timestep, batch, conditions.control_scales)
         # Only around the U-Net's forward, so that a callback finds the U-Net as the user left it.
         with hybrid_granularity_attention(self.unet, batch.query_biases):
             noise_pred = self.unet(
-                torch.cat([latent_model_input[rows]] * len(branches)),
+                sample,
                 timestep,
                 encoder_hidden_states=batch.encoder_hidden_states,
+                timestep_cond=conditions.timestep_cond,
                 cross_attention_kwargs=self.cross_attention_kwargs,
-                down_intrablock_additional_residuals=list(batch.pose_residuals),  # the U-Net empties the list
+                down_intrablock_additional_residuals=list(batch.residuals),  # the U-Net empties the list
+                **control,
                 added_cond_kwargs={"image_embeds": batch.image_embeds} if batch.image_embeds else None,
                 return_dict=False,
             )[0]
@@ -668,20 +683,6 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
                 image = resized.clamp(0, 1).to(image.dtype)
             images.append(image)
         return images[0] if len(images) == 1 else torch.cat(images)
-
-
-def micro_batches(batch_size: int, micro_batch_size: int | None) -> list[slice]:
-    """Split a batch into slices.
-
-    Args:
-        batch_size: Number of samples in the batch.
-        micro_batch_size: Number of samples in a slice; None for one slice.
-
-    Returns:
-        Slices that cover the batch in order.
-    """
-    size = micro_batch_size or batch_size
-    return [slice(first, min(first + size, batch_size)) for first in range(0, batch_size, size)]
 
 
 def _pose_map_size(pose_adapter: PoseAdapter, sample_size: tuple[int, int]) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class SourceImageProcessor(ConfigMixin):
         super().__init__()
         self.resizer = VaeImageProcessor(vae_scale_factor=1, resample="bicubic")
 
-    def preprocess(self, image: ImageInput) -> torch.Tensor:
+    def preprocess(self, image: ImageInput, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Resize and normalise one image or a list of images.
 
         Args:
@@ -61,6 +61,8 @@ class SourceImageProcessor(ConfigMixin):
                 and greyscale and 16-bit images are converted); a numpy array (H, W, 3), (H, W) or (B, H, W, 3) with
                 floats in [0, 1] or 8- or 16-bit integers; a float tensor (3, H, W) or (B, 3, H, W) in [0, 1]; or a
                 list of these. Four channels are RGBA, one channel is grey.
+            size: (height, width) of the result in pixels; the encoder's by default. It does not change which part of
+                an image is shown.
 
         Returns:
             (B, 3, height, width), float32, [-1, 1]; the input is not modified.
@@ -75,11 +77,12 @@ class SourceImageProcessor(ConfigMixin):
         images = split_images(image)
         if not images:
             raise ValueError("`image` is an empty list: pass at least one source image.")
-        return torch.cat([self._preprocess_one(item) for item in images])
+        size = (self.config.height, self.config.width) if size is None else size
+        return torch.cat([self._preprocess_one(item, size) for item in images])
 
-    def _preprocess_one(self, image: OneImage) -> torch.Tensor:
+    def _preprocess_one(self, image: OneImage, size: tuple[int, int]) -> torch.Tensor:
         """Preprocess one image to (1, 3, height, width) in [-1, 1]."""
-        height, width = self.config.height, self.config.width
+        height, width = size
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
             # The same 8-bit resize as for a PIL image, so that both forms of one image agree exactly.
             image = PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
