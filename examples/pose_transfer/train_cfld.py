@@ -11,6 +11,9 @@ import logging
 import math
 import os
 import shutil
+import sys
+import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -31,8 +34,8 @@ from accelerate.utils import (
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
-from diffusers.utils import make_image_grid
 from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
+from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from stream_pairs import SHARD_INDEX, StreamedPosePairs
 from torch.utils.data import DataLoader, DistributedSampler, Subset
@@ -41,6 +44,7 @@ from tqdm.auto import tqdm
 from diffusers_cfld import (
     AppearanceEncoder,
     CFLDPipeline,
+    Keypoints,
     PerceptionRefinedDecoder,
     PoseAdapter,
     SwinImageEncoder,
@@ -48,15 +52,19 @@ from diffusers_cfld import (
 )
 from diffusers_cfld.data import (
     ImageDataset,
+    PosePair,
     PosePairDataset,
     SkipReport,
     collate_pose_pairs,
     init_worker,
     load_pairs,
-    read_image,
     read_image_size,
+    read_padded,
     unique_images,
 )
+from diffusers_cfld.image_utils import unsquash_size
+from diffusers_cfld.inspection import contact_sheet
+from diffusers_cfld.io_utils import lock_folder
 from diffusers_cfld.training import (
     LEARNING_RATE_PER_PAIR,
     CFLDTrainingModule,
@@ -65,6 +73,7 @@ from diffusers_cfld.training import (
     cubic_timesteps,
     encode_moments,
     get_cfld_schedule,
+    loss_terms,
     sample_latents,
     sample_pair_randomness,
     scaled_learning_rate,
@@ -116,6 +125,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         default=None,
         help="Split of --validation_data_dir: for DeepFashion and Market-1501 train or test, by default test; for a "
         "folder with a pairs.jsonl the name of a subfolder, by default none.",
+    )
+    group.add_argument(
+        "--resolution",
+        type=int,
+        default=None,
+        help="Side in pixels of the squares that images are squashed to; by default that of the starting model.",
     )
     group.add_argument(
         "--photo_shape",
@@ -251,6 +266,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--checkpoints_total_limit", type=int, default=None, help="Keep only this many, the newest; by default all."
     )
     group.add_argument("--resume_from_checkpoint", default=None, help="Folder of a checkpoint, or 'latest'.")
+    group.add_argument(
+        "--export",
+        action="store_true",
+        help="Do not train: write the checkpoint (by default the latest) as a pipeline.",
+    )
     group.add_argument("--validation_steps", type=int, default=None, help="Steps between two validations.")
     group.add_argument("--num_validation_pairs", type=int, default=4, help="Number of validation pairs.")
     group.add_argument(
@@ -271,6 +291,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         parser.error("With shards, --validation_steps needs --validation_data_dir.")
     if args.unet_lora_rank is not None and args.train_unet == "all":
         parser.error("--unet_lora_rank and --train_unet all cannot be used together: choose one.")
+    if args.resolution is not None and (args.resolution < 8 or args.resolution % 8):
+        parser.error(f"--resolution must be a multiple of 8, got {args.resolution}.")
+    if args.export:
+        args.resume_from_checkpoint = args.resume_from_checkpoint or "latest"
     if args.hub_token is not None and args.report_to in ("wandb", "all"):
         parser.error("wandb would log --hub_token with the command line: log in with `hf auth login` instead.")
     return args
@@ -299,11 +323,17 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
             pipeline.fuse_lora()
             pipeline.unload_lora_weights()
     else:
+        try:
+            source_encoder = SwinImageEncoder.from_timm(
+                args.source_encoder_name_or_path, checkpoint_path=args.source_encoder_checkpoint
+            )
+        except OSError as error:
+            raise OSError(
+                f"The Swin weights '{args.source_encoder_checkpoint or args.source_encoder_name_or_path}' cannot be "
+                f"loaded: download them and pass the file with --source_encoder_checkpoint. ({error})"
+            ) from error
         unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **options)
         widths = unet.config.block_out_channels[:3]
-        source_encoder = SwinImageEncoder.from_timm(
-            args.source_encoder_name_or_path, checkpoint_path=args.source_encoder_checkpoint
-        )
         *channels, last_channels = source_encoder.feature_channels
         stride = source_encoder.feature_strides[-1]
         pipeline = CFLDPipeline(
@@ -325,16 +355,12 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
 
 
 def cache_latents(
-    args: argparse.Namespace,
-    accelerator: Accelerator,
-    vae: AutoencoderKL,
-    images: list[str],
-    size: tuple[int, int],
-    shape: tuple[int, int] | None,
+    args: argparse.Namespace, accelerator: Accelerator, pipeline: CFLDPipeline, images: list[str]
 ) -> LatentCache:
     """Encode every image once: the main process writes the cache, and then the others open it."""
-    folder = args.latent_cache_dir or os.path.join(args.output_dir, "latents")
-    with accelerator.main_process_first():
+    folder = Path(args.latent_cache_dir or Path(args.output_dir, "latents"))
+    vae, size, shape = pipeline.vae, pipeline.target_size, pipeline.image_shape
+    with accelerator.main_process_first(), lock_folder(folder) if accelerator.is_main_process else nullcontext():
         cache = LatentCache(folder, images, vae, size, shape)
         if accelerator.is_main_process and cache.num_encoded < len(images):
             dataloader = DataLoader(
@@ -347,29 +373,37 @@ def cache_latents(
             for batch in tqdm(dataloader, desc="Encoding"):
                 cache.append(encode_moments(vae, batch["pixel_values"]), dict(batch["skipped"]))
     if cache.num_encoded < len(images):
-        raise ValueError(f"All machines must share the folder of cached latents, but this one cannot read {folder!r}.")
+        raise ValueError(f"All machines must share the folder of cached latents, but this one cannot read '{folder}'.")
     return cache
+
+
+def read_both(pair: PosePair, shape: tuple[int, int] | None) -> tuple[Image, Keypoints, Image]:
+    """Read a pair's source, target pose and target, as the model sees them."""
+    source, _ = read_padded(pair.source, pair.source_name, pair.source_keypoints, shape)
+    target, pose = read_padded(pair.target, pair.target_name, pair.target_keypoints, shape)
+    return source, pose, target
 
 
 @torch.no_grad()
 def log_validation(
-    args: argparse.Namespace, accelerator: Accelerator, pipeline: CFLDPipeline, validation_pairs: list, step: int
+    args: argparse.Namespace, accelerator: Accelerator, pipeline: CFLDPipeline, validation_images: list, step: int
 ) -> None:
-    """Log one row of images per pair: source, pose, result, truth."""
-    logger.info("Step %d: sampling %d validation pairs.", step, len(validation_pairs))
+    """Log one row of images per pair, as the model sees them: source, pose, result, target."""
+    logger.info("Step %d: sampling %d validation pairs.", step, len(validation_images))
     pipeline.set_progress_bar_config(disable=True)
-    height, width = pipeline.target_size
-    images = []
-    for number, (source, target_keypoints, target) in enumerate(validation_pairs):
+    shape = pipeline.image_shape
+    height, width = pipeline.target_size if shape is None else unsquash_size(pipeline.target_size, shape)
+    rows = []
+    for number, (source, pose, target) in enumerate(validation_images):
         with accelerator.autocast():
             result = pipeline(
                 image=source,
-                pose=target_keypoints,
+                pose=pose,
                 num_inference_steps=args.validation_inference_steps,
                 generator=torch.Generator().manual_seed(args.seed + number),
             ).images[0]
-        images += [image.resize((width, height)) for image in (source, target_keypoints.draw(), result, target)]
-    grid = make_image_grid(images, rows=len(validation_pairs), cols=4)
+        rows.append([source.resize((width, height)), pose.draw((height, width)), result, target])
+    grid = contact_sheet(rows, [["source", "pose", "result", "target"]] * len(rows))
     folder = Path(args.output_dir, "validation")
     folder.mkdir(exist_ok=True)
     grid.save(folder / f"step-{step:07d}.png")
@@ -466,7 +500,6 @@ doing what they did not do: get the consent of the person in the image and say t
 
 
 def main(args: argparse.Namespace) -> None:
-    output_dir = Path(args.output_dir)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         # Accumulation continues across the end of an epoch, so that all optimizer steps have the same number of pairs.
@@ -474,7 +507,7 @@ def main(args: argparse.Namespace) -> None:
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(args.output_dir, str(output_dir / args.logging_dir)),
+        project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir, args.logging_dir))),
         # Otherwise accelerate would step the schedule once per process.
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[
@@ -483,6 +516,13 @@ def main(args: argparse.Namespace) -> None:
             InitProcessGroupKwargs(timeout=timedelta(days=1)),
         ],
     )
+    # A second run would destroy the checkpoints of the first one.
+    with lock_folder(Path(args.output_dir)) if accelerator.is_main_process else nullcontext():
+        train(args, accelerator)
+
+
+def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    output_dir = Path(args.output_dir)
     is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if is_sharded and (args.use_ema or args.validation_steps or args.unet_lora_rank):
         raise ValueError(
@@ -499,15 +539,7 @@ def main(args: argparse.Namespace) -> None:
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
 
-    accelerator.wait_for_everyone()
-    repo_id = None
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if args.push_to_hub:
-            repo_id = create_repo(args.hub_model_id or output_dir.name, token=args.hub_token, exist_ok=True).repo_id
-    accelerator.wait_for_everyone()
-
-    # Data: looked at before weights are fetched
+    # Data, looked at before weights are fetched
     skipped = SkipReport()
     photo_shape, pairs, validation_pairs = args.photo_shape, [], []
     if args.dataset_format == "shards":
@@ -521,16 +553,20 @@ def main(args: argparse.Namespace) -> None:
         if args.validation_data_dir:
             validation_pairs = load_pairs(args.validation_data_dir, split=args.validation_split, default_split="test")
         validation_pairs = validation_pairs[:: max(1, len(validation_pairs) // args.num_validation_pairs)]
-        validation_pairs = [
-            (read_image(pair.source), pair.target_keypoints, read_image(pair.target))
-            for pair in validation_pairs[: args.num_validation_pairs]
-        ]
+        validation_pairs = validation_pairs[: args.num_validation_pairs]
+
+    repo_id = None
+    if args.push_to_hub and accelerator.is_main_process:
+        repo_id = create_repo(args.hub_model_id or output_dir.name, token=args.hub_token, exist_ok=True).repo_id
+    accelerator.wait_for_everyone()
 
     # Models
     pipeline = load_pipeline(args)
-    if photo_shape is not None:
-        height, width = photo_shape
-        pipeline = CFLDPipeline(**pipeline.components, frame_height=height, frame_width=width)
+    if args.resolution is not None:
+        pipeline.unet.register_to_config(sample_size=args.resolution // pipeline.vae_scale_factor)
+    height, width = photo_shape or pipeline.image_shape or (None, None)
+    pipeline = CFLDPipeline(**pipeline.components, frame_height=height, frame_width=width)
+    validation_images = [read_both(pair, pipeline.image_shape) for pair in validation_pairs]
     vae, noise_scheduler = pipeline.vae, pipeline.scheduler
     vae.requires_grad_(False).to(accelerator.device)
     module = CFLDTrainingModule(
@@ -566,7 +602,7 @@ def main(args: argparse.Namespace) -> None:
         batches_per_epoch = dataset.num_batches(args.train_batch_size, args.dataloader_num_workers)
     else:
         if args.cache_latents:
-            latent_cache = cache_latents(args, accelerator, vae, unique_images(pairs), image_size, image_shape)
+            latent_cache = cache_latents(args, accelerator, pipeline, unique_images(pairs))
             skipped.update(latent_cache.unreadable.items())
             pairs = [pair for pair in pairs if not {pair.source, pair.target} & latent_cache.unreadable.keys()]
         dataset = PosePairDataset(
@@ -604,7 +640,7 @@ def main(args: argparse.Namespace) -> None:
     max_train_steps = args.max_train_steps or (
         args.num_train_epochs * batches_per_epoch // args.gradient_accumulation_steps
     )
-    num_train_epochs = math.ceil(max_train_steps / steps_per_epoch)
+    num_train_epochs = 0 if args.export else math.ceil(max_train_steps / steps_per_epoch)
     optimizer_class = torch.optim.AdamW
     if args.use_8bit_adam:
         try:
@@ -656,6 +692,8 @@ def main(args: argparse.Namespace) -> None:
     global_step, checkpoint = 0, None
     if args.resume_from_checkpoint == "latest":
         checkpoint = next(reversed(list_checkpoints(args.output_dir)), None)
+        if checkpoint is None and args.export:
+            raise ValueError(f"{output_dir} has no checkpoint to export: name one with --resume_from_checkpoint.")
         if checkpoint is None:
             logger.info("%s has no checkpoint yet: starting a new run.", output_dir)
     elif args.resume_from_checkpoint is not None:
@@ -665,7 +703,7 @@ def main(args: argparse.Namespace) -> None:
         global_step = int(checkpoint.name.split("-")[1])
         if ema is not None:
             averages = load_file(checkpoint / "ema.safetensors", str(accelerator.device))
-            ema.shadow_params = [averages[name] for name in trained]
+            ema.shadow_params = [averages[name].clone() for name in trained]  # so that the file is closed
             ema.optimization_step = global_step
     num_batches = global_step * args.gradient_accumulation_steps
     first_epoch, first_batch = divmod(num_batches, batches_per_epoch)
@@ -677,7 +715,7 @@ def main(args: argparse.Namespace) -> None:
     module.train()
     for part in frozen_parts:
         part.eval()
-    train_loss = 0.0
+    logs, last_time = {}, time.perf_counter()
     with module.training_attention():
         for epoch in range(first_epoch, num_train_epochs):
             dataset.set_epoch(epoch)
@@ -741,20 +779,24 @@ def main(args: argparse.Namespace) -> None:
                         snr = compute_snr(noise_scheduler, timesteps)
                         divisor = snr if prediction_type == "epsilon" else snr + 1
                         sample_weights = snr.clamp(max=args.snr_gamma) / divisor
-                    loss = cfld_loss(
-                        model_pred,
-                        target,
-                        reconstruction_weight=args.reconstruction_loss_weight,
-                        sample_weights=sample_weights,
-                    )
+                    weights = {
+                        "reconstruction_weight": args.reconstruction_loss_weight,
+                        "sample_weights": sample_weights,
+                    }
+                    loss = cfld_loss(model_pred, target, **weights)
 
-                    mean_loss = accelerator.reduce(loss.detach(), reduction="mean").item()
-                    train_loss += mean_loss / args.gradient_accumulation_steps
-                    if not math.isfinite(mean_loss):
-                        stop(f"The loss is {mean_loss} after {global_step} steps", args.output_dir)
+                    terms = {"loss": loss.detach(), **loss_terms(model_pred.detach(), target, **weights)}
+                    means = accelerator.reduce(terms, reduction="mean")
+                    for name, mean in means.items():
+                        logs[name] = logs.get(name, 0.0) + mean.item() / args.gradient_accumulation_steps
+                    if not math.isfinite(means["loss"]):
+                        stop(f"The loss is {means['loss']:g} after {global_step} steps", args.output_dir)
                     accelerator.backward(loss)
-                    if accelerator.sync_gradients and args.max_grad_norm is not None:
-                        accelerator.clip_grad_norm_(trained.values(), args.max_grad_norm)
+                    if accelerator.sync_gradients:
+                        # Without a limit, the norm is only measured.
+                        grad_norm = accelerator.clip_grad_norm_(trained.values(), args.max_grad_norm or math.inf)
+                        if grad_norm is not None:  # DeepSpeed may not tell
+                            logs["grad_norm"] = float(grad_norm)
                     optimizer.step()
                     if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
                         lr_scheduler.step()
@@ -767,10 +809,11 @@ def main(args: argparse.Namespace) -> None:
                 if ema is not None:
                     ema.step(trained.values())
                 progress_bar.update(1)
-                logs = {"loss": train_loss, "lr": lr_scheduler.get_last_lr()[0]}
-                progress_bar.set_postfix(**logs)
+                logs["lr"] = lr_scheduler.get_last_lr()[0]
+                logs["samples_per_second"] = total_batch_size / (time.perf_counter() - last_time)
+                progress_bar.set_postfix(loss=logs["loss"], lr=logs["lr"])
                 accelerator.log(logs, step=global_step)
-                train_loss = 0.0
+                logs = {}
 
                 if global_step % args.checkpointing_steps == 0 or global_step == max_train_steps:
                     # A gradient that is not finite shows only in the loss of the next step.
@@ -786,13 +829,14 @@ def main(args: argparse.Namespace) -> None:
                             ema.store(trained.values())
                             ema.copy_to(trained.values())
                         module.eval()
-                        log_validation(args, accelerator, pipeline, validation_pairs, global_step)
+                        log_validation(args, accelerator, pipeline, validation_images, global_step)
                         module.train()
                         for part in frozen_parts:
                             part.eval()
                         if ema is not None:
                             ema.restore(trained.values())
                     accelerator.wait_for_everyone()
+                last_time = time.perf_counter()
     progress_bar.close()
     if len(skipped):
         logger.info("Process %d: %s", accelerator.process_index, skipped.summary(), main_process_only=False)
@@ -837,4 +881,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (OSError, ValueError) as error:
+        sys.exit(f"train_cfld.py: error: {error}")

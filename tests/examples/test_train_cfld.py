@@ -11,16 +11,18 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, PartialState
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from example_scripts import load_example
 from huggingface_hub.utils import filter_repo_objects
 from miniature_sets import NAMES, save_image, write_lists
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
 
 from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline, PoseAdapter, SwinImageEncoder
 from diffusers_cfld.data import load_pairs
+from diffusers_cfld.io_utils import lock_folder
 from diffusers_cfld.training import CFLDTrainingModule, scaled_learning_rate
 
 # Other processes begin with all that this one has imported.
@@ -144,8 +146,15 @@ def test_two_pairs_end_to_end(script, start, data, tmp_path):
     assert any(path.name.startswith("events") and path.stat().st_size > 10_000 for path in logs)
     assert not any(b"hf_secret" in path.read_bytes() for path in logs)
     assert [path.name for path in script.list_checkpoints(output)] == ["checkpoint-2", "checkpoint-3"]
+    events = EventAccumulator(str(output / "logs" / "cfld")).Reload()
+    names = {"loss", "reconstruction_loss", "transfer_loss", "grad_norm", "samples_per_second", "lr"}
+    logged = {name: [event.value for event in events.Scalars(name)] for name in names}
+    assert all(len(values) == 3 and min(values) > 0 for values in logged.values())
+    for loss, *terms in zip(*(logged[name] for name in ("loss", "reconstruction_loss", "transfer_loss")), strict=True):
+        assert loss == pytest.approx(sum(terms) / 2)
     with Image.open(output / "validation" / "step-0000003.png") as grid:
-        assert grid.size == (4 * 128, 2 * 128)
+        # Images of 128x88, the shape of the training images, with margins and labels.
+        assert grid.size == (4 * (88 + 8) + 8, 2 * (128 + 20 + 8) + 8)
     card = (output / "README.md").read_text()
     assert "3 steps of 2 pairs" in card
     assert "library_name: diffusers" in card
@@ -172,6 +181,18 @@ def test_two_pairs_end_to_end(script, start, data, tmp_path):
     AcceleratorState._reset_state(True)
     with pytest.raises(ValueError, match="has checkpoints of an earlier run: resume it with"):
         train(script, start, data, output)
+    with lock_folder(output), pytest.raises(OSError, match=r"Another process is working in '.*out'"):
+        train(script, start, data, output, "--resume_from_checkpoint=latest")
+
+    # A checkpoint becomes a pipeline.
+    exported, chosen = tmp_path / "exported", f"--resume_from_checkpoint={output / 'checkpoint-2'}"
+    train(script, start, data, exported, *options, "--export", chosen)
+    averages = load_file(output / "checkpoint-2" / "ema.safetensors")
+    weights = CFLDPipeline.from_pretrained(exported).pose_adapter.state_dict()
+    assert all(torch.equal(weight, averages[f"pose_adapter.{name}"]) for name, weight in weights.items())
+    assert not script.list_checkpoints(exported)
+    with pytest.raises(ValueError, match="has no checkpoint to export: name one with --resume_from_checkpoint"):
+        train(script, start, data, exported, *options, "--export")
 
 
 def test_the_defaults_are_the_papers(script, data, tmp_path):
@@ -205,12 +226,26 @@ def test_it_starts_from_a_stable_diffusion_folder(script, data, tmp_path, monkey
     parts = {name: parts[name] for name in ("vae", "unet", "scheduler")}
     others = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     StableDiffusionPipeline(**parts, **others, requires_safety_checker=False).save_pretrained(tmp_path / "sd")
-    # The one thing replaced: timm's name of the weights, which are on the Hub.
+
+    # timm's weights are on the Hub: without them, nothing else is loaded.
+    def offline(*args, **kwargs):
+        raise OSError("no connection")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SwinImageEncoder, "from_timm", offline)
+        patch.setattr(UNet2DConditionModel, "from_pretrained", None)
+        with pytest.raises(
+            OSError, match=r"Swin weights 'swin_base.*' cannot be loaded: .* --source_encoder_checkpoint"
+        ):
+            script.load_pipeline(script.parse_args(arguments(tmp_path / "sd", data, tmp_path / "out")))
+
     monkeypatch.setattr(
         SwinImageEncoder, "from_timm", classmethod(lambda cls, *args, **kwargs: cls(**SOURCE_ENCODER_CONFIG))
     )
-    train(script, tmp_path / "sd", data, tmp_path / "out")
-    assert sample(CFLDPipeline.from_pretrained(tmp_path / "out")).shape == (1, 3, 128, 128)
+    train(script, tmp_path / "sd", data, tmp_path / "out", "--resolution=64")
+    pipe = CFLDPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.target_size == (64, 64)
+    assert sample(pipe).shape == (1, 3, 64, 44)
 
 
 def test_it_starts_from_a_folder_of_the_inpaint_pipeline(script, start, data, tmp_path):
@@ -435,7 +470,8 @@ def test_broken_images_are_named_and_left_out(script, start, tmp_path, caplog):
         assert NAMES[3] in caplog.text, output
 
 
-def test_wholly_wrong_data_ends_the_run(script, start, tmp_path):
+def test_wholly_wrong_data_ends_the_run_before_weights_are_fetched(script, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "load_pipeline", None)
     folder = tmp_path / "data"
     write_lists(folder)
     for name in NAMES:
@@ -459,7 +495,7 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
     assert (call["repo_id"], Path(call["folder_path"]), call["token"]) == ("me/my-model", tmp_path / "out", "hf_x")
     files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     uploaded = set(filter_repo_objects(files, allow_patterns=call["allow_patterns"]))
-    kept = {name for name in files if name.startswith("checkpoint-1/")}
+    kept = {name for name in files if name.startswith("checkpoint-1/") or name == ".lock"}
     assert kept
     assert uploaded == set(files) - kept
     assert {"model_index.json", "README.md", "unet/diffusion_pytorch_model.safetensors"} <= uploaded
@@ -479,6 +515,7 @@ def test_push_to_hub_uploads_the_pipeline_and_no_checkpoint(script, start, data,
             "--cache_latents and --max_train_samples cannot be used with shards",
         ),
         (["--dataset_format=shards", "--validation_steps=1"], "--validation_steps needs --validation_data_dir"),
+        (["--resolution=100"], "--resolution must be a multiple of 8, got 100"),
         (["--lr_scheduler=piecewise_constant"], "invalid choice: 'piecewise_constant'"),
     ],
 )

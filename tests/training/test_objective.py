@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusers_cfld.training import cfld_loss, drop_conditions
+from diffusers_cfld.training import cfld_loss, drop_conditions, loss_terms
 
 MASK = torch.tensor([False, True, False])
 
@@ -25,6 +25,10 @@ def test_the_weight_of_the_reconstruction():
     # Without it the transfer's samples are the whole batch.
     alone = cfld_loss(noise_pred[3:], target[3:], reconstruction_weight=0)
     torch.testing.assert_close(alone, transfer / 2)
+    # For the tracker, the terms are not weighted.
+    terms = loss_terms(noise_pred, target, reconstruction_weight=0.5)
+    torch.testing.assert_close(terms, {"reconstruction_loss": reconstruction, "transfer_loss": transfer})
+    assert loss_terms(noise_pred[3:], target[3:], reconstruction_weight=0).keys() == {"transfer_loss"}
 
 
 def test_samples_are_weighed():

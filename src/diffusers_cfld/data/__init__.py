@@ -6,6 +6,7 @@ from .dataset import PosePairDataset as PosePairDataset
 from .dataset import collate_pose_pairs as collate_pose_pairs
 from .dataset import first_readable as first_readable
 from .dataset import init_worker as init_worker
+from .dataset import read_padded as read_padded
 from .dataset import unique_images as unique_images
 from .pairs import PosePair as PosePair
 from .pairs import load_deepfashion_pairs as load_deepfashion_pairs

@@ -7,6 +7,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
@@ -88,37 +89,24 @@ class PairTransform:
             UnreadableImageError: An image cannot be read or has another aspect ratio than the image that its keypoints
                 were measured on.
         """
-        source = read_image(pair.source, pair.source_name)
-        source_window, source_pose = self._fit(read_size(source), pair.source_keypoints, pair.source, pair.source_name)
-        source = source_window.crop(source)
+        shape = self.image_shape
+        source, source_pose = read_padded(pair.source, pair.source_name, pair.source_keypoints, shape)
         item: dict[str, Any] = {"source_image": self.source_processor.preprocess(source)[0]}
         if self.flip_source_prob:
             random = np.random.default_rng([_FLIP_STREAM, self.seed, epoch, index])
             if random.random() < self.flip_source_prob:
                 item["source_image"] = item["source_image"].flip(-1)
-        target = read_image(pair.target, pair.target_name) if self.load_pixel_values else None
-        target_size = read_image_size(pair.target, pair.target_name) if target is None else read_size(target)
-        target_window, target_pose = self._fit(target_size, pair.target_keypoints, pair.target, pair.target_name)
-        if target is not None:
+        if self.load_pixel_values:
+            target, target_pose = read_padded(pair.target, pair.target_name, pair.target_keypoints, shape)
             item["source_pixel_values"] = self.image_processor.preprocess(source)[0]
-            item["target_pixel_values"] = self.image_processor.preprocess(target_window.crop(target))[0]
+            item["target_pixel_values"] = self.image_processor.preprocess(target)[0]
+        else:
+            target_size = read_image_size(pair.target, pair.target_name)
+            _, target_pose = _fit(target_size, pair.target, pair.target_name, pair.target_keypoints, shape)
         item["source_pose_map"] = torch.from_numpy(render_pose_map(source_pose, self.pose_size))
         item["target_pose_map"] = torch.from_numpy(render_pose_map(target_pose, self.pose_size))
         item["index"] = index
         return item
-
-    def _fit(self, size: Size, keypoints: Keypoints, image: str | bytes, name: str) -> tuple[CropWindow, Keypoints]:
-        """Choose the window that brings an image to the training shape, and move its keypoints there."""
-        if not has_shape(size, keypoints.size):
-            raise UnreadableImageError(
-                name if isinstance(image, bytes) else image,
-                f"is {size[0]}x{size[1]} (height x width), but its keypoints were measured on an image of "
-                f"{keypoints.size[0]}x{keypoints.size[1]}, another aspect ratio; pairs.jsonl names that size as "
-                "`source_size` or `target_size`",
-            )
-        window = padding_crop(size, self.image_shape)
-        # Keypoints on a whole image are drawn as they are: rescaling them twice could move a joint by one pixel.
-        return window, keypoints if window.is_whole_image else window.move(keypoints)
 
 
 class PosePairDataset(Dataset[dict[str, Any]]):
@@ -265,6 +253,44 @@ class ImageDataset(Dataset[dict[str, Any]]):
         image = read_image(self.images[index])
         window = padding_crop(read_size(image), self.image_shape)
         return {"pixel_values": self.processor.preprocess(window.crop(image))[0], "index": index}
+
+
+def read_padded(
+    image: str | bytes, name: str, keypoints: Keypoints, image_shape: Size | None
+) -> tuple[PIL.Image.Image, Keypoints]:
+    """Read an image of a pair and pad it to the shape of the training images.
+
+    Args:
+        image: Path, or the encoded image.
+        name: What errors call an encoded image.
+        keypoints: The pose in it.
+        image_shape: As in [`PosePairDataset`].
+
+    Returns:
+        The image in RGB, and the pose in it.
+
+    Raises:
+        UnreadableImageError: It cannot be read, or the keypoints were measured on an image of another aspect ratio.
+    """
+    opened = read_image(image, name)
+    window, keypoints = _fit(read_size(opened), image, name, keypoints, image_shape)
+    return window.crop(opened), keypoints
+
+
+def _fit(
+    size: Size, image: str | bytes, name: str, keypoints: Keypoints, image_shape: Size | None
+) -> tuple[CropWindow, Keypoints]:
+    """Choose the window that pads an image of this size, and move its keypoints there."""
+    if not has_shape(size, keypoints.size):
+        raise UnreadableImageError(
+            name if isinstance(image, bytes) else image,
+            f"is {size[0]}x{size[1]} (height x width), but its keypoints were measured on an image of "
+            f"{keypoints.size[0]}x{keypoints.size[1]}, another aspect ratio; pairs.jsonl names that size as "
+            "`source_size` or `target_size`",
+        )
+    window = padding_crop(size, image_shape)
+    # Keypoints on a whole image are drawn as they are: rescaling them twice could move a joint by one pixel.
+    return window, keypoints if window.is_whole_image else window.move(keypoints)
 
 
 def first_readable(candidates: Iterable[Item], read: Callable[[Item], dict[str, Any]]) -> dict[str, Any]:

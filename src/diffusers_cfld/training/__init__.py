@@ -6,6 +6,7 @@ from .latent_cache import sample_latents as sample_latents
 from .objective import Conditions as Conditions
 from .objective import cfld_loss as cfld_loss
 from .objective import drop_conditions as drop_conditions
+from .objective import loss_terms as loss_terms
 from .optimization import LEARNING_RATE_PER_PAIR as LEARNING_RATE_PER_PAIR
 from .optimization import PUBLISHED_LEARNING_RATE as PUBLISHED_LEARNING_RATE
 from .optimization import get_cfld_schedule as get_cfld_schedule
@@ -29,6 +30,7 @@ __all__ = [
     "drop_conditions",
     "encode_moments",
     "get_cfld_schedule",
+    "loss_terms",
     "sample_latents",
     "sample_pair_randomness",
     "scaled_learning_rate",

@@ -37,13 +37,37 @@ def cfld_loss(
     Returns:
         A float32 scalar, computed in float32 whatever the dtypes of the inputs.
     """
+    terms = loss_terms(noise_pred, target, reconstruction_weight=reconstruction_weight, sample_weights=sample_weights)
+    if reconstruction_weight == 0:
+        return terms["transfer_loss"] / 2
+    return (reconstruction_weight * terms["reconstruction_loss"] + terms["transfer_loss"]) / 2
+
+
+def loss_terms(
+    noise_pred: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    reconstruction_weight: float = 1.0,
+    sample_weights: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Compute the terms of the loss separately, for example to log them.
+
+    Args:
+        noise_pred: As in [`cfld_loss`].
+        target: As in [`cfld_loss`].
+        reconstruction_weight: As in [`cfld_loss`]; at 0 there are no reconstructions. The terms are not weighted.
+        sample_weights: As in [`cfld_loss`].
+
+    Returns:
+        `reconstruction_loss` (Eq. 5), unless its weight is 0, and `transfer_loss` (Eq. 3), float32 scalars.
+    """
     losses = (noise_pred.float() - target.float()).square().flatten(1).mean(1)
     if sample_weights is not None:
         losses = losses * sample_weights.to(losses)
     if reconstruction_weight == 0:
-        return losses.mean() / 2
+        return {"transfer_loss": losses.mean()}
     reconstruction, transfer = losses.chunk(2)
-    return (reconstruction_weight * reconstruction.mean() + transfer.mean()) / 2
+    return {"reconstruction_loss": reconstruction.mean(), "transfer_loss": transfer.mean()}
 
 
 class Conditions(NamedTuple):
