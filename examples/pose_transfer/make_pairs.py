@@ -32,7 +32,8 @@ from diffusers_cfld.data import SkipReport, UnreadableImageError, read_image
 from diffusers_cfld.image_utils import is_image
 from diffusers_cfld.inspection import contact_sheet
 from diffusers_cfld.io_utils import lock_folder, replacing, write_file
-from diffusers_cfld.pose.formats import DEEPFASHION_SIZE, NobodyError, has_size
+from diffusers_cfld.pose.formats import DEEPFASHION_SIZE, NobodyError
+from diffusers_cfld.pose.reading import has_size
 from diffusers_cfld.pose_estimation import PoseEstimator, RTMPoseEstimator, ViTPoseEstimator, estimate_pose
 from diffusers_cfld.processors.cropping import has_shape
 
