@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import hashlib
 import itertools
 import json
@@ -22,7 +21,7 @@ import torch
 
 from .io_utils import replacing, write_file
 from .pose.format_readers import split_frames
-from .pose.formats import NobodyError, Size, find_visible, warn_if_swapped
+from .pose.formats import NobodyError, Size, warn_if_swapped
 from .pose.keypoints import Keypoints
 from .pose.reading import choose_person, load_images, read_people
 from .processors.pose_map import read_pose_sequence
@@ -276,10 +275,11 @@ def _read_pose(
 ) -> Keypoints | None:
     """The person chosen, or whoever is nearest to the last pose; None if there is nobody."""
     people = [] if value is None else read_people(value)
-    poses = []
-    with contextlib.suppress(NobodyError):
-        people = people if last else [choose_person(people, person)]
-        poses = [Keypoints(*one.convert(size, normalized)) for one in people if find_visible(one.rows).any()]
+    try:
+        found = [one.convert(size, normalized) for one in (people if last else [choose_person(people, person)])]
+    except NobodyError:
+        return None
+    poses = [Keypoints(*joints) for joints in found if joints.visible.any()]
     return min(poses, key=lambda pose: _distance(last, pose) if last else 0.0, default=None)
 
 

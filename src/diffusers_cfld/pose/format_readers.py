@@ -35,9 +35,8 @@ __all__ = [
     "Person",
     "find_people",
     "is_one_pose",
+    "parse_csv_row",
     "parse_json",
-    "read_columns",
-    "read_csv_row",
     "split_frames",
     "split_images",
 ]
@@ -144,53 +143,29 @@ def is_one_pose(items: Sequence[Any]) -> bool:
     return bool(items) and (all(map(_is_point, items)) or _join_scores(items) is not None)
 
 
-def read_columns(y: Any, x: Any) -> Person:
-    """Read the two columns of DeepFashion's annotation files; see `Keypoints.from_deepfashion`.
+def parse_csv_row(row: str) -> dict[str, str]:
+    """Split a line of DeepFashion's annotation files.
 
     Args:
-        y: 18 or 25 numbers, or a JSON list of them.
-        x: Likewise.
+        row: `name:[y, ...]:[x, ...]`.
 
     Returns:
-        The person.
+        Its columns, `keypoints_y` and `keypoints_x`.
 
     Raises:
-        ValueError: There are other numbers of them, or a string is not JSON.
-        TypeError: `y` or `x` is not numeric.
-    """
-    columns = [as_float_array(parse_json(side) if isinstance(side, str) else side, "`y` and `x`") for side in (y, x)]
-    if columns[0].shape != columns[1].shape or columns[0].shape not in ((NUM_JOINTS,), (25,)):
-        raise ValueError(
-            f"`y` and `x` must have 18 or 25 numbers each, one per joint, got shapes {columns[0].shape} and "
-            f"{columns[1].shape}."
-        )
-    return Person(np.stack(columns[::-1], axis=1), default_size=DEEPFASHION_SIZE)
-
-
-def read_csv_row(row: str) -> Person:
-    """Read a line of DeepFashion's annotation files; see `Keypoints.from_csv_row`.
-
-    Args:
-        row: The line.
-
-    Returns:
-        The person.
-
-    Raises:
-        ValueError: The line does not have its three parts, or as in [`read_columns`].
-        TypeError: A part is not numeric.
+        ValueError: The line does not have these three parts.
     """
     parts = row.strip().rsplit(":", 2)
     if len(parts) != 3:
         raise ValueError(f"A line of keypoints must have the form `name:[y, ...]:[x, ...]`, got {shorten(row)}.")
-    return read_columns(*parts[1:])
+    return dict(zip(("keypoints_y", "keypoints_x"), parts[1:], strict=True))
 
 
 # One reader per format: it gets the data, and the key by which the format was told ----------------------------------
 
 
 def _read_deepfashion(data: Any, key: str) -> list[Person]:
-    return [read_columns(data["keypoints_y"], data["keypoints_x"])._replace(size=_get(data, "size"))]
+    return [_read_columns(data["keypoints_y"], data["keypoints_x"])._replace(size=_get(data, "size"))]
 
 
 def _read_openpose(data: Any, key: str) -> list[Person]:
@@ -241,9 +216,9 @@ def _read_world_landmarks(data: Any, key: str) -> list[Person]:
 
 
 def _read_datum(data: Any, key: str) -> list[Person]:
-    image, joints = _get(data, "cvInputData"), _get(data, key)
+    joints, shape = _get(data, key), np.shape(_get(data, "cvInputData"))
     people = _read_numbers(joints) if np.ndim(joints) else []  # without anybody, None or an array of no dimension
-    return people if image is None else _with_size(people, {"orig_shape": np.shape(image)})
+    return _with_size(people, {"orig_shape": shape if len(shape) > 1 else None})
 
 
 def _read_result(data: Any, key: str) -> list[Person]:
@@ -279,7 +254,7 @@ def _read_numbers(value: Any) -> list[Person]:
     if array.ndim <= 2 and length in FLAT_LENGTHS:
         array = array.reshape(-1, length // FLAT_LENGTHS[length], FLAT_LENGTHS[length])
     elif array.shape in ((2, NUM_JOINTS), (2, 25)):
-        return [read_columns(*array)]
+        return [_read_columns(*array)]
     elif array.shape[-2:-1] in ((NUM_JOINTS,), (len(COCO_NAMES),)):
         default_size = DEEPFASHION_SIZE
     if array.ndim == 2:
@@ -291,6 +266,16 @@ def _read_numbers(value: Any) -> list[Person]:
     if is_mediapipe:
         array = array[..., [0, 1, 3] if array.shape[2] > 2 else [0, 1]]  # without the depth
     return [Person(rows, None, normalized, default_size) for rows in array]
+
+
+def _read_columns(y: Any, x: Any) -> Person:
+    columns = [as_float_array(parse_json(side) if isinstance(side, str) else side, "`y` and `x`") for side in (y, x)]
+    if columns[0].shape != columns[1].shape or columns[0].shape not in ((NUM_JOINTS,), (25,)):
+        raise ValueError(
+            f"`y` and `x` must have 18 or 25 numbers each, one per joint, got shapes {columns[0].shape} and "
+            f"{columns[1].shape}."
+        )
+    return Person(np.stack(columns[::-1], axis=1), default_size=DEEPFASHION_SIZE)
 
 
 # The keys or attributes, one of which tells a format; its reader; and whether it has everyone in an image.
@@ -340,7 +325,7 @@ def find_people(data: Any, normalized: bool | None = None) -> list[Person]:
     if isinstance(data, Sequence) and not isinstance(data, bytes):
         data = list(data)
         if len(data) == 2 and all(isinstance(item, str) for item in data):
-            return [read_columns(*data)]
+            return [_read_columns(*data)]
         if data and all(map(_is_point, data)):
             is_fraction = len(data) == MEDIAPIPE_COUNT if normalized is None else normalized
             return [Person(_read_points(data), normalized=is_fraction)]
@@ -369,7 +354,7 @@ def _parse(data: Any) -> Any:
     if text.startswith(("{", "[", '"')):
         return _parse(parse_json(text))
     if text.count(":") >= 2 and text.endswith("]"):
-        return dict(zip(("keypoints_y", "keypoints_x"), text.rsplit(":", 2)[1:], strict=True))
+        return parse_csv_row(text)
     raise ValueError(f"A pose must be {FORMS}; got the string {shorten(data)}.")
 
 
@@ -445,6 +430,8 @@ def _is_structured(item: Any) -> bool:
 
 def _read_points(points: Sequence[Any]) -> FloatArray:
     """Objects or dicts with x and y as rows, with their confidence if all have one."""
+    if all(_get(one, "name") for one in points):
+        _check_names([_get(one, "name") for one in points])
     keys = [key for key in ("visibility", "score", "confidence") if all(_get(one, key) is not None for one in points)]
     return as_float_array([[_get(one, key) for key in ("x", "y", *keys[:1])] for one in points], "x and y")
 

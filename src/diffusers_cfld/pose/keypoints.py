@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .format_readers import read_columns, read_csv_row
+from .format_readers import parse_csv_row
 from .formats import (
     COCO_COUNTS,
     DEEPFASHION_SIZE,
@@ -20,7 +20,7 @@ from .formats import (
     as_float_array,
     check_size,
 )
-from .reading import choose_image, convert_person, load_images, read_pose
+from .reading import choose_image, load_images, read_pose
 from .skeleton import JOINT_NAMES, draw_image, read_skeleton
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Keypoints:
             ValueError: A string is not JSON, or there are not 18 or 25 numbers; otherwise as for `from_array`.
             TypeError: `y` or `x` is not numeric.
         """
-        return cls(*convert_person(read_columns(y, x), size))
+        return cls(*read_pose({"keypoints_y": y, "keypoints_x": x}, size))
 
     from_field = from_deepfashion  # its first name
 
@@ -188,7 +188,7 @@ class Keypoints:
             ValueError: The line does not have these three parts; otherwise as for `from_deepfashion`.
             TypeError: A part is not numeric.
         """
-        return cls(*convert_person(read_csv_row(row), size))
+        return cls(*read_pose(parse_csv_row(row), size))
 
     @classmethod
     def from_openpose(

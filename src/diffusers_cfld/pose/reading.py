@@ -16,7 +16,6 @@ __all__ = [
     "FILE_SUFFIXES",
     "choose_image",
     "choose_person",
-    "convert_person",
     "has_size",
     "load_images",
     "read_people",
@@ -60,25 +59,7 @@ def read_pose(
             f"The pose must have {', '.join(map(str, counts))} joints, got {len(found.rows)}: `Keypoints.from_any` "
             "reads other orders."
         )
-    return convert_person(found, size, normalized, min_confidence)
-
-
-def convert_person(person: Person, size: Size | None, normalized: bool = False, min_confidence: float = 0.0) -> Joints:
-    """Bring a person's joints into OpenPose's order, and warn of a size that was probably given as (width, height).
-
-    Args:
-        person: From a reader.
-        size: As in [`read_pose`].
-        normalized: As in [`read_pose`].
-        min_confidence: As in [`read_pose`].
-
-    Returns:
-        The joints.
-
-    Raises:
-        ValueError: See [`Person.convert`].
-    """
-    joints = person.convert(size, normalized, min_confidence)
+    joints = found.convert(size, normalized, min_confidence)
     warn_if_swapped(joints.xy[joints.visible], joints.size)
     return joints
 
