@@ -305,7 +305,9 @@ JUNK = st.recursive(
     | st.lists(inner, min_size=18, max_size=18)
     | st.dictionaries(
         st.sampled_from(
-            ["people", "pose_keypoints_2d", "canvas_height", "canvas_width", "keypoints_y", "keypoints_x", "size"]
+            "people pose_keypoints_2d animals canvas_height canvas_width height width keypoints_y keypoints_x size images "
+            "annotations id image_id categories instance_info predictions instances keypoints keypoint_scores labels xy x "
+            "y score bodies joints candidate subset pose_landmarks landmark visibility poseKeypoints orig_shape".split()
         ),
         inner,
         max_size=4,

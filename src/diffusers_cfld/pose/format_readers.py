@@ -294,7 +294,7 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[Any, str], list[Person]], bool]
     (("pose_world_landmarks", "poseWorldLandmarks", "worldLandmarks"), _read_world_landmarks, True),
     (("keypoints", "pred_keypoints", "xy"), _read_result, False),
 )
-_SCORES = ("keypoint_scores", "scores", "conf", "confidence", "keypoint_confidence")
+_SCORES = ("keypoint_scores", "scores", "conf", "keypoint_confidence", "confidence")
 
 
 # Pieces of the formats ----------------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ def choose_person(people: Sequence[Person], person: int | None, min_confidence: 
             f"The pose data has {len(people)} people: choose one with `person=0` to `person={len(people) - 1}`."
         )
     if person is None or person >= len(people):
-        raise NobodyError(f"The pose data has {len(people)} people, counted from 0, so there is no `person={person}`.")
+        wanted = "" if person is None else f", counted from 0, so there is no `person={person}`"
+        raise NobodyError(f"The pose data has {len(people)} people{wanted}.")
     return people[person]
 
 
