@@ -105,22 +105,6 @@ def run_python(program: str, *arguments: object, **environment: str) -> str:
 
 
 class TestLoading:
-    def test_generic_loading_needs_the_import(self, hub: HubStandIn, tmp_path: Path) -> None:
-        """`DiffusionPipeline` cannot know the package, and does not import what a repository names."""
-        program = """
-            import sys
-            from diffusers import DiffusionPipeline
-
-            try:
-                DiffusionPipeline.from_pretrained(sys.argv[1], cache_dir=sys.argv[2])
-            except ValueError as error:
-                print(repr(error))
-            print("diffusers_cfld" in sys.modules)
-        """
-        error, is_imported = run_python(program, REPO, tmp_path).splitlines()
-        assert "diffusers_cfld.py as defined in `model_index.json` does not exist" in error
-        assert is_imported == "False"
-
     def test_loads_generically_after_the_import(self, hub: HubStandIn, expected: np.ndarray, tmp_path: Path) -> None:
         pipe = DiffusionPipeline.from_pretrained(REPO, cache_dir=tmp_path)
         assert type(pipe) is CFLDPipeline
@@ -178,16 +162,23 @@ class TestLoading:
     def test_loads_offline_from_the_cache_and_explains_an_empty_one(
         self, hub: HubStandIn, folder: Path, folder_v2: Path, tmp_path: Path
     ) -> None:
+        """In a process of its own, where `DiffusionPipeline` first meets the package's name without its import."""
         cache = tmp_path / "cache"
         for revision in ("main", "v2"):
             CFLDPipeline.download(REPO, revision=revision, cache_dir=cache)
         hub.requests.clear()
         program = """
             import sys
-            from diffusers_cfld import CFLDInpaintPipeline  # one of the pipelines registers all
             from diffusers import DiffusionPipeline
 
             repo, cache, results = sys.argv[1:]
+            try:
+                DiffusionPipeline.from_pretrained(repo, cache_dir=cache)
+            except ValueError as error:
+                print(repr(error))
+            print("diffusers_cfld" in sys.modules)
+            from diffusers_cfld import CFLDInpaintPipeline  # one of the pipelines registers all
+
             DiffusionPipeline.from_pretrained(repo, cache_dir=cache).save_pretrained(f"{results}/main")
             from diffusers_cfld import CFLDPipeline, PoseAdapter
 
@@ -199,7 +190,10 @@ class TestLoading:
                 except OSError as error:
                     print(repr(str(error)))
         """
-        of_pipeline, of_model = run_python(program, REPO, cache, tmp_path, HF_HUB_OFFLINE="1").splitlines()
+        printed = run_python(program, REPO, cache, tmp_path, HF_HUB_OFFLINE="1").splitlines()
+        without_import, is_imported, of_pipeline, of_model = printed
+        assert "diffusers_cfld.py as defined in `model_index.json` does not exist" in without_import
+        assert is_imported == "False"
         assert "offline" in of_pipeline.lower() or "outgoing traffic has been disabled" in of_pipeline
         assert REPO in of_model
         assert not hub.requests

@@ -27,12 +27,13 @@ from diffusers_cfld import (
 DATA = Path(__file__).parent / "data"
 FIGURES = DATA / "figures"  # six drawn people in two poses each, 128x96, as a folder of pairs
 
-# The published settings at a quarter of their size: source and pose 64x64, latents 16x16, images 128x128.
+# The published layers at an eighth and less of their width: source and pose 64x64, latents 16x16, images 128x128.
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": 16,
-    "block_out_channels": (32, 64, 128, 128),
+    "block_out_channels": (16, 24, 32, 32),
+    "norm_num_groups": 8,
     "cross_attention_dim": 48,
-    "attention_head_dim": 8,
+    "attention_head_dim": 4,
 }
 SOURCE_ENCODER_CONFIG: dict[str, Any] = {
     "image_size": 64,
@@ -51,12 +52,12 @@ PROMPT_DECODER_CONFIG: dict[str, Any] = {
 }
 APPEARANCE_ENCODER_CONFIG: dict[str, Any] = {
     "feature_channels": (16, 32, 64),
-    "hidden_channels": (16, 32, 64),
-    "query_channels": (32, 64, 128),
-    "num_attention_heads": (1, 2, 4),
-    "num_layers": 2,
+    "hidden_channels": (8, 16, 16),
+    "query_channels": (16, 24, 32),
+    "num_attention_heads": (1, 2, 2),
+    "num_layers": 1,
 }
-POSE_ADAPTER_CONFIG: dict[str, Any] = {"block_out_channels": (32, 64, 128)}
+POSE_ADAPTER_CONFIG: dict[str, Any] = {"block_out_channels": (16, 24, 32), "norm_num_groups": 8}
 VAE_CONFIG: dict[str, Any] = {
     "block_out_channels": (8, 8, 8, 8),
     "down_block_types": ("DownEncoderBlock2D",) * 4,

@@ -347,7 +347,7 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
                 feature_size=tuple(side // stride for side in source_encoder.image_size),
             ),
             appearance_encoder=AppearanceEncoder(feature_channels=channels, query_channels=widths),
-            pose_adapter=PoseAdapter(block_out_channels=widths),
+            pose_adapter=PoseAdapter(block_out_channels=widths, norm_num_groups=unet.config.norm_num_groups),
         )
     if args.prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=args.prediction_type)

@@ -69,7 +69,7 @@ def test_the_results_follow_photo_and_pose(pipe):
 
     def psnr(images, poses):
         generators = [torch.Generator().manual_seed(number) for number in range(len(pairs))]
-        options = {"num_inference_steps": 6, "guidance_scale": 1.0, "output_type": "np", "height": 128, "width": 96}
+        options = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "np", "height": 128, "width": 96}
         results = pipe(image=images, pose=poses, generator=generators, **options).images
         return float(np.mean(-10 * np.log10(((results - truth) ** 2).mean(axis=(1, 2, 3)))))
 

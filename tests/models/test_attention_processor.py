@@ -27,7 +27,7 @@ from diffusers_cfld import HybridGranularityAttnProcessor, hybrid_granularity_at
 # The tiny U-Net has Stable Diffusion 1.5's layout: 16 transformer blocks, of which CFLD biases the last nine.
 BIASED = {
     f"up_blocks.{block}.attentions.{attention}.transformer_blocks.0.attn2": (tokens, channels)
-    for block, tokens, channels in ((1, 16, 128), (2, 64, 64), (3, 256, 32))
+    for block, tokens, channels in ((1, 16, 32), (2, 64, 24), (3, 256, 16))
     for attention in range(3)
 }
 FIRST = next(iter(BIASED))
@@ -55,7 +55,7 @@ def tiny_biases(batch=2, seed=0):
 
 def tiny_residuals(batch=2):
     generator = torch.Generator().manual_seed(7)
-    shapes = ((32, 16), (64, 8), (128, 4))
+    shapes = ((16, 16), (24, 8), (32, 4))
     return [0.5 * torch.randn(batch, channels, side, side, generator=generator) for channels, side in shapes]
 
 
