@@ -1,5 +1,6 @@
 """Tests run on the CPU, and their Hub is a stand-in: nothing but localhost can be reached."""
 
+import gc
 import os
 import socket
 import sys
@@ -38,6 +39,11 @@ def _connect_locally(self, address):
 
 
 socket.socket.connect = _connect_locally
+
+
+def pytest_collection_finish():
+    # The libraries' objects stay until the end, and each collection would look at all of them.
+    gc.freeze()
 
 
 def pytest_unconfigure():

@@ -571,7 +571,7 @@ class TestErrors:
             ({"pose": np.full((18, 2), np.nan)}, ValueError, "All 18 joints are missing"),
             ({"pose": np.full((18, 2), np.inf)}, ValueError, "Joint 'nose' .* is far outside the image"),
             ({"pose": np.full((18, 2), -1.0)}, ValueError, "All 18 joints are missing"),
-            ({"pose": np.ones((16, 2))}, ValueError, r"got shape \(16, 2\)"),
+            ({"pose": np.ones((16, 2))}, ValueError, r"got numbers of shape \(16, 2\)"),
             ({"pose": torch.zeros(1, 20, 64, 64)}, ValueError, "21"),
             ({"pose": torch.zeros(1, 21, 60, 64)}, ValueError, "multiples of 16"),
             ({"height": 100}, ValueError, "multiples of 8, got 100 and 128"),
