@@ -34,7 +34,7 @@ from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline, Keypoints, hybrid_
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes.md"
 THREE_BRANCHES = {"pose_guidance_scale": 2.0, "appearance_guidance_scale": 3.0}
 NETWORK = {
-    **{name: UNET_CONFIG[name] for name in ("block_out_channels", "cross_attention_dim", "attention_head_dim")},
+    **{name: UNET_CONFIG[name] for name in UNET_CONFIG if name != "sample_size"},
     "conditioning_embedding_out_channels": (4, 4, 4, 4),
 }
 
@@ -44,7 +44,7 @@ def make_controlnet(salt="controlnet", **config):
 
 
 def make_adapter(salt="adapter", **config):
-    defaults = {"channels": [32, 64, 128, 128], "num_res_blocks": 1}
+    defaults = {"channels": [*UNET_CONFIG["block_out_channels"]], "num_res_blocks": 1}
     return fill(T2IAdapter(**{**defaults, **config}), salt)
 
 
@@ -380,7 +380,7 @@ def test_images_without_models_and_in_wrong_numbers_are_refused(run, plain, cont
             lambda: torch.nn.Identity(),
             "`controlnet` must be a ControlNetModel or a list of them, got Identity",
         ),
-        ("adapter", lambda: make_adapter(channels=[16, 32]), r"adapter's channels .* got \(16, 32\) and \(32, 64\)"),
+        ("adapter", lambda: make_adapter(channels=[32, 64]), r"adapter's channels .* got \(32, 64\) and \(16, 24\)"),
         (
             "adapter",
             lambda: make_adapter(adapter_type="full_adapter_xl", downscale_factor=16),

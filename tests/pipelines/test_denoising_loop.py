@@ -78,7 +78,7 @@ def pipe():
     pipe = tiny_pipeline()
     torch.manual_seed(0)
     net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 4))
-    adapter = T2IAdapter(channels=[32, 64, 128, 128], num_res_blocks=1)
+    adapter = T2IAdapter(channels=[16, 24, 32, 32], num_res_blocks=1)
     pipe = CFLDPipeline.from_pipe(pipe, controlnet=net, adapter=adapter, scheduler=DDIMScheduler(**scheduler_config()))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(torch.bfloat16)
@@ -149,7 +149,7 @@ def test_predictions_on_a_pretended_gpu_stay_there():
         pipe._guidance_scale, pipe._pose_guidance_scale, pipe._appearance_guidance_scale = 2.0, 3.0, None
         pipe._guidance_rescale, pipe._cross_attention_kwargs = 0.7, None
         biases = {
-            f"up_blocks.3.attentions.{index}.transformer_blocks.0.attn2": torch.empty(2, 32, 16, 16)
+            f"up_blocks.3.attentions.{index}.transformer_blocks.0.attn2": torch.empty(2, 16, 16, 16)
             for index in range(3)
         }
         appearance = Appearance(torch.empty(2, 4, 48), torch.empty(1, 4, 48), biases)
