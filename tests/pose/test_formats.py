@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pose_data import ROW, STANDING_YX, openpose_numbers
 
+from diffusers_cfld.pose.format_readers import _READERS
 from diffusers_cfld.pose.formats import NobodyError
 from diffusers_cfld.pose.keypoints import Keypoints
 from diffusers_cfld.pose.reading import has_size
@@ -305,9 +306,9 @@ JUNK = st.recursive(
     | st.lists(inner, min_size=18, max_size=18)
     | st.dictionaries(
         st.sampled_from(
-            "people pose_keypoints_2d animals canvas_height canvas_width height width keypoints_y keypoints_x size images "
-            "annotations id image_id categories instance_info predictions instances keypoints keypoint_scores labels xy x "
-            "y score bodies joints candidate subset pose_landmarks landmark visibility poseKeypoints orig_shape".split()
+            [key for keys, *_ in _READERS for key in keys]
+            + ["canvas_height", "canvas_width", "height", "width", "keypoints_x", "size", "images", "id", "image_id"]
+            + ["instance_info", "predictions", "keypoint_scores", "labels", "x", "y", "score", "joints", "subset"]
         ),
         inner,
         max_size=4,
