@@ -10,6 +10,7 @@ from testing_utils import tiny_pipeline
 
 from diffusers_cfld import Keypoints, align_pose, fit_keypoints, fit_photo
 from diffusers_cfld.cli import main
+from diffusers_cfld.cli.inputs import _size_unless_said as size_unless_said
 from diffusers_cfld.small_model import SAMPLING_OPTIONS, example_poses
 
 
@@ -120,6 +121,15 @@ def test_the_sources_pose_of_a_csv_row_is_of_the_fields_frame(folder, pipe, tmp_
     assert np.array_equal(pixels(tmp_path / "out.png"), expected(pipe, source.image, body))
     assert run(folder, "generate", *options, "--source-frame", 300, 300) == 1
     assert "was measured on an image of 300x300" in errors(capsys)[0]
+
+
+def test_files_without_a_size_are_of_the_sources_image(folder, tmp_path):
+    body = Keypoints.load(folder / "body.json")
+    np.savetxt(tmp_path / "table.txt", body.xy)
+    (tmp_path / "openpose.json").write_text(json.dumps({"people": body.to_openpose()["people"]}))
+    for file in (tmp_path / "table.txt", tmp_path / "openpose.json", folder / "body.npy"):
+        assert size_unless_said(str(file), (90, 150)) == (90, 150)
+    assert size_unless_said(str(folder / "body.json"), (9, 9)) is None
 
 
 def test_a_pose_on_a_wide_picture_is_brought_into_the_frame(folder, pipe, tmp_path):

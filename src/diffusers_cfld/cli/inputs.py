@@ -276,9 +276,11 @@ def _load_estimator(args: argparse.Namespace) -> PoseEstimator | None:
 
 def _size_unless_said(path: str, size: tuple[int, int]) -> tuple[int, int] | None:
     """The size of the image for keypoint files that do not contain one; None for the others."""
-    from ..pose.reading import has_size
+    from ..pose.reading import has_size, load_images
 
-    file = Path(path)
-    if file.suffix.lower() in (".csv", ".txt") or not file.is_file():
+    try:
+        images = load_images(path).values()
+    except (OSError, ValueError):  # reported when the pose is read
         return None
-    return None if file.suffix.lower() == ".json" and has_size(file.read_text(encoding="utf-8-sig")) else size
+    # Lines of annotation files are strings, measured on images of DeepFashion's size.
+    return None if any(isinstance(image, str) or has_size(image) for image in images) else size
