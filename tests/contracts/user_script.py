@@ -29,7 +29,9 @@ def main(photo: Image.Image, folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
 
     result = pipe(image=fitted.image, pose=pose, num_inference_steps=4, generator=generator)
-    assert_type(result, CFLDPipelineOutput)
+    assert_type(result, CFLDPipelineOutput[list[Image.Image]])
+    result.images[0].save(folder / "result.png")
+    assert_type(pipe(image=photo, pose=pose, output_type="np"), CFLDPipelineOutput)
     assert_type(
         pipe(image=[photo, photo], pose=[pose, pose.mirror()], return_dict=False)[0],
         list[Image.Image] | np.ndarray | torch.Tensor,
@@ -43,7 +45,9 @@ def main(photo: Image.Image, folder: Path) -> None:
 
     edit = CFLDInpaintPipeline.from_pipe(pipe)
     assert_type(edit, CFLDInpaintPipeline)
-    assert_type(edit(image=photo, mask_image=photo, source_image=photo, pose=pose, strength=0.7), CFLDPipelineOutput)
+    assert_type(
+        edit(image=photo, mask_image=photo, source_image=photo, pose=pose, strength=0.7).images, list[Image.Image]
+    )
 
     latents = invert(pipe, photo, align_pose(pose, example_poses()[0]))
     assert_type(latents, torch.Tensor)

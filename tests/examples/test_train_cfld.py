@@ -306,7 +306,10 @@ def test_two_processes_equal_one_with_the_same_global_batch(script, steady_start
     args = script.parse_args(arguments(steady_start, more_data, tmp_path / "two", *options, batch=1, steps=2))
     debug_launcher(script.main, (args,), num_processes=2)
     assert_moved_alike(steady_start, tmp_path / "one" / "checkpoint-2", tmp_path / "two" / "checkpoint-2")
-    assert CFLDPipeline.from_pretrained(tmp_path / "two").components.keys() == CFLDPipeline(**tiny_components()).components.keys()
+    assert (
+        CFLDPipeline.from_pretrained(tmp_path / "two").components.keys()
+        == CFLDPipeline(**tiny_components()).components.keys()
+    )
 
 
 def test_lora_instead_of_keys_and_values(script, start, data, tmp_path):

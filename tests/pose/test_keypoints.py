@@ -1,5 +1,6 @@
 """The value `Keypoints`, its geometry and its writers."""
 
+import io
 import json
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from pose_data import ROW, STANDING_YX
 
 from diffusers_cfld.pose.keypoints import Keypoints
@@ -205,3 +207,10 @@ def test_openpose_round_trip(pose):
     data = pose.to_openpose()
     assert Keypoints.from_openpose(data) == pose
     assert Keypoints.from_any(json.dumps(data)) == pose
+
+
+def test_a_notebook_shows_the_drawing():
+    pose = Keypoints.from_array(np.arange(36.0).reshape(18, 2) * 20, size=(1024, 704))
+    with Image.open(io.BytesIO(pose._repr_png_())) as shown:
+        assert shown.size == (220, 320)
+        assert np.asarray(shown).any()

@@ -35,7 +35,6 @@ class SamplingOptions(TypedDict, total=False):
     appearance: Appearance | None
     ip_adapter_image: PipelineImageInput | None
     ip_adapter_image_embeds: list[torch.Tensor] | None
-    output_type: str
     cross_attention_kwargs: dict[str, Any] | None
     guidance_rescale: float
     callback_on_step_end: Any

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
@@ -106,6 +107,19 @@ class CFLDPipeline(CFLDPipelineBase):
         pose: PoseInput | PoseFeatures | None = None,
         *,
         output_size: tuple[int, int] | None = None,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[SamplingOptions],
+    ) -> CFLDPipelineOutput[list[PIL.Image.Image]]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: ImageInput | Appearance | None = None,
+        pose: PoseInput | PoseFeatures | None = None,
+        *,
+        output_size: tuple[int, int] | None = None,
+        output_type: str,
         return_dict: Literal[True] = True,
         **kwargs: Unpack[SamplingOptions],
     ) -> CFLDPipelineOutput: ...
@@ -117,6 +131,7 @@ class CFLDPipeline(CFLDPipelineBase):
         pose: PoseInput | PoseFeatures | None = None,
         *,
         output_size: tuple[int, int] | None = None,
+        output_type: str = "pil",
         return_dict: Literal[False],
         **kwargs: Unpack[SamplingOptions],
     ) -> tuple[Images]: ...

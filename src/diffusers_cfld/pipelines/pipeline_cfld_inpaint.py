@@ -119,6 +119,22 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         strength: float = 1.0,
         feather: float = 4.0,
         *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[SamplingOptions],
+    ) -> CFLDPipelineOutput[list[PIL.Image.Image]]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: ImageInput | None = None,
+        mask_image: MaskInput | None = None,
+        source_image: ImageInput | Appearance | None = None,
+        pose: PoseInput | PoseFeatures | None = None,
+        strength: float = 1.0,
+        feather: float = 4.0,
+        *,
+        output_type: str,
         return_dict: Literal[True] = True,
         **kwargs: Unpack[SamplingOptions],
     ) -> CFLDPipelineOutput: ...
@@ -133,6 +149,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         strength: float = 1.0,
         feather: float = 4.0,
         *,
+        output_type: str = "pil",
         return_dict: Literal[False],
         **kwargs: Unpack[SamplingOptions],
     ) -> tuple[Images]: ...

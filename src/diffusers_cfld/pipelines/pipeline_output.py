@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
+from typing_extensions import TypeVar
 
 Images: TypeAlias = "list[PIL.Image.Image] | np.ndarray | torch.Tensor"
+ImagesT = TypeVar("ImagesT", bound=Images, default=Images)
 
 
 @dataclass
-class CFLDPipelineOutput(BaseOutput):
+class CFLDPipelineOutput(BaseOutput, Generic[ImagesT]):
     """Result of a pipeline.
 
     Args:
@@ -24,7 +26,7 @@ class CFLDPipelineOutput(BaseOutput):
             other.
     """
 
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    images: ImagesT
 
 
 @dataclass(frozen=True, eq=False)

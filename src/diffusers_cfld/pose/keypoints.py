@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -460,6 +461,13 @@ class Keypoints:
         )
         size = f"{self.size[0]}x{self.size[1]} (height x width)"
         return f"Keypoints({int(self.visible.sum())} of 18 joints in {size}; (x, y): {shown})"
+
+    def _repr_png_(self) -> bytes:
+        """The drawing that a notebook shows, at most 320 pixels a side."""
+        drawing, buffer = self.draw(), io.BytesIO()
+        drawing.thumbnail((320, 320))
+        drawing.save(buffer, "PNG")
+        return buffer.getvalue()
 
     def __reduce__(self) -> tuple[type[Keypoints], tuple[FloatArray, BoolArray, FloatArray | None, Size]]:
         # Through the constructor, because unpickled arrays are writable.
