@@ -140,6 +140,10 @@ ONE_PERSON = {
     "DWPose": dwpose(ROWS),
     "DWPose with scores": dwpose(ROWS, score=ROWS[None, :, 2]),
     "pytorch-openpose": (np.column_stack([ROWS, np.arange(18)]), np.append(np.arange(18.0), [30, 18])[None]),
+    "pytorch-openpose, a dict": {
+        "candidate": np.column_stack([ROWS, np.arange(18)]).tolist(),
+        "subset": [[*range(18), 30, 18]],
+    },
     "MediaPipe": SimpleNamespace(
         pose_landmarks=SimpleNamespace(landmark=points(landmarks())), pose_world_landmarks=[]
     ),
@@ -208,6 +212,10 @@ NOBODY = {
     "animals": [{"version": "ap10k", "animals": [FLAT_COCO], **CANVAS}],
     "pyopenpose's datum": SimpleNamespace(poseKeypoints=None, cvInputData=None),
     "pyopenpose's datum, an array without shape": SimpleNamespace(poseKeypoints=np.array(0.0), cvInputData=None),
+    "pytorch-openpose, a dict": {
+        "candidate": np.column_stack([ROWS, np.arange(18)]).tolist(),
+        "subset": [[*range(18), 30, 18]],
+    },
     "MediaPipe": SimpleNamespace(pose_landmarks=None),
     "MediaPipe Tasks": SimpleNamespace(pose_landmarks=[]),
     "Ultralytics": SimpleNamespace(keypoints=SimpleNamespace(xy=torch.zeros(0, 17, 2), conf=None), orig_shape=SIZE),
@@ -347,6 +355,9 @@ def test_tables_and_arrays_in_files(tmp_path):
     np.savez(tmp_path / "pickled.npz", np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         Keypoints.load(tmp_path / "pickled.npz")
+    (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"damaged.npz.*it is not an archive of arrays"):
+        Keypoints.load(tmp_path / "damaged.npz")
 
 
 def test_the_packaged_poses(tmp_path):

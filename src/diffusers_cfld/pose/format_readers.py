@@ -115,20 +115,19 @@ def split_images(data: Any) -> dict[str, Any]:
     return {"": data}
 
 
-def split_frames(data: Any) -> dict[str, Any]:
+def split_frames(images: dict[str, Any]) -> dict[str, Any]:
     """Split the data of a movement into its frames.
 
     Args:
-        data: As from [`load_images`]: several images, or a list of poses.
+        images: From [`split_images`]; a list of poses, which would be people in one image, is one pose a frame.
 
     Returns:
         The data of each frame, by its name.
     """
-    if len(data) == 1:
-        (poses,) = data.values()
-        if isinstance(poses, (list, tuple)) and poses and all(map(_is_frame, poses)):
-            return {str(number): pose for number, pose in enumerate(poses)}
-    return data
+    poses = next(iter(images.values())) if len(images) == 1 else None
+    if isinstance(poses, (list, tuple)) and poses and all(map(_is_frame, poses)):
+        return {str(number): pose for number, pose in enumerate(poses)}
+    return images
 
 
 def is_one_pose(items: Sequence[Any]) -> bool:

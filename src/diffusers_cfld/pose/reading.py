@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,9 @@ def choose_person(people: Sequence[Person], person: int | None, min_confidence: 
     Raises:
         ValueError: There is no such person, or none is chosen from several.
     """
-    if person is None:
-        seen = [one for one in people if find_visible(one.rows, min_confidence).any()]
-        if len(seen) == 1 or (people and not seen):
+    if person is None and people:
+        seen = [one for one in people if len(people) == 1 or find_visible(one.rows, min_confidence).any()]
+        if len(seen) < 2:
             return (seen or people)[0]
     if people and (person is None or person < 0):
         raise ValueError(
@@ -147,11 +148,15 @@ def load_images(path: str | os.PathLike[str]) -> dict[str, Any]:
     suffix = file.suffix.lower()
     if suffix not in FILE_SUFFIXES:
         raise ValueError(f"a keypoint file must end in {', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}.")
-    if suffix in (".npy", ".npz"):
-        loaded = np.load(file, allow_pickle=False)
-        if suffix == ".npz":
-            loaded = dict(loaded)
-        return {"": next(iter(loaded.values())) if isinstance(loaded, dict) and len(loaded) == 1 else loaded}
+    if suffix == ".npy":
+        return {"": np.load(file, allow_pickle=False)}
+    if suffix == ".npz":
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+        except (zipfile.BadZipFile, TypeError, AttributeError) as error:  # the latter two for a single array
+            raise ValueError(f"it is not an archive of arrays ({error}).") from error
+        return {"": next(iter(arrays.values())) if len(arrays) == 1 else arrays}
     # utf-8-sig also reads files that spreadsheet programs wrote with a byte order mark.
     text = file.read_text(encoding="utf-8-sig")
     if suffix == ".json" or text.lstrip().startswith(("{", "[")):
