@@ -853,7 +853,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         if ema is not None:
             ema.copy_to(trained.values())
-        (output_dir / LORA_FILE).unlink(missing_ok=True)  # from an earlier run
+        for file in (*output_dir.glob(LORA_FILE), *output_dir.glob(".tmp*")):
+            file.unlink()  # from an earlier run, which perhaps was killed while it wrote
         if args.unet_lora_rank:
             from peft.utils import get_peft_model_state_dict
 
