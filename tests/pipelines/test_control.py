@@ -369,6 +369,7 @@ def test_images_without_models_and_in_wrong_numbers_are_refused(run, plain, cont
             lambda: make_controlnet(cross_attention_dim=64),
             "controlnet's cross_attention_dim must equal the unet",
         ),
+        ("controlnet", lambda: make_controlnet(in_channels=8), "controlnet's in_channels .* got 8 and 4"),
         (
             "controlnet",
             lambda: make_controlnet(layers_per_block=1),
@@ -378,7 +379,7 @@ def test_images_without_models_and_in_wrong_numbers_are_refused(run, plain, cont
         (
             "controlnet",
             lambda: torch.nn.Identity(),
-            "`controlnet` must be a ControlNetModel or a list of them, got Identity",
+            "`controlnet` must be a ControlNetModel, or a list of them in `from_pipe`, got Identity",
         ),
         ("adapter", lambda: make_adapter(channels=[32, 64]), r"adapter's channels .* got \(32, 64\) and \(16, 24\)"),
         (
@@ -391,6 +392,15 @@ def test_images_without_models_and_in_wrong_numbers_are_refused(run, plain, cont
 def test_models_that_do_not_fit_are_refused(plain, name, make, message):
     with pytest.raises(ValueError, match=message):
         CFLDPipeline.from_pipe(plain, **{name: make()})
+
+
+def test_models_that_are_assigned_are_checked_too(run, plain, controlnet):
+    pipe = extend(plain)
+    for model in ([controlnet, controlnet], make_controlnet(layers_per_block=1)):
+        pipe.controlnet = model
+        with pytest.raises(ValueError, match=r"a list of them in `from_pipe`, got list|number of residuals"):
+            run(pipe, control_image=CONTROL)
+        pipe.controlnet = None
 
 
 # A U-Net that takes the guidance scale as an input

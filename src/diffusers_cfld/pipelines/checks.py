@@ -8,11 +8,8 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ControlNetModel, T2IAdapter
-from diffusers.utils.torch_utils import unwrap_module
 
 from ..processors.pose_map import POSE_MAP_CHANNELS
-from .control import list_models
 from .pipeline_output import Appearance
 
 if TYPE_CHECKING:
@@ -78,44 +75,18 @@ def check_components(
     if pose_adapter is not None:
         channels_read = pose_adapter.config.pose_channels
         facts.append(("pose_adapter's pose_channels", channels_read, "channels of a pose map", POSE_MAP_CHANNELS))
-    _compare(facts)
+    compare_facts(facts)
 
 
-def check_control_components(vae_scale_factor: int, unet: Any, controlnet: Any, adapter: Any) -> None:
-    """Check that ControlNets and T2I-Adapters fit to the U-Net; any of them may be absent.
+def compare_facts(facts: list[tuple[str, Any, str, Any]]) -> None:
+    """Check that pairs of values are equal.
 
     Args:
-        vae_scale_factor: Pixels per latent cell.
-        unet: U-Net, or None.
-        controlnet: One `ControlNetModel` or `MultiControlNetModel`, or None.
-        adapter: One `T2IAdapter` or `MultiAdapter`, or None.
+        facts: Name and value of each, and the name and value of its counterpart.
 
     Raises:
-        ValueError: A model is of another kind or does not fit.
+        ValueError: Two values differ; the message names both.
     """
-    for name, component, kind in (("controlnet", controlnet, ControlNetModel), ("adapter", adapter, T2IAdapter)):
-        for model in list_models(component):
-            if not isinstance(unwrap_module(model), kind):
-                raise ValueError(f"`{name}` must be a {kind.__name__} or a list of them, got {type(model).__name__}.")
-    facts: list[tuple[str, Any, str, Any]] = []
-    for net in list_models(controlnet) if unet is not None else []:
-        width, expected = net.config.cross_attention_dim, unet.config.cross_attention_dim
-        facts.append(("controlnet's cross_attention_dim", width, "unet's cross_attention_dim", expected))
-        widths, expected = tuple(net.config.block_out_channels), tuple(unet.config.block_out_channels)
-        facts.append(("controlnet's block_out_channels", widths, "unet's block_out_channels", expected))
-        count, expected_count = len(net.controlnet_down_blocks), sum(len(block.resnets) for block in unet.up_blocks)
-        facts.append(("controlnet's number of residuals", count, "unet's number of skip connections", expected_count))
-        is_pooled = net.config.global_pool_conditions
-        facts.append(("controlnet's global_pool_conditions", is_pooled, "value for acting in all branches", False))
-    for model in list_models(adapter) if unet is not None else []:
-        widths = tuple(model.config.channels)
-        expected = tuple(unet.config.block_out_channels[: len(widths)])
-        facts.append(("adapter's channels", widths, "unet's block_out_channels", expected))
-        facts.append(("adapter's downscale_factor", model.config.downscale_factor, "vae's", vae_scale_factor))
-    _compare(facts)
-
-
-def _compare(facts: list[tuple[str, Any, str, Any]]) -> None:
     for name, value, counterpart, expected_value in facts:
         if value != expected_value:
             raise ValueError(f"The {name} must equal the {counterpart}, got {value} and {expected_value}.")

@@ -14,11 +14,49 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import ControlNetModel, T2IAdapter
+from diffusers.utils.torch_utils import unwrap_module
 
+from .checks import compare_facts
 from .guidance import BranchConditions, UNetConditions, micro_batches
 
 if TYPE_CHECKING:
     from .pipeline_utils import CFLDPipelineBase
+
+
+def check_control_components(vae_scale_factor: int, unet: Any, controlnet: Any, adapter: Any) -> None:
+    """Check that ControlNets and T2I-Adapters fit to the U-Net; any of them may be absent.
+
+    Args:
+        vae_scale_factor: Pixels per latent cell.
+        unet: U-Net, or None.
+        controlnet: One `ControlNetModel` or `MultiControlNetModel`, or None.
+        adapter: One `T2IAdapter` or `MultiAdapter`, or None.
+
+    Raises:
+        ValueError: A model is of another kind or does not fit.
+    """
+    for name, component, kind in (("controlnet", controlnet, ControlNetModel), ("adapter", adapter, T2IAdapter)):
+        for model in list_models(component):
+            if not isinstance(unwrap_module(model), kind):
+                wanted = f"{kind.__name__}, or a list of them in `from_pipe`"
+                raise ValueError(f"`{name}` must be a {wanted}, got {type(model).__name__}.")
+    facts: list[tuple[str, Any, str, Any]] = []
+    for net in list_models(controlnet) if unet is not None else []:
+        for key in ("in_channels", "cross_attention_dim"):
+            facts.append((f"controlnet's {key}", net.config[key], f"unet's {key}", unet.config[key]))
+        widths, expected = tuple(net.config.block_out_channels), tuple(unet.config.block_out_channels)
+        facts.append(("controlnet's block_out_channels", widths, "unet's block_out_channels", expected))
+        count, expected_count = len(net.controlnet_down_blocks), sum(len(block.resnets) for block in unet.up_blocks)
+        facts.append(("controlnet's number of residuals", count, "unet's number of skip connections", expected_count))
+        is_pooled = net.config.global_pool_conditions
+        facts.append(("controlnet's global_pool_conditions", is_pooled, "value for acting in all branches", False))
+    for model in list_models(adapter) if unet is not None else []:
+        widths = tuple(model.config.channels)
+        expected = tuple(unet.config.block_out_channels[: len(widths)])
+        facts.append(("adapter's channels", widths, "unet's block_out_channels", expected))
+        facts.append(("adapter's downscale_factor", model.config.downscale_factor, "vae's", vae_scale_factor))
+    compare_facts(facts)
 
 
 @dataclass
@@ -47,7 +85,9 @@ class Controls:
     adapter_conditioning_scale: Any
 
     def __post_init__(self) -> None:
-        controlnets, adapters = len(list_models(self.pipe.controlnet)), len(list_models(self.pipe.adapter))
+        pipe = self.pipe
+        check_control_components(pipe.vae_scale_factor, pipe.unet, pipe.controlnet, pipe.adapter)  # may be assigned
+        controlnets, adapters = len(list_models(pipe.controlnet)), len(list_models(pipe.adapter))
         self.control_image = _sort_images("control_image", self.control_image, "controlnet", controlnets)
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
             setattr(self, name, _sort_numbers(name, getattr(self, name), controlnets))

@@ -48,8 +48,8 @@ from ..pose.keypoints import Keypoints
 from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput, PoseProcessor, is_pose_map, read_poses, split_poses
 from ..processors.source_image import ImageInput, SourceImageProcessor
-from .checks import check_components, check_control_components
-from .control import evaluate_controlnet
+from .checks import check_components
+from .control import check_control_components, evaluate_controlnet
 from .guidance import BranchConditions, GuidanceBranch, combine_guidance, guidance_weights, micro_batches
 from .model_card import make_model_card
 from .options import Generators
