@@ -212,10 +212,6 @@ NOBODY = {
     "animals": [{"version": "ap10k", "animals": [FLAT_COCO], **CANVAS}],
     "pyopenpose's datum": SimpleNamespace(poseKeypoints=None, cvInputData=None),
     "pyopenpose's datum, an array without shape": SimpleNamespace(poseKeypoints=np.array(0.0), cvInputData=None),
-    "pytorch-openpose, a dict": {
-        "candidate": np.column_stack([ROWS, np.arange(18)]).tolist(),
-        "subset": [[*range(18), 30, 18]],
-    },
     "MediaPipe": SimpleNamespace(pose_landmarks=None),
     "MediaPipe Tasks": SimpleNamespace(pose_landmarks=[]),
     "Ultralytics": SimpleNamespace(keypoints=SimpleNamespace(xy=torch.zeros(0, 17, 2), conf=None), orig_shape=SIZE),
