@@ -152,7 +152,7 @@ def load_images(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {"": np.load(file, allow_pickle=False)}
     if suffix == ".npz":
         try:
-            with np.load(file, allow_pickle=False) as archive:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 arrays = dict(archive)
         except (zipfile.BadZipFile, TypeError, AttributeError) as error:  # the latter two for a single array
             raise ValueError(f"it is not an archive of arrays ({error}).") from error
