@@ -70,6 +70,16 @@ def test_the_person_is_in_the_crop_with_head_and_feet_and_the_keypoints_move_alo
     np.testing.assert_allclose(back.xy, pose.xy)
 
 
+@pytest.mark.parametrize("missing", [[0], [0, 14, 15], [0, 14, 15, 16]])
+def test_the_head_is_in_the_crop_from_behind_too(missing):
+    pose = standing((400, 900), center=0.7)
+    rows = pose.to_array()
+    rows[missing] = 0
+    behind = Keypoints.from_array(rows, pose.size)
+    tops = [fit_photo(image_of(400, 900), one).frame.top for one in (pose, behind)]
+    assert tops[1] <= tops[0]
+
+
 def test_what_is_under_a_joint_stays_under_it():
     size = (301, 517)
     pose = standing(size, center=0.3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,8 @@ def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = 
             staged.rename(output)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(OSError):  # Windows keeps the folder while the lock in it is open
+        temporary.rmdir()
 
 
 def _describe(path: str | Path) -> str:

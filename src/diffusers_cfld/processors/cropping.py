@@ -28,14 +28,14 @@ Box: TypeAlias = tuple[float, float, float, float]
 # DeepFashion's own files are 1101x750, 0.9 % away from 256:176.
 _SHAPE_TOLERANCE = 0.02
 
-# The body reaches beyond some joints. Around each of these, it is taken to cover a disc; the radius is relative to the
-# length of the bone to the second joint.
+# The body reaches beyond some joints. Around each of these (the first of several that is visible: from behind, a head
+# has no nose), it is taken to cover a disc; the radius is relative to the distance to the joint that follows.
 _BEYOND_JOINTS = (
-    ("nose", "neck", 0.9),
-    ("right_wrist", "right_elbow", 0.6),
-    ("left_wrist", "left_elbow", 0.6),
-    ("right_ankle", "right_knee", 0.25),
-    ("left_ankle", "left_knee", 0.25),
+    (("nose", "right_ear", "left_ear"), "neck", 0.9),
+    (("right_wrist",), "right_elbow", 0.6),
+    (("left_wrist",), "left_elbow", 0.6),
+    (("right_ankle",), "right_knee", 0.25),
+    (("left_ankle",), "left_knee", 0.25),
 )
 
 
@@ -358,8 +358,10 @@ def _person_box(poses: Sequence[Keypoints], image_size: Size) -> Box:
                 f"one is {image_size[0]}x{image_size[1]}: measure them on the upright image, or `rescale` them."
             )
         corners.append(pose.xy[pose.visible])
-        for joint, other, part in _BEYOND_JOINTS:
-            first, second = JOINT_NAMES.index(joint), JOINT_NAMES.index(other)
+        for joints, other, part in _BEYOND_JOINTS:
+            indices = [JOINT_NAMES.index(joint) for joint in joints]
+            first = next((index for index in indices if pose.visible[index]), indices[0])
+            second = JOINT_NAMES.index(other)
             if pose.visible[first] and pose.visible[second]:
                 radius = part * np.linalg.norm(pose.xy[first] - pose.xy[second])
                 corners.append(pose.xy[first] + radius * np.array([[-1, -1], [1, 1]]))
