@@ -394,7 +394,7 @@ def _split_coco_file(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_names(names: Sequence[str] | None) -> None:
     """Refuse as many joints as COCO has under other names, such as those of animals."""
-    first = [str(name).lower().replace(" ", "_") for name in (names or ())[: len(COCO_NAMES)]]
+    first = [str(name).lower().replace(" ", "_").replace("-", "_") for name in (names or ())[: len(COCO_NAMES)]]
     if names and len(names) in COCO_COUNTS and tuple(first) != COCO_NAMES:
         raise ValueError(
             f"The joints must be named and ordered as COCO's are, {COCO_NAMES[:3]}..., got {first[:3]}..."
