@@ -16,6 +16,7 @@ __all__ = [
     "as_pair",
     "has_transparency",
     "is_image",
+    "is_url",
     "load_image",
     "path_suffix",
     "read_size",
@@ -107,17 +108,19 @@ def load_image(image: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image.Ima
     """Open an image, unless it is open already.
 
     Args:
-        image: A PIL image or a path.
+        image: A PIL image, a path or a URL.
 
     Returns:
         The image, upright.
 
     Raises:
-        OSError: The file does not exist or is not an image.
+        OSError: The file does not exist or is not an image, or the URL does not answer with one.
         ValueError: Its EXIF data is damaged.
     """
     if isinstance(image, PIL.Image.Image):
         return upright(image)
+    if is_url(image):
+        return _fetch_image(image)
     try:
         opened = PIL.Image.open(image)
         opened.load()
@@ -128,16 +131,38 @@ def load_image(image: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image.Ima
     return upright(opened)
 
 
-def is_image(value: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
-    """Return whether a value is an image or the path of one.
+def _fetch_image(url: str) -> PIL.Image.Image:
+    from diffusers.utils import load_image as fetch
+
+    try:
+        return upright(fetch(url, convert_method=lambda image: image))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OSError(f"{url!r} does not answer with an image ({type(error).__name__}).") from error
+
+
+def is_url(value: object) -> TypeGuard[str]:
+    """Return whether a value is the address of something on the web.
 
     Args:
         value: Anything.
 
     Returns:
-        Whether it is a PIL image, or a path with the suffix of an image file.
+        Whether it is a string that starts with `http://` or `https://`.
     """
-    return isinstance(value, PIL.Image.Image) or path_suffix(value) in PIL.Image.registered_extensions()
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
+
+
+def is_image(value: object) -> TypeGuard[PIL.Image.Image | str | os.PathLike[str]]:
+    """Return whether a value is an image, or the path or URL of one.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Whether it is a PIL image, a path with the suffix of an image file, or a URL.
+    """
+    is_file = path_suffix(value) in PIL.Image.registered_extensions()
+    return isinstance(value, PIL.Image.Image) or is_file or is_url(value)
 
 
 def path_suffix(value: object) -> str:

@@ -6,6 +6,7 @@ Paper: arXiv:2010.02502, Sec. 4.3, run backwards. As in the test script of Yanzu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
+
+from .image_utils import load_image
 
 if TYPE_CHECKING:
     from .pipelines.pipeline_cfld import CFLDPipeline
@@ -38,7 +41,7 @@ _SCHEDULE = (
 @torch.no_grad()
 def invert(
     pipe: CFLDPipeline,
-    image: PIL.Image.Image,
+    image: PIL.Image.Image | str | os.PathLike[str],
     pose: PoseInput | PoseFeatures,
     *,
     source_image: ImageInput | None = None,
@@ -56,8 +59,8 @@ def invert(
 
     Args:
         pipe: The pipeline; its scheduler's noise schedule and prediction type are used. Not modified.
-        image: The image of the person; squashed to the generated size. If its aspect ratio is not 256:176, image and
-            pose are padded first.
+        image: The image of the person, or its path or URL; squashed to the generated size. If its aspect ratio is not
+            256:176, image and pose are padded first.
         pose: The pose of the person, measured on the image, in any form that the pipeline's call takes.
         source_image: The image whose appearance is the condition; by default `image` itself.
         appearance: From `encode_appearance`, instead of `source_image`.
@@ -80,7 +83,7 @@ def invert(
     width = pipe.target_size[1] if width is None else width
     if appearance is None:
         appearance = pipe.encode_appearance(image if source_image is None else source_image)
-    reference = pipe.source_image_processor.to_rgb(image)
+    reference = pipe.source_image_processor.to_rgb(load_image(image))
     size = (reference.height, reference.width)
     latents = pipe.encode_reference_image(reference, pipe.pose_processor.choose_crop(size), height, width)
     with _scheduler(pipe, DDIMInverseScheduler):

@@ -209,7 +209,7 @@ def test_soft_masks_blend(pipe, reference):
     assert half[inside].max() > 0
 
 
-def test_all_forms_of_masks_and_references(pipe, reference, quick):
+def test_all_forms_of_masks_and_references(pipe, reference, quick, tmp_path):
     mask = rectangle()
     expected = np.asarray(edit(pipe, **quick, image=reference)[0])
     array = np.asarray(mask)
@@ -220,6 +220,12 @@ def test_all_forms_of_masks_and_references(pipe, reference, quick):
     forms += [torch.tensor(array)[None, None]]
     for form in forms:
         assert np.array_equal(edit(pipe, **quick, image=reference, mask_image=form)[0], expected)
+    mask.save(tmp_path / "mask.png")
+    reference.save(tmp_path / "reference.png")
+    paths = {"image": tmp_path / "reference.png", "mask_image": [str(tmp_path / "mask.png")]}
+    assert np.array_equal(edit(pipe, **quick, **paths)[0], expected)
+    sources = [edit(pipe, image=reference, source_image=one)[0] for one in (reference, [str(paths["image"])])]
+    assert np.array_equal(*sources)
     pixels = np.asarray(reference)
     tensor = torch.from_numpy(pixels / 255.0).permute(2, 0, 1)
     for form in (pixels, pixels / 255.0, tensor, tensor[None], [reference], reference.convert("RGBA")):

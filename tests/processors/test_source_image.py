@@ -1,11 +1,14 @@
 """Source images of every kind become the same encoder input."""
 
 import io
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+import requests
 import torch
 
 from diffusers_cfld import SourceImageProcessor
@@ -52,6 +55,25 @@ def test_an_array_of_images_equals_the_list_of_them(processor, photo):
     array = np.stack([np.asarray(photo), np.asarray(photo)[::-1]]).astype(np.uint16) * 257
     for form in (array, (array / 65535).astype(np.float32)):
         torch.testing.assert_close(processor.preprocess(form), processor.preprocess(list(form)), rtol=0, atol=0)
+
+
+def test_paths_and_urls_are_opened(processor, photo, tmp_path, monkeypatch):
+    photo.putalpha(PIL.Image.linear_gradient("L").resize(photo.size))
+    photo.save(tmp_path / "photo.png")
+
+    def answer(url, **options):
+        if "nowhere" in url:
+            raise requests.ConnectionError("HTTPSConnectionPool(host='nowhere')")
+        return SimpleNamespace(raw=io.BytesIO(b"<html>" if "page" in url else (tmp_path / "photo.png").read_bytes()))
+
+    monkeypatch.setattr(requests, "get", answer)
+    url = "https://example.org/photo?size=large"
+    pixels = processor.preprocess([photo, tmp_path / "photo.png", str(tmp_path / "photo.png"), url])
+    assert all(torch.equal(one, pixels[0]) for one in pixels)
+    assert torch.equal(processor.preprocess(url)[0], pixels[0])
+    for url, reason in (("https://nowhere/a.png", "ConnectionError"), ("http://page/", "UnidentifiedImageError")):
+        with pytest.raises(OSError, match=rf"'{url}' does not answer with an image \({reason}\)"):
+            processor.preprocess(url)
 
 
 def test_inputs_are_not_modified(processor, photo):
@@ -114,8 +136,9 @@ def test_16_bit_images_keep_their_brightness(processor, photo):
     ("image", "error", "message"),
     [
         ([], ValueError, "`image` is an empty list"),
-        ("person.jpg", TypeError, "PIL image, a numpy array, a tensor or a list of these, got str"),
-        ([None], TypeError, "got NoneType"),
+        ("person.jpg", FileNotFoundError, "No such file or directory: 'person.jpg'"),
+        ([Path(__file__)], OSError, "test_source_image.py' cannot be read as an image"),
+        ([None], TypeError, "a path or URL, a numpy array, a tensor or a list of these, got NoneType"),
         (np.zeros(5, np.float32), ValueError, r"of shape \(5,\)"),
         (np.zeros((8, 8, 2), np.float32), ValueError, "1, 3 or 4 channels"),
         (np.zeros((8, 8, 3), np.int64), ValueError, r"uint8 or uint16\).* got int64 of shape \(8, 8, 3\)"),

@@ -177,10 +177,10 @@ class CFLDPipeline(CFLDPipelineBase):
         """Generate the source person in the target pose.
 
         Args:
-            image: Source image or images: PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1], a batch or a list of
-                these, or an [`Appearance`]. Squashed to the source encoder's size, as in the published code; images
-                with an aspect ratio other than 256:176 are padded to it first (see [`fit_photo`], which also crops to
-                the person).
+            image: Source image or images: PIL, path or URL, array (H, W, 3) or tensor (3, H, W) in [0, 1], a batch or
+                a list of these, or an [`Appearance`]. Squashed to the source encoder's size, as in the published code;
+                images with an aspect ratio other than 256:176 are padded to it first (see [`fit_photo`], which also
+                crops to the person).
             pose: Target pose or poses: OpenPose-18 keypoints in any form that [`Keypoints.from_any`] reads, pose maps
                 (B, 21, H, W) in [0, 1], images of people in that pose (PIL or paths; needs `pipe.pose_estimator`),
                 paths of keypoint files, a list of these, or [`PoseFeatures`]. Keypoints without a size are read as
@@ -235,6 +235,7 @@ class CFLDPipeline(CFLDPipelineBase):
 
         Raises:
             TypeError: An input has none of the accepted types.
+            OSError: A file or URL cannot be read.
             ValueError: An input is out of range or contradicts another; the numbers of images, poses, generators and
                 latents do not fit together; or the result is not finite and would be a black image.
             RuntimeError: Another thread is using the U-Net.
@@ -242,12 +243,11 @@ class CFLDPipeline(CFLDPipelineBase):
         Examples:
             ```py
             >>> import torch
-            >>> from diffusers.utils import load_image
             >>> from diffusers_cfld import CFLDPipeline, Keypoints
 
             >>> pipe = CFLDPipeline.from_pretrained("path/to/cfld", dtype=torch.float16).to("cuda")
             >>> pose = Keypoints.load("pose.json", size=(1024, 704))
-            >>> image = pipe(image=load_image("person.jpg"), pose=pose, generator=torch.manual_seed(0)).images[0]
+            >>> image = pipe(image="person.jpg", pose=pose, generator=torch.manual_seed(0)).images[0]
             ```
         """
         # 0. Defaults

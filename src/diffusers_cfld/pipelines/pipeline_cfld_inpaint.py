@@ -5,6 +5,7 @@ Paper: arXiv:2402.18078, Sec. 4.6 and Fig. 6a, "style transfer", which needs no 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -19,7 +20,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
-from ..image_utils import to_rgb
+from ..image_utils import load_image, to_rgb
 from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput, split_images
@@ -33,7 +34,7 @@ from .pipeline_utils import CFLDPipelineBase
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Mask: TypeAlias = "PIL.Image.Image | npt.NDArray[Any] | torch.Tensor"
+Mask: TypeAlias = "PIL.Image.Image | str | os.PathLike[str] | npt.NDArray[Any] | torch.Tensor"
 MaskInput: TypeAlias = "Mask | list[Mask] | list[list[Mask]]"
 
 # An 8-bit mask that is black apart from rounding selects nothing.
@@ -198,12 +199,12 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         """Edit reference images.
 
         Args:
-            image: The reference or references: PIL images of any size, arrays (H, W, 3) or tensors (3, H, W) in
-                [0, 1], or a list of these.
+            image: The reference or references: PIL images of any size, paths or URLs, arrays (H, W, 3) or tensors
+                (3, H, W) in [0, 1], or a list of these.
             mask_image: Where a reference should change: a mask with the reference's aspect ratio that is white (or 1)
-                there; grey values blend. A PIL image, an array (H, W) or a tensor (H, W) with floats in [0, 1],
-                booleans or 8 bits (0 to 255, or labels 0 and 1). For several regions of one reference, a list of
-                masks; for several references, a list with a mask or a list of masks for each.
+                there; grey values blend. A PIL image, a path or URL, an array (H, W) or a tensor (H, W) with floats in
+                [0, 1], booleans or 8 bits (0 to 255, or labels 0 and 1). For several regions of one reference, a list
+                of masks; for several references, a list with a mask or a list of masks for each.
             source_image: The image whose appearance the region takes, as `image` in [`CFLDPipeline`]; one for each
                 mask, in lists like those of `mask_image`; or an [`Appearance`].
             pose: The pose of each reference, measured on it, in any form that [`CFLDPipeline`] takes; may be left out
@@ -248,6 +249,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
 
         Raises:
             TypeError: An input has none of the accepted types.
+            OSError: A file or URL cannot be read.
             ValueError: A mask is empty or does not have its reference's aspect ratio; the numbers of references,
                 masks, sources and poses do not fit together; an argument is missing or out of range; or the result is
                 not finite and would be a black image.
@@ -531,7 +533,9 @@ def _to_pil(image: Any) -> PIL.Image.Image:
             image = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
         return PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     if not isinstance(image, PIL.Image.Image):
-        raise TypeError(f"`image` must be a PIL image, an array or a tensor, got {type(image).__name__}.")
+        raise TypeError(
+            f"`image` must be a PIL image, a path or URL, an array or a tensor, got {type(image).__name__}."
+        )
     return image
 
 
@@ -549,12 +553,12 @@ def _read_masks(mask_image: Any, size: tuple[int, int]) -> npt.NDArray[np.float3
 
 def _read_mask(mask: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     values: Any = mask
-    if isinstance(mask, PIL.Image.Image):
-        values = np.asarray(to_rgb(mask, background=(0, 0, 0)).convert("L"))
+    if isinstance(mask, (PIL.Image.Image, str, os.PathLike)):
+        values = np.asarray(to_rgb(load_image(mask), background=(0, 0, 0)).convert("L"))
     elif isinstance(mask, torch.Tensor):
         values = mask.detach().cpu().numpy() if not mask.is_floating_point() else mask.detach().float().cpu().numpy()
     elif not isinstance(mask, np.ndarray):
-        raise TypeError(f"A mask must be a PIL image, an array or a tensor, got {type(mask).__name__}.")
+        raise TypeError(f"A mask must be a PIL image, path, URL, array or tensor, got {type(mask).__name__}.")
     values = values.squeeze()
     # 8-bit values of only 0 and 1 are labels.
     is_8_bit = values.dtype == np.uint8 and values.max(initial=0) > 1

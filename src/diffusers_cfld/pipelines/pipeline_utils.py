@@ -343,6 +343,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
         Raises:
             TypeError: See [`SourceImageProcessor.preprocess`].
+            OSError: A file or URL cannot be read as an image.
             ValueError: See [`SourceImageProcessor.preprocess`].
         """
         if isinstance(image, Appearance):

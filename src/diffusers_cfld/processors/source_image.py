@@ -6,6 +6,7 @@ the encoder's size, mean 0.5 and std 0.5 (YanzuoLu/CFLD `datasets/deepfashion.py
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -17,12 +18,13 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.image_processor import VaeImageProcessor
 
-from ..image_utils import to_rgb
+from ..image_utils import load_image, to_rgb
 from .cropping import CropWindow, edge_strips, padding_crop
 
 __all__ = ["ImageInput", "SourceImageProcessor", "split_images"]
 
-OneImage: TypeAlias = PIL.Image.Image | npt.NDArray[Any] | torch.Tensor
+OpenImage: TypeAlias = PIL.Image.Image | npt.NDArray[Any] | torch.Tensor
+OneImage: TypeAlias = OpenImage | str | os.PathLike[str]
 ImageInput: TypeAlias = OneImage | Sequence[OneImage]
 """One image or several, in any form that [`SourceImageProcessor.preprocess`] takes."""
 
@@ -58,9 +60,9 @@ class SourceImageProcessor(ConfigMixin):
 
         Args:
             image: A `PIL.Image` of any mode (EXIF rotation is applied, transparent parts are laid over `background`,
-                and greyscale and 16-bit images are converted); a numpy array (H, W, 3), (H, W) or (B, H, W, 3) with
-                floats in [0, 1] or 8- or 16-bit integers; a float tensor (3, H, W) or (B, 3, H, W) in [0, 1]; or a
-                list of these. Four channels are RGBA, one channel is grey.
+                and greyscale and 16-bit images are converted); its path or URL; a numpy array (H, W, 3), (H, W) or
+                (B, H, W, 3) with floats in [0, 1] or 8- or 16-bit integers; a float tensor (3, H, W) or (B, 3, H, W)
+                in [0, 1]; or a list of these. Four channels are RGBA, one channel is grey.
             size: (height, width) of the result in pixels; the encoder's by default. It does not change which part of
                 an image is shown.
 
@@ -69,6 +71,7 @@ class SourceImageProcessor(ConfigMixin):
 
         Raises:
             TypeError: An item is none of these.
+            OSError: A file or URL cannot be read as an image.
             ValueError: The list is empty, the number of channels or dimensions is wrong, or values are NaN or outside
                 [0, 1].
         """
@@ -80,7 +83,7 @@ class SourceImageProcessor(ConfigMixin):
         size = (self.config.height, self.config.width) if size is None else size
         return torch.cat([self._preprocess_one(item, size) for item in images])
 
-    def _preprocess_one(self, image: OneImage, size: tuple[int, int]) -> torch.Tensor:
+    def _preprocess_one(self, image: OpenImage, size: tuple[int, int]) -> torch.Tensor:
         """Preprocess one image to (1, 3, height, width) in [-1, 1]."""
         height, width = size
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
@@ -110,8 +113,8 @@ class SourceImageProcessor(ConfigMixin):
                 pixels = torch.from_numpy(np.array(pixels, dtype=np.float32)).movedim(-1, 0)
         elif not isinstance(pixels, torch.Tensor):
             raise TypeError(
-                "`image` must be a PIL image, a numpy array, a tensor or a list of these, got "
-                f"{type(image).__name__}. Open a file with `diffusers.utils.load_image`."
+                "`image` must be a PIL image, a path or URL, a numpy array, a tensor or a list of these, got "
+                f"{type(image).__name__}."
             )
         is_float = isinstance(pixels, torch.Tensor) and pixels.is_floating_point()
         if not is_float or pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in pixels.shape:
@@ -156,16 +159,21 @@ class SourceImageProcessor(ConfigMixin):
         return to_rgb(image, (grey, grey, grey))
 
 
-def split_images(image: ImageInput) -> list[OneImage]:
-    """Split a batch.
+def split_images(image: ImageInput) -> list[OpenImage]:
+    """Split a batch, and open files and URLs.
 
     Args:
         image: As in [`SourceImageProcessor.preprocess`].
 
     Returns:
         The images, one by one; arrays and tensors with a batch axis are split.
+
+    Raises:
+        OSError: A file or URL cannot be read as an image.
+        ValueError: A file's EXIF data is damaged.
     """
     items: Any = image if isinstance(image, (list, tuple)) else [image]
+    items = [load_image(item) if isinstance(item, (str, os.PathLike)) else item for item in items]
     is_batch = [isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4 for item in items]
     return [one for item, several in zip(items, is_batch, strict=True) for one in (item if several else [item])]
 
