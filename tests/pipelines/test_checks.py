@@ -1,14 +1,17 @@
 """What does not fit is said in one sentence before anything is computed; what is unusual but fits works."""
 
+import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from diffusers import AutoencoderTiny, HeunDiscreteScheduler, UNet2DConditionModel
 from peft import LoraConfig
-from PIL import Image
+from PIL import Image, ImageOps
 from testing_utils import UNET_CONFIG, fill, tiny_components, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import (
@@ -21,6 +24,8 @@ from diffusers_cfld import (
     render_pose_map,
 )
 from diffusers_cfld.inversion import invert
+from diffusers_cfld.pipelines.checks import warn_of_photos
+from diffusers_cfld.small_model import SMALL_MODEL, example_sources
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +193,44 @@ def test_a_result_that_is_not_finite_is_no_black_image(break_it, cause):
     break_it(pipe)
     with pytest.raises(ValueError, match=f"not finite and would be a black image.*{cause}"):
         call(pipe, output_type="pil")
+
+
+PHOTO = Image.fromarray(skimage.data.astronaut())
+DRAWN = example_sources()[0]
+
+
+def as_jpeg(image, quality=40):
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=quality)
+    return Image.open(content)
+
+
+@pytest.mark.parametrize(
+    ("image", "warns"),
+    [
+        (PHOTO, True),
+        (PHOTO.crop((100, 0, 360, 378)), True),
+        (PHOTO.resize((910, 512)).crop((0, 100, 910, 400)), True),  # padded above and below
+        ([DRAWN, np.asarray(PHOTO)], True),
+        (Image.fromarray(skimage.data.camera()), True),
+        (ImageOps.expand(PHOTO, 100, "white"), True),  # as in a shop
+        (DRAWN, False),
+        (example_sources(), False),
+        (as_jpeg(DRAWN), False),
+        (as_jpeg(DRAWN.resize((88, 128))).resize((704, 1024)), False),
+        (np.asarray(DRAWN) / 255, False),
+        (ImageOps.expand(DRAWN.crop((0, 0, 176, 200)), 20, DRAWN.getpixel((0, 0))), False),
+    ],
+    ids=str,
+)
+def test_the_small_model_warns_of_photos_only(image, warns, caplog):
+    encoder = SimpleNamespace(config={"_name_or_path": str(SMALL_MODEL / "source_encoder")}, image_size=(128, 96))
+    warn_of_photos(SimpleNamespace(source_encoder=encoder), image)
+    assert ("looks like a photo" in caplog.text) == warns
+    caplog.clear()
+    encoder.config["_name_or_path"] = "path/to/cfld/source_encoder"
+    warn_of_photos(SimpleNamespace(source_encoder=encoder), image)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 1])

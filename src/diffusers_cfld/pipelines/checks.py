@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..processors.pose_map import POSE_MAP_CHANNELS
+from ..processors.source_image import ImageInput, SourceImageProcessor
 from .pipeline_output import Appearance
 
 if TYPE_CHECKING:
     from .pipeline_utils import CFLDPipelineBase
+
+logger = logging.getLogger(__name__)
+
+_SMALL_MODEL = Path(__file__).resolve().parents[1] / "small_model" / "pipeline"
 
 
 def check_components(
@@ -212,3 +219,27 @@ def check_finite(pipe: CFLDPipelineBase, result: torch.Tensor) -> None:
             "it with `rescale_betas_zero_snr=False`."
         )
     raise ValueError(f"The result is not finite and would be a black image.{cause}")
+
+
+def warn_of_photos(pipe: CFLDPipelineBase, image: ImageInput) -> None:
+    """Warn of images that are no drawn figures if the model is the small one, which knows nothing else.
+
+    Drawn figures stand before a plain, light wall: each row has the same colour on the left and on the right.
+
+    Args:
+        pipe: The pipeline.
+        image: Source images, as in its call.
+    """
+    if Path(pipe.source_encoder.config.get("_name_or_path", "")).resolve().parent != _SMALL_MODEL:
+        return
+    processor = SourceImageProcessor(*pipe.source_encoder.image_size)  # one that does not pad
+    pixels = (processor.preprocess(image) + 1) / 2
+    left, right = pixels[..., :3].mean(dim=-1), pixels[..., -3:].mean(dim=-1)  # (B, 3, H)
+    difference = (left - right).abs().amax(dim=1).median(dim=-1).values  # (B,)
+    brightness = left.amax(dim=1).median(dim=-1).values
+    if not ((difference < 7 / 255) & (brightness > 0.6) & (brightness < 0.99)).all():
+        logger.warning(
+            "The small model knows only drawn figures, and this looks like a photo, of which it makes no sensible "
+            "image: load a model of photos with `CFLDPipeline.from_pretrained(...)`, or `--model` on the command line "
+            '("Weights" in the README says where there is one).'
+        )

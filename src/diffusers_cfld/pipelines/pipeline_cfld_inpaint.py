@@ -24,7 +24,7 @@ from ..image_utils import load_image, to_rgb
 from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput, split_images
-from .checks import check_call, check_finite
+from .checks import check_call, check_finite, warn_of_photos
 from .control import Controls
 from .guidance import select_rows
 from .options import ControlImageInput, Generators, SamplingOptions
@@ -308,6 +308,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
 
         # 2. Read references, masks and poses
         references = [self.source_image_processor.to_rgb(_to_pil(item)) for item in split_images(image)]  # type: ignore[arg-type]  # given
+        warn_of_photos(self, references)
         sizes = [(reference.height, reference.width) for reference in references]
         if output_type in ("np", "pt") and len(set(sizes)) > 1:
             raise ValueError(f"`output_type` must be 'pil' or 'latent' for references of several sizes, got {sizes}.")

@@ -48,7 +48,7 @@ from ..pose.keypoints import Keypoints
 from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput, PoseProcessor, is_pose_map, read_poses, split_poses
 from ..processors.source_image import ImageInput, SourceImageProcessor
-from .checks import check_components
+from .checks import check_components, warn_of_photos
 from .control import check_control_components, evaluate_controlnet
 from .guidance import BranchConditions, GuidanceBranch, combine_guidance, guidance_weights, micro_batches
 from .model_card import make_model_card
@@ -348,6 +348,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         """
         if isinstance(image, Appearance):
             return image
+        warn_of_photos(self, image)
         pixels = self.source_image_processor.preprocess(image).to(self._execution_device, self.source_encoder.dtype)
         dtype = self.appearance_encoder.dtype
         encoded = []
