@@ -25,6 +25,6 @@ images = [ImageOps.pad(one, (176, 256), color="white") for one in (photo, *drawi
 labels = ["photo", "target pose", "fitted to the person", "target on this body"]
 if len(sys.argv) > 3:
     pipe = CFLDPipeline.from_pretrained(sys.argv[3])
-    images += pipe(image=fitted.image, pose=aligned, height=256, width=176, generator=torch.manual_seed(0)).images
+    images += pipe(image=fitted.image, pose=aligned, generator=torch.manual_seed(0)).images
     labels.append("result")
 contact_sheet([images], [labels]).save("own_photo.png")

@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,9 +18,11 @@ import numpy.typing as npt
 import PIL.Image
 import torch
 
+from .image_utils import is_image, load_image
 from .io_utils import replacing, write_file
 from .pose.format_readers import split_frames
 from .pose.formats import NobodyError, Size, warn_if_swapped
+from .pose.images import find_people, find_person, is_series, list_files, read_video
 from .pose.keypoints import Keypoints
 from .pose.reading import choose_person, load_images, read_people
 from .processors.pose_map import read_pose_sequence
@@ -29,6 +30,7 @@ from .processors.pose_map import read_pose_sequence
 if TYPE_CHECKING:
     from .pipelines.pipeline_cfld import CFLDPipeline
     from .pipelines.pipeline_output import Appearance
+    from .pose.estimation import PoseEstimator
     from .processors.pose_map import OnePose
     from .processors.source_image import ImageInput
 
@@ -42,7 +44,11 @@ _MAX_STEP = 0.5
 
 
 def load_pose_sequence(
-    path: str | os.PathLike[str], size: Size | None = None, person: int | None = None, normalized: bool = False
+    path: str | os.PathLike[str],
+    size: Size | None = None,
+    person: int | None = None,
+    normalized: bool = False,
+    estimator: PoseEstimator | None = None,
 ) -> list[Keypoints]:
     """Read the poses of a movement.
 
@@ -55,18 +61,22 @@ def load_pose_sequence(
     Args:
         path: `.json`: a list of poses or of everyone in each image (ComfyUI), results of several images (AlphaPose,
             MMPose), or a COCO file. `.jsonl`: one frame per line in any form that `Keypoints.from_any` reads, `null`
-            for frames without anybody. A folder: its `.json` files, e.g. OpenPose's, in the order of the numbers in
-            their names. `.npy`: an array of shape (T, joints, 2 or 3), or (T, people, joints, 2 or 3).
+            for frames without anybody. A folder: its `.json` files, e.g. OpenPose's, or else its images, in the order
+            of the numbers in their names. A video (`.mp4`, `.gif` and so on). Images and videos show drawn skeletons,
+            or people whom `estimator` finds. `.npy`: an array of shape (T, joints, 2 or 3), or
+            (T, people, joints, 2 or 3).
         size: (height, width) in pixels of the images that the joints were measured on; None as in
             `Keypoints.from_any`.
         person: Which of several people in the first frame, from 0.
         normalized: As in `Keypoints.from_any`.
+        estimator: Finds the people in images that are no drawn skeletons.
 
     Returns:
         One pose per frame.
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
+        OSError: An image or the video cannot be read.
         ValueError: The content cannot be read, or no frame has a person; the message names the file and the frame.
     """
     file, place = Path(path), ""
@@ -74,7 +84,7 @@ def load_pose_sequence(
     try:
         for place, value in _read_frames(file):  # noqa: B007 - the error says where
             last = next((pose for pose in reversed(poses) if pose is not None), None)
-            poses.append(_read_pose(value, size, person, normalized, last))
+            poses.append(_read_pose(value, size, person, normalized, last, estimator))
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"Cannot read poses from {str(file)!r}{place}: {error}") from error
     _warn_of_jumps(poses, file)
@@ -99,9 +109,9 @@ def render_sequence(
     """Make the frames of a sequence a few at a time, and write each as soon as it is made.
 
     The source is encoded once. Frames that an earlier run left in the folder are kept if `sequence.json` beside them
-    names the same model, the same image and poses (by their SHA-256) and the same options; otherwise they are refused.
-    Options that JSON cannot hold, such as callbacks and embeddings, are not recorded: if you change them, choose
-    another folder.
+    names the same model, the same image, poses and scheduler (by their SHA-256), the same LoRAs (by their adapters'
+    names) and the same options; otherwise they are refused. Options that JSON cannot hold, such as callbacks
+    and embeddings, are not recorded: if you change them, choose another folder.
 
     Args:
         pipe: The pipeline; `CFLDPipeline.from_pipe` makes one from another pipeline.
@@ -136,12 +146,16 @@ def render_sequence(
     if len(source) != 1:
         raise ValueError(f"A sequence shows one person, got {len(source)} sources: combine them by `Appearance.mean`.")
     poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.image_shape)
+    setup = str(sorted((name, value) for name, value in pipe.scheduler.config.items() if name[0] != "_"))
+    inputs.append(torch.tensor(list(setup.encode())))
     tensors = chain(inputs, map(pipe.pose_processor.preprocess, poses))
     digest = digest_arrays(tensor.float().cpu().numpy() for tensor in tensors)
     digits = max(6, len(str(len(poses) - 1)))
     frames = Path(folder)
     paths = [frames / f"{number:0{digits}d}.png" for number in range(len(poses))]
     options = {"seed": seed, "shared_noise": shared_noise, "scheduler": type(pipe.scheduler).__name__, **kwargs}
+    if getattr(pipe.unet, "peft_config", None):
+        options["adapters"] = pipe.get_active_adapters()
     claim_images(frames / "sequence.json", frames.glob("*.png"), pipe.name_or_path, options, digest)
     for first in range(0, len(poses), micro_batch_size):
         batch = range(first, min(first + micro_batch_size, len(poses)))
@@ -215,7 +229,7 @@ def claim_images(note: Path, images: Iterable[Path], model: object, options: Map
     elif not note.is_file() or note.read_bytes() != content:
         raise ValueError(
             f"{str(found)!r} exists, but {note.name!r} does not say that it was made with this model, image, pose "
-            "and options: choose another place, or delete what is there."
+            "and options: choose another place, or delete what is there (`animate --overwrite` does)."
         )
 
 
@@ -243,10 +257,10 @@ def _is_plain(value: object) -> bool:
 def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield, for each frame of a sequence, its place in the file and its content."""
     if file.is_dir():
-        # Without hidden files, such as macOS writes beside others.
-        names = [name for name in os.listdir(file) if name.lower().endswith(".json") and not name.startswith(".")]
-        for name in sorted(names, key=_natural_order):
-            yield f", {name}", _parse(Path(file, name).read_text(encoding="utf-8-sig"))
+        for one in list_files(file):
+            yield f", {one.name}", load_image(one) if is_image(one) else _parse(one.read_text(encoding="utf-8-sig"))
+    elif is_series(file):
+        yield from ((f", frame {number}", image) for number, image in enumerate(read_video(file)))
     elif file.suffix.lower() == ".json":
         for name, value in split_frames(load_images(file)).items():
             yield f", {name}", value
@@ -259,7 +273,7 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
             array = np.lib.format.read_array(stream, allow_pickle=False)
         yield from ((f", frame {number}", pose) for number, pose in enumerate(array))
     else:
-        raise ValueError("it must be a folder, or a file that ends in .json, .jsonl or .npy.")
+        raise ValueError("it must be a folder, or a file that ends in .json, .jsonl or .npy, or a video.")
 
 
 def _parse(text: str) -> Any:
@@ -271,15 +285,23 @@ def _parse(text: str) -> Any:
 
 
 def _read_pose(
-    value: Any, size: Size | None, person: int | None, normalized: bool, last: Keypoints | None
+    value: Any,
+    size: Size | None,
+    person: int | None,
+    normalized: bool,
+    last: Keypoints | None,
+    estimator: PoseEstimator | None,
 ) -> Keypoints | None:
     """The person chosen, or whoever is nearest to the last pose; None if there is nobody."""
-    people = [] if value is None else read_people(value)
     try:
-        found = [one.convert(size, normalized) for one in (people if last else [choose_person(people, person)])]
+        if isinstance(value, PIL.Image.Image):
+            poses = find_people(value, estimator)[0] if last else [find_person(value, estimator, person)[0]]
+        else:
+            people = [] if value is None else read_people(value)
+            found = [one.convert(size, normalized) for one in (people if last else [choose_person(people, person)])]
+            poses = [Keypoints(*joints) for joints in found if joints.visible.any()]
     except NobodyError:
         return None
-    poses = [Keypoints(*joints) for joints in found if joints.visible.any()]
     return min(poses, key=lambda pose: _distance(last, pose) if last else 0.0, default=None)
 
 
@@ -324,11 +346,6 @@ def _fill_gaps(poses: Sequence[Keypoints | None], file: Path) -> list[Keypoints]
             known[before].lerp(known[after], (number - before) / (after - before)) if is_gap else known[before]
         )
     return filled
-
-
-def _natural_order(name: str) -> list[Any]:
-    """Sort names as people do, `frame2` before `frame10`."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _opened(paths: Iterable[str | os.PathLike[str]]) -> Iterator[PIL.Image.Image]:

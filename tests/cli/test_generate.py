@@ -12,13 +12,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from testing_utils import tiny_pipeline
+from diffusers import DPMSolverMultistepScheduler
+from safetensors.torch import save_file
+from testing_utils import lora_state_dict, scheduler_config, tiny_pipeline
 
 import diffusers_cfld
 from diffusers_cfld import CFLDPipeline, Keypoints
-from diffusers_cfld.cli import inputs, main
+from diffusers_cfld.cli import build_parser, inputs, main
 from diffusers_cfld.cli.inputs import open_image
-from diffusers_cfld.small_model import SMALL_MODEL
+from diffusers_cfld.cli.options import SCHEDULERS, choose_scheduler, lora
+from diffusers_cfld.small_model import SMALL_MODEL, example_poses, example_sources
 
 POINTS = [[88, 30], [88, 60], [66, 60], [60, 95], [58, 125], [110, 60], [116, 95], [118, 125], [74, 125]]
 
@@ -40,7 +43,7 @@ def folder(tmp_path_factory):
 
 def generate(folder, *arguments, images=("a.png",), poses=("a.json",), output="out.png"):
     command = ["generate", "--model", str(folder / "model"), "--steps", "2", "--device", "cpu", "--seed", "3"]
-    command += ["--image", *(str(folder / name) for name in images)]
+    command += ["--image", *(name if "://" in str(name) else str(folder / name) for name in images)]
     command += ["--pose", *(str(folder / name) for name in poses), "--output", str(output), *arguments]
     return main(command)
 
@@ -140,6 +143,47 @@ def test_a_photo_may_come_through_a_pipe(folder, plain, tmp_path):
     assert np.array_equal(pixels(tmp_path / "pipe.png"), plain)
 
 
+def test_the_sample_person_with_a_lora_and_a_scheduler_by_its_short_name(folder, tmp_path):
+    save_file(lora_state_dict(0), tmp_path / "style.safetensors")
+    options = ["--lora", f"{tmp_path / 'style.safetensors'}:0.5", "--scheduler", "dpm++-karras", "--output"]
+    command = ["--steps", "2", "--seed", "3", "--image", "sample", "--pose", "sample", *options]
+    assert main(["generate", "--model", str(folder / "model"), *command, str(tmp_path / "out.png")]) == 0
+    pipe = CFLDPipeline.from_pretrained(folder / "model")
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    pipe.load_lora_weights(tmp_path / "style.safetensors", adapter_name="style")
+    pipe.set_adapters("style", 0.5)
+    options = {"num_inference_steps": 2, "generator": torch.manual_seed(3)}
+    expected = pipe(image=example_sources()[0], pose=example_poses()[3], **options).images[0]
+    assert np.abs(pixels(tmp_path / "out.png").astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, "Euler_A", "DDIMScheduler"])
+def test_schedulers_have_short_names(name):
+    scheduler, options = choose_scheduler(name)
+    made = scheduler.from_config(scheduler_config(), **options)
+    made.set_timesteps(4)
+    assert len(made.timesteps) >= 4
+
+
+def test_the_weight_of_a_lora_follows_the_last_colon():
+    texts = ["a.safetensors", "a.safetensors:0.5", "org/name:-1", r"C:\loras\a.safetensors", "folder:name"]
+    expected = [(texts[0], 1.0), (texts[0], 0.5), ("org/name", -1.0), (texts[3], 1.0), (texts[4], 1.0)]
+    assert [lora(text) for text in texts] == expected
+
+
+def test_folders_of_drawn_skeletons_are_poses(folder, tmp_path):
+    (tmp_path / "poses").mkdir()
+    for number, pose in enumerate(example_poses()[:2]):
+        pose.draw().save(tmp_path / "poses" / f"{number}.png")
+    options = ["generate", "--image", "sample", "--pose", str(tmp_path / "poses"), str(folder / "a.json"), "sample"]
+    arguments = build_parser().parse_args(options)
+    read = inputs.Inputs(arguments).read_poses(arguments.pose)
+    assert [target.is_estimated for target in read] == [False] * 4
+    for target, pose in zip(read, example_poses()[:2], strict=False):
+        assert np.abs(target.keypoints.xy - pose.xy)[pose.visible].max() < 2
+    assert read[3].keypoints == example_poses()[3]
+
+
 def interrupt(*args):
     raise KeyboardInterrupt
 
@@ -217,6 +261,9 @@ def bad_pose(folder, content):
         ({"arguments": ["--guidance-scale", "-1"]}, "must be a finite number >= 0, got -1"),
         ({"arguments": ["--height", "100"]}, "multiples of 8"),
         ({"arguments": ["--scheduler", "FlowMatchEulerDiscreteScheduler"]}, "got FlowMatchEulerDiscreteScheduler"),
+        ({"arguments": ["--lora", "nowhere.safetensors:2"]}, "--lora nowhere.safetensors: there is no such file"),
+        ({"arguments": ["--lora", str(SMALL_MODEL / "model_index.json")]}, "model_index.json: "),
+        ({"images": ("https://127.0.0.1:9/a.png",)}, "does not answer with an image"),
         ({"arguments": ["--offload"]}, "--offload needs a GPU"),
         ({"arguments": ["--device", "cuda:9"]}, "--device cuda:9 cannot be used here"),
         ({"arguments": ["--device", "nonsense"]}, "--device nonsense cannot be used here"),

@@ -215,7 +215,7 @@ def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pose", "b.png"], "is an image: give --pose-estimator to find the pose in it"),
+        (["--pose", "b.png"], "b.png: The image shows no joints"),
         (
             ["--pose", "pose.json", "--pose-weights", "estimator"],
             "--pose-estimator and --pose-weights must be given together",
@@ -265,6 +265,14 @@ def test_animate_writes_a_gif_and_its_frames(folder, pipe, tmp_path, capsys):
     assert run(folder, "animate", *options, "--fps", 10) == 0
     assert output.is_file()
     assert [path.stat().st_mtime_ns for path in frames] == before
+    # Another scheduler, another sequence: it is refused, or replaces the first, but nothing else.
+    (frames[0].parent / "holiday.png").touch()
+    changed = [*options, "--scheduler", "dpm++"]
+    assert run(folder, "animate", *changed) == 1
+    assert "`animate --overwrite` does" in errors(capsys)[0]
+    (frames[0].parent / "holiday.png").unlink()
+    assert run(folder, "animate", *changed, "--overwrite") == 0
+    assert [path.stat().st_mtime_ns for path in frames] != before
 
 
 def test_animate_writes_mp4_and_frames_alone(folder, tmp_path):
@@ -333,7 +341,7 @@ def test_interpolate_goes_from_the_one_to_the_other(folder, pipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pose", "b.png"], "b.png' is an image: give --pose-estimator"),
+        (["--pose", "b.png"], "there is no pose estimator: set `pipe.pose_estimator` (`--pose-estimator`"),
         (["--pose", "pose.json", "--pose-row", "first"], "`row` must be the name of one of 1 images"),
     ],
     ids=str,

@@ -208,7 +208,7 @@ def test_an_image_is_a_pose_for_the_pipeline(vitpose_folder, image, tmp_path):
     pipe = load_small_model()
     pipe.set_progress_bar_config(disable=True)
     options = {"image": image, "num_inference_steps": 1, "output_type": "np"}
-    with pytest.raises(ValueError, match="has no pose estimator"):
+    with pytest.raises(ValueError, match="there is no pose estimator"):
         pipe(pose=image, **options)
     pipe.pose_estimator = ViTPoseEstimator.from_pretrained(vitpose_folder, min_confidence=-10.0)
     image.save(tmp_path / "other_person.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from pathlib import Path
 
 from .inputs import Inputs, add_common_options, add_pose_options
@@ -25,12 +26,13 @@ def add_animate_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         "made, and an interrupted run continues where it stopped.",
     )
     add = parser.add_argument
-    add("--image", required=True, metavar="F", help="source image")
+    add("--image", required=True, metavar="F", help="source image, or sample for a drawn person")
     add(
         "--poses",
         required=True,
         metavar="F",
-        help="the sequence: .jsonl with one pose per line, folder of OpenPose JSON files, or .npy of (T, 18, 2 or 3)",
+        help="the sequence: .json, .jsonl or .npy, a folder of OpenPose's .json files or of images, or a video, of "
+        "drawn skeletons or, with --pose-estimator, of people",
     )
     add_pose_options(parser)
     add(
@@ -42,6 +44,8 @@ def add_animate_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentP
     )
     frames = "folder for the frames (default: --output if it is a folder, else OUTPUT-frames)"
     add("--frames", metavar="DIR", help=frames)
+    overwrite = "replace the frames of another sequence (default: refuse)"
+    add("--overwrite", action="store_true", help=overwrite)
     add("--fps", type=positive_float, default=12.0, metavar="X", help="frames per second (default %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default %(default)s)")
     add(
@@ -96,10 +100,14 @@ def run(args: argparse.Namespace) -> int:
     inputs = Inputs(args)
     with naming("--poses", "--pose-frame and --pose-person"):
         size = tuple(args.pose_frame) if args.pose_frame else None
-        poses = load_pose_sequence(args.poses, size, args.pose_person)
+        poses = load_pose_sequence(args.poses, size, args.pose_person, estimator=inputs.estimator)
     pipe = load_pipeline(args)
     ((window, body),) = inputs.fit_sources(pipe)
     pipe.set_progress_bar_config(disable=True)
+    if args.overwrite and (frames / "sequence.json").is_file():
+        for path in (*frames.glob("*.png"), frames / "sequence.json"):
+            if path.suffix == ".json" or re.fullmatch(r"\d{6,}", path.stem):
+                path.unlink()
     made = render_sequence(
         pipe,
         inputs.fit_poses(pipe, poses, body),

@@ -30,14 +30,20 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
         "images with one pose, or as many images as poses, which are then paired in order.",
     )
     add = parser.add_argument
-    add("--image", required=True, nargs="+", metavar="F", help="source image(s)")
+    add(
+        "--image",
+        required=True,
+        nargs="+",
+        metavar="F",
+        help="source image(s): files or URLs; sample is a drawn person",
+    )
     add(
         "--pose",
         required=True,
         nargs="+",
         metavar="F",
-        help="target pose(s): OpenPose JSON (18 or 25 joints), a CSV row in DeepFashion's format, an array in .npy, "
-        "or with --pose-estimator images of people in that pose",
+        help="target pose(s): keypoint files, drawn skeletons, images of people (with --pose-estimator), folders and "
+        "videos of these, or sample",
     )
     add_pose_options(parser)
     add("--pose-row", metavar="NAME", help="name of the row to read from a CSV file with several rows")
@@ -80,18 +86,19 @@ def run(args: argparse.Namespace) -> int:
     from ..io_utils import replacing
     from ..sequences import claim_images
 
-    num_pairs = max(len(args.image), len(args.pose))
-    if not {len(args.image), len(args.pose)} <= {1, num_pairs}:
-        raise ValueError(
-            f"--image and --pose must name the same number of files, or one of them a single file, got "
-            f"{len(args.image)} and {len(args.pose)}."
-        )
     inputs = Inputs(args)
-    targets = [inputs.read_pose(path) for path in args.pose]
+    targets = inputs.read_poses(args.pose)
+    num_pairs = max(len(args.image), len(targets))
+    if not {len(args.image), len(targets)} <= {1, num_pairs}:
+        raise ValueError(
+            f"--image and --pose must give as many images as poses, or one of either, got {len(args.image)} and "
+            f"{len(targets)}."
+        )
     outputs = _output_paths(args.output, num_pairs * args.num_images)
     note = args.output.with_name(f".{args.output.name}.json")
     options = {name: value for name, value in vars(args).items() if name not in _NOT_NOTED}
-    claim = partial(claim_images, note, outputs, args.model or SMALL_MODEL, options, inputs.digest(targets))
+    digest = inputs.digest([one.keypoints for one in targets])
+    claim = partial(claim_images, note, outputs, args.model or SMALL_MODEL, options, digest)
     if args.resume:
         with naming("--resume"):
             claim()
@@ -102,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
     pipe = load_pipeline(args)
     sources, poses = inputs.fit_sources(pipe), []
     for pair in range(num_pairs if args.align else len(targets)):
-        target, source = pair % len(targets), pair % len(sources)
-        poses += inputs.fit_poses(pipe, [targets[target]], sources[source][1], args.pose[target])
+        target, (_, body) = targets[pair % len(targets)], sources[pair % len(sources)]
+        poses += inputs.fit_poses(pipe, [target.keypoints], body, target.is_estimated)
     # What all pairs share is encoded once.
     appearance = pipe.encode_appearance(inputs.crop(0, sources[0][0])) if len(sources) == 1 else None
     pose_features = pipe.encode_pose(poses[0]) if len(poses) == 1 else None

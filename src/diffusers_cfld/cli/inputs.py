@@ -6,9 +6,9 @@ import argparse
 import logging
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from ..small_model import example_poses, example_source_poses, example_sources
 from .options import SIZE, add_model_options, add_sampling_options, color, naming
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..processors.cropping import CropWindow
 
 logger = logging.getLogger(__name__)
+
+SAMPLE = "sample"
+"""In place of a file: the drawn person or the pose that comes with the package."""
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +85,13 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Target(NamedTuple):
+    """A target pose, as it was measured."""
+
+    keypoints: Keypoints
+    is_estimated: bool
+
+
 class Inputs:
     """Source images and poses, read and checked before a model is loaded.
 
@@ -117,9 +127,12 @@ class Inputs:
         from ..processors.cropping import has_shape
 
         args = self.args
-        size = tuple(args.source_frame) if args.source_frame else _size_unless_said(file, image_size)
-        with naming("--source-pose", "--source-frame, --source-person and --source-row"):
-            pose = Keypoints.load(file, size=size, person=args.source_person, row=args.source_row)
+        if file == SAMPLE:
+            pose = example_source_poses()[0]
+        else:
+            size = tuple(args.source_frame) if args.source_frame else _size_unless_said(file, image_size)
+            with naming("--source-pose", "--source-frame, --source-person and --source-row"):
+                pose = Keypoints.load(file, size=size, person=args.source_person, row=args.source_row)
         if not has_shape(pose.size, image_size):
             raise ValueError(
                 f"--source-pose: {file!r} was measured on an image of {pose.size[0]}x{pose.size[1]} (height x width), "
@@ -128,31 +141,40 @@ class Inputs:
             )
         return pose.rescale(image_size)
 
-    def read_pose(self, path: str) -> Keypoints:
-        """Read a target pose from a keypoint file or from an image.
+    def read_poses(self, paths: list[str]) -> list[Target]:
+        """Read target poses from keypoint files, from images, and from folders and videos of these.
 
         Args:
-            path: The file.
+            paths: The files and folders; `sample` is a pose that comes with the package.
 
         Returns:
-            The pose, as it was measured.
+            The poses, as they were measured.
 
         Raises:
-            OSError: The file cannot be read.
-            ValueError: The file has no pose, or is an image and there is no estimator.
+            OSError: A file cannot be read.
+            ValueError: A file has no pose, or is an image of people and there is no estimator.
         """
+        import PIL.Image
+
         from ..image_utils import is_image, load_image
-        from ..pose.estimation import estimate_pose
+        from ..pose.images import expand_series, find_person, is_series
         from ..pose.keypoints import Keypoints
 
         args, size = self.args, tuple(self.args.pose_frame) if self.args.pose_frame else None
-        if not is_image(Path(path)):
-            with naming("--pose", "--pose-frame, --pose-person and --pose-row"):
-                return Keypoints.load(path, size=size, person=args.pose_person, row=args.pose_row)
-        if self.estimator is None:
-            raise ValueError(f"--pose: {path!r} is an image: give --pose-estimator to find the pose in it.")
-        with naming(f"--pose {path}"):
-            return estimate_pose(load_image(path), self.estimator, args.pose_person or 0)
+        targets = []
+        for path in paths:
+            is_plain = path != SAMPLE and not is_series(path) and not is_image(path)
+            hint = "--pose-frame, --pose-person and --pose-row" if is_plain else ""
+            with naming("--pose" if is_plain else f"--pose {path}", hint):
+                for item in expand_series(path) if is_series(path) else [path]:
+                    if item == SAMPLE:
+                        targets.append(Target(example_poses()[3], False))
+                    elif isinstance(item, PIL.Image.Image) or is_image(item):
+                        targets.append(Target(*find_person(load_image(item), self.estimator, args.pose_person)))
+                    else:
+                        pose = Keypoints.load(item, size=size, person=args.pose_person, row=args.pose_row)
+                        targets.append(Target(pose, False))
+        return targets
 
     def digest(self, poses: list[Keypoints]) -> str:
         """Compute the SHA-256 of images and poses.
@@ -216,7 +238,7 @@ class Inputs:
         return window.crop(self.open(self.paths[number]), self.args.background)
 
     def fit_poses(
-        self, pipe: CFLDPipeline, poses: list[Keypoints], body: Keypoints | None, path: str = ""
+        self, pipe: CFLDPipeline, poses: list[Keypoints], body: Keypoints | None, is_estimated: bool = False
     ) -> list[Keypoints]:
         """Align target poses with the source's body, or crop them to the model's aspect ratio, around the person.
 
@@ -224,18 +246,17 @@ class Inputs:
             pipe: The model.
             poses: The poses of one sequence, all measured on images of one size; they share a window.
             body: The source's pose, from [`fit_sources`].
-            path: The file of the poses; poses found in an image are always cropped, as in the pipeline.
+            is_estimated: Whether an estimator found them; such poses are always cropped, as in the pipeline.
 
         Returns:
             The poses as the model sees them.
         """
-        from ..image_utils import is_image
         from ..pose.alignment import align_pose
         from ..processors.cropping import fit_keypoints
 
         if self.args.align and body:
             return align_pose(poses, body)
-        fits = pipe.pose_processor.choose_crop(poses[0].size).is_whole_image and not is_image(Path(path))
+        fits = pipe.pose_processor.choose_crop(poses[0].size).is_whole_image and not is_estimated
         return poses if fits or pipe.image_shape is None else fit_keypoints(poses, shape=pipe.image_shape)
 
 
@@ -243,7 +264,7 @@ def open_image(path: str) -> PIL.Image.Image:
     """Open a source image.
 
     Args:
-        path: The file.
+        path: The file, a URL, or `sample` for the person that comes with the package.
 
     Returns:
         The image, upright.
@@ -254,6 +275,8 @@ def open_image(path: str) -> PIL.Image.Image:
     """
     from ..image_utils import load_image
 
+    if path == SAMPLE:
+        return example_sources()[0]
     with naming("--image"):
         return load_image(path)
 

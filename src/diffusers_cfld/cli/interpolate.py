@@ -60,11 +60,13 @@ def run(args: argparse.Namespace) -> int:
     from ..pipelines.pipeline_output import Appearance
 
     inputs = Inputs(args)
-    target = inputs.read_pose(args.pose)
+    target, *others = inputs.read_poses([args.pose])
+    if others:
+        raise ValueError(f"--pose must be a single pose, got {1 + len(others)}.")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     pipe = load_pipeline(args)
     (first_window, body), (second_window, _) = inputs.fit_sources(pipe)
-    (pose,) = inputs.fit_poses(pipe, [target], body, args.pose)
+    (pose,) = inputs.fit_poses(pipe, [target.keypoints], body, target.is_estimated)
     first, second = inputs.crop(0, first_window), inputs.crop(1, second_window)
     start, end = pipe.encode_appearance(first), pipe.encode_appearance(second)
     weights = [number / max(args.num_images - 1, 1) for number in range(args.num_images)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,22 @@ if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
 DTYPES = ("float32", "float16", "bfloat16")
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+"""Short names of diffusers' schedulers, each with the class and the options that make it."""
 SIZE: dict[str, Any] = {"nargs": 2, "type": int, "metavar": ("HEIGHT", "WIDTH")}
 """Arguments of `add_argument` for options that take a size."""
 
@@ -94,6 +111,22 @@ def image_path(text: str) -> Path:
     return path
 
 
+def lora(text: str) -> tuple[str, float]:
+    """Split a LoRA from its weight.
+
+    Args:
+        text: Value of `--lora`.
+
+    Returns:
+        The file, folder or Hub id, and the weight, which is 1 if there is none.
+    """
+    place, _, weight = text.rpartition(":")
+    try:
+        return place or text, float(weight) if place else 1.0
+    except ValueError:
+        return text, 1.0
+
+
 @contextmanager
 def naming(option: str, hint: str = "") -> Iterator[None]:
     """Put the name of an option before the message of errors about its value.
@@ -135,6 +168,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_device_option(group)
     add("--dtype", choices=DTYPES, help="default float16 on a GPU, float32 on a CPU")
     add("--variant", metavar="V", help="variant of the weights, e.g. fp16")
+    add(
+        "--lora",
+        type=lora,
+        action="append",
+        metavar="F[:WEIGHT]",
+        help="LoRA of Stable Diffusion 1.5: .safetensors file, folder or Hub id (weight: default 1); repeatable",
+    )
     add("--revision", metavar="R", help="branch, tag or commit on the Hub")
     add("--token", metavar="T", help="Hub token for a private model")
     add("--local-files-only", action="store_true", help="use only local files, never the Hub")
@@ -150,7 +190,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     steps, scale = SAMPLING_OPTIONS["num_inference_steps"], SAMPLING_OPTIONS["guidance_scale"]
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=positive_int, metavar="N", help=f"denoising steps (default 50; {steps} for the small model)")
-    add("--scheduler", metavar="NAME", help="a scheduler class of diffusers, e.g. DDIMScheduler")
+    add("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)}, or a scheduler class of diffusers")
     add(
         "--guidance-scale",
         type=float,
@@ -210,6 +250,54 @@ def choose_device(name: str | None) -> str:
     return name
 
 
+def choose_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
+    """Find a scheduler.
+
+    Args:
+        name: Value of `--scheduler`.
+
+    Returns:
+        The class, and the options that it is made with.
+
+    Raises:
+        ValueError: There is no such scheduler.
+    """
+    import diffusers
+
+    class_name, options = SCHEDULERS.get(name.lower().replace("_", "-"), (name, {}))
+    scheduler = getattr(diffusers, class_name, None)
+    if not hasattr(scheduler, "set_timesteps"):
+        raise ValueError(
+            f"--scheduler must name a scheduler class of diffusers or be one of {', '.join(SCHEDULERS)}, got {name!r}."
+        )
+    return scheduler, options
+
+
+def load_loras(pipe: CFLDPipeline, args: argparse.Namespace) -> None:
+    """Load the LoRAs that the options name.
+
+    Args:
+        pipe: The pipeline.
+        args: Parsed options of [`add_model_options`].
+
+    Raises:
+        OSError: A LoRA is not found, or is none for this model.
+    """
+    weights: dict[str, float] = {}
+    for place, weight in args.lora or []:
+        name = re.sub(r"\W", "_", f"{place}_{weight:g}")  # recorded beside an animation's frames
+        options = {"token": args.token, "local_files_only": args.local_files_only, "use_safetensors": True}
+        if place.endswith(".safetensors") and not Path(place).is_file():
+            raise FileNotFoundError(f"--lora {place}: there is no such file.")
+        try:
+            pipe.load_lora_weights(place, adapter_name=name, **options)
+        except Exception as error:  # of safetensors, peft, the Hub and others
+            raise OSError(f"--lora {place}: it cannot be loaded: {error}") from error
+        weights[name] = weight
+    if weights:
+        pipe.set_adapters(list(weights), list(weights.values()))
+
+
 def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
     """Load the model that the options name.
 
@@ -217,13 +305,12 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
         args: Parsed options of [`add_model_options`] and [`add_sampling_options`].
 
     Returns:
-        The pipeline, on its device and with its scheduler.
+        The pipeline, on its device and with its scheduler and LoRAs.
 
     Raises:
-        OSError: The model is not found or cannot be loaded.
+        OSError: The model or a LoRA is not found or cannot be loaded.
         ValueError: There is no such device or scheduler.
     """
-    import diffusers
     import torch
 
     from ..pipelines.pipeline_cfld import CFLDPipeline
@@ -231,9 +318,7 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
     device = choose_device(args.device)
     if args.offload and device == "cpu":
         raise ValueError("--offload needs a GPU, but this would run on the CPU: leave it out.")
-    scheduler = getattr(diffusers, args.scheduler, None) if args.scheduler else None
-    if args.scheduler and not hasattr(scheduler, "set_timesteps"):
-        raise ValueError(f"--scheduler must name a scheduler class of diffusers, got {args.scheduler!r}.")
+    scheduler, options = choose_scheduler(args.scheduler) if args.scheduler else (None, {})
     model, variant = (args.model, args.variant) if args.model else (SMALL_MODEL, "fp16")
     try:
         pipe = CFLDPipeline.from_pretrained(
@@ -253,7 +338,8 @@ def load_pipeline(args: argparse.Namespace) -> CFLDPipeline:
             reason = f"it only has variants of the weights: pass --variant {' or '.join(sorted(variants))}."
         raise OSError(f"--model {model}: {reason}") from error
     if scheduler is not None:
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
+    load_loras(pipe, args)
     if args.offload:
         pipe.enable_model_cpu_offload(device=device)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,7 +51,22 @@ def estimate_pose(image: PIL.Image.Image, estimator: PoseEstimator, person: int 
     Raises:
         ValueError: There is no such person in the image.
     """
-    people = estimator(to_rgb(image))
+    return choose_person(estimator(to_rgb(image)), person)
+
+
+def choose_person(people: Sequence[Keypoints], person: int) -> Keypoints:
+    """Choose one of the people in an image.
+
+    Args:
+        people: Everyone in the image.
+        person: Which one, from 0.
+
+    Returns:
+        The pose.
+
+    Raises:
+        ValueError: There is no such person in the image.
+    """
     if not people:
         raise NobodyError("Nobody was found in the image: use one in which the person is large and fully visible.")
     if not 0 <= person < len(people):

@@ -7,7 +7,7 @@ Reference implementation: the pose images of YanzuoLu/CFLD's data set code @ f2e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
@@ -17,13 +17,14 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from ..image_utils import is_image, load_image, path_suffix
-from ..pose.estimation import PoseEstimator, estimate_pose
+from ..pose.estimation import PoseEstimator
 from ..pose.format_readers import is_one_pose
-from ..pose.formats import DEEPFASHION_SIZE, FLAT_LENGTHS, JOINT_COUNTS, NobodyError, Size
+from ..pose.formats import DEEPFASHION_SIZE, FLAT_LENGTHS, JOINT_COUNTS, Size
+from ..pose.images import expand_series, find_person, is_series
 from ..pose.keypoints import Keypoints
 from ..pose.reading import FILE_SUFFIXES
 from ..pose.skeleton import NUM_JOINTS, draw_skeleton
-from .cropping import CropWindow, fit_keypoints, padding_crop
+from .cropping import CropWindow, fit_keypoints, has_shape, padding_crop
 
 __all__ = [
     "POSE_MAP_CHANNELS",
@@ -173,51 +174,42 @@ class PoseProcessor(ConfigMixin):
 def read_poses(
     pose: PoseInput, estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = DEEPFASHION_SIZE
 ) -> Any:
-    """Replace images and paths among poses by keypoints.
+    """Replace images, videos and paths among poses by keypoints.
 
     Args:
-        pose: A pose in any form, or a list of poses.
-        estimator: Finds the people in images.
-        shape: (height, width) with the aspect ratio that the person in an image is cropped to; None: not cropped.
+        pose: A pose in any form, or a list of poses. A folder or a video is a list of poses.
+        estimator: Finds the people in images that are no drawn skeletons.
+        shape: (height, width) with the aspect ratio that the person in an image is cropped to, unless it is a drawn
+            skeleton with this aspect ratio; None: not cropped.
 
     Returns:
         The same poses, with `Keypoints` instead of images and paths.
 
     Raises:
-        ValueError: There is an image, but no estimator or nobody in the image; or a file does not hold a single pose.
+        ValueError: There is nobody in an image, or it is no drawn skeleton and there is no estimator; or a file does
+            not hold a single pose.
         OSError: A file cannot be read.
     """
-    if isinstance(pose, (list, tuple)) and any(_is_file(item) for item in pose):
-        return [read_poses(item, estimator, shape=shape) for item in pose]
+    items = list(pose) if isinstance(pose, (list, tuple)) else [pose]
+    if any(map(is_series, items)):
+        return [read_poses(one, estimator, shape=shape) for one in _expand(items)]
+    if isinstance(pose, (list, tuple)) and any(map(_is_file, items)):
+        return [read_poses(item, estimator, shape=shape) for item in items]
     if not _is_file(pose):
         return pose
-    if not isinstance(pose, PIL.Image.Image) and not is_image(pose):
-        return Keypoints.load(pose)
-    if estimator is None:
-        raise ValueError(
-            "`pose` is an image, but the pipeline has no pose estimator: pass keypoints, or set `pipe.pose_estimator` "
-            "to `ViTPoseEstimator.from_pretrained(...)` (`pip install 'diffusers-cfld[vitpose]'`) or "
-            "`RTMPoseEstimator(...)` (`pip install 'diffusers-cfld[rtmlib]'`) from `diffusers_cfld.pose_estimation`. "
-            "For a drawn skeleton use `Keypoints.from_skeleton`."
-        )
-    try:
-        found = estimate_pose(load_image(pose), estimator)
-    except NobodyError as error:
-        name = "`pose`" if isinstance(pose, PIL.Image.Image) else repr(os.fspath(pose))
-        raise NobodyError(f"No pose can be read from {name}: {error}") from error
-    return found if shape is None else fit_keypoints(found, shape=shape)[0]
+    found, is_cropped = _read_file(pose, estimator, shape)
+    return fit_keypoints(found, shape=shape)[0] if shape is not None and is_cropped else found
 
 
 def read_pose_sequence(
     poses: Sequence[OnePose], estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = DEEPFASHION_SIZE
 ) -> list[Any]:
-    """Replace images and paths among the poses of a sequence by keypoints.
+    """Replace images, videos and paths among the poses of a sequence by keypoints.
 
     Args:
         poses: Poses in any form.
-        estimator: Finds the people in images.
-        shape: (height, width) with the aspect ratio that the people in images are cropped to, all with the same window
-            if the images have one size; None: not cropped.
+        estimator: As in [`read_poses`].
+        shape: As in [`read_poses`]; all people in images are cropped with the same window if the images have one size.
 
     Returns:
         See [`read_poses`].
@@ -226,18 +218,40 @@ def read_pose_sequence(
         ValueError: See [`read_poses`].
         OSError: A file cannot be read.
     """
-    read = [read_poses(pose, estimator, shape=None) for pose in poses]
-    found = {number: read[number] for number, pose in enumerate(poses) if is_image(pose)}
-    if shape is None or not found:
-        return read
+    read, found = [], {}
+    for number, pose in enumerate(_expand(poses)):
+        keypoints, is_cropped = _read_file(pose, estimator, shape) if _is_file(pose) else (pose, False)
+        read.append(keypoints)
+        if shape is not None and is_cropped:
+            found[number] = keypoints
     people = list(found.values())
     if len({pose.size for pose in people}) == 1:
-        fitted = fit_keypoints(people, shape=shape)
+        fitted = fit_keypoints(people, shape=shape or DEEPFASHION_SIZE)
     else:
-        fitted = [fit_keypoints(pose, shape=shape)[0] for pose in people]
+        fitted = [fit_keypoints(pose, shape=shape or DEEPFASHION_SIZE)[0] for pose in people]
     for number, pose in zip(found, fitted, strict=True):
         read[number] = pose
     return read
+
+
+def _expand(poses: Sequence[Any]) -> Iterator[Any]:
+    for pose in poses:
+        yield from expand_series(pose) if is_series(pose) else [pose]
+
+
+def _read_file(
+    pose: PIL.Image.Image | str | os.PathLike[str], estimator: PoseEstimator | None, shape: tuple[int, int] | None
+) -> tuple[Keypoints, bool]:
+    """Read the pose in an image or a file, and say whether the person should be cropped."""
+    if not isinstance(pose, PIL.Image.Image) and not is_image(pose):
+        return Keypoints.load(pose), False
+    image = load_image(pose)
+    try:
+        found, is_estimated = find_person(image, estimator)
+    except ValueError as error:
+        name = "`pose`" if isinstance(pose, PIL.Image.Image) else repr(os.fspath(pose))
+        raise type(error)(f"No pose can be read from {name}: {error}") from error
+    return found, is_estimated or (shape is not None and not has_shape(found.size, shape))
 
 
 def split_poses(pose: PoseInput) -> list[Any]:
