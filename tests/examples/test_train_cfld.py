@@ -379,7 +379,7 @@ def test_cached_latents_change_nothing(script, start, data, tmp_path):
 
 def test_shards_are_streamed_and_resumed(script, start, more_data, tmp_path):
     load_example("write_shards").write_shards(load_pairs(more_data), tmp_path / "shards", pairs_per_shard=2)
-    options = ["--checkpointing_steps=1"]
+    options = ["--checkpointing_steps=2"]
     train(script, start, tmp_path / "shards", tmp_path / "whole", *options, steps=4)
     for steps in (2, 4):
         AcceleratorState._reset_state(True)
