@@ -15,6 +15,6 @@ shown = guidance_pictures(
     generator=torch.manual_seed(0),
 )
 names = ("null", "pose", "full", "guided")
-rows = [[getattr(step, name) for step in shown] for name in names]
+rows = [[getattr(step, name).resize((176, 256)) for step in shown] for name in names]
 labels = [[f"{name}, step {step.step}" for step in shown] for name in names]
 contact_sheet(rows, labels).save("guidance.png")

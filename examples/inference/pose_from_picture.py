@@ -1,11 +1,10 @@
-"""An image as the pose: `python pose_from_picture.py [VITPOSE IMAGE]`, e.g. usyd-community/vitpose-base-simple."""
+"""An image as the pose: a drawn skeleton, or with `python pose_from_picture.py VITPOSE IMAGE` an image of a person."""
 
 import sys
 
 import PIL.Image
 import torch
 
-from diffusers_cfld import Keypoints
 from diffusers_cfld.inspection import contact_sheet
 from diffusers_cfld.pose_estimation import ViTPoseEstimator
 from diffusers_cfld.small_model import SAMPLING_OPTIONS, example_poses, example_sources, load_small_model
@@ -14,8 +13,6 @@ pipe, sources = load_small_model(), example_sources()
 if len(sys.argv) > 2:
     pipe.pose_estimator, pose_image = ViTPoseEstimator.from_pretrained(sys.argv[1]), PIL.Image.open(sys.argv[2])
 else:
-    # Any function from an image to a list of poses is an estimator. This one only knows drawn skeletons.
-    pipe.pose_estimator = lambda image: [Keypoints.from_skeleton(image)]
     pose_image = PIL.Image.new("RGB", (600, 400))
     pose_image.paste(example_poses()[2].draw((400, 275)), (250, 0))
 results = pipe(image=sources, pose=pose_image, **SAMPLING_OPTIONS, generator=torch.manual_seed(0)).images

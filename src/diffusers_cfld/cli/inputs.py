@@ -81,7 +81,7 @@ def add_pose_options(parser: argparse.ArgumentParser) -> None:
         "poses are cropped to the person",
     )
     parser.add_argument(
-        "--pose-person", type=int, metavar="N", help="which person to read from an OpenPose file, from 0"
+        "--pose-person", type=int, metavar="N", help="which person to read if there are several, from 0"
     )
 
 

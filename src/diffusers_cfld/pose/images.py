@@ -39,12 +39,11 @@ def find_people(image: PIL.Image.Image, estimator: PoseEstimator | None) -> tupl
     try:
         while True:
             drawn.append(Keypoints.from_skeleton(rgb, person=len(drawn)))
-    except NobodyError:
-        if drawn or estimator is None:
-            return drawn, False
     except ValueError as error:
-        is_blank = not np.ptp(np.asarray(rgb), axis=(0, 1)).any()
-        if estimator is None and not is_blank:
+        if drawn:
+            return drawn, False
+        is_empty = isinstance(error, NobodyError) or not np.ptp(np.asarray(rgb), axis=(0, 1)).any()
+        if estimator is None and not is_empty:
             raise ValueError(
                 f"{str(error).rstrip('.')}; there is no pose estimator: set `pipe.pose_estimator` (`--pose-estimator` "
                 "on the command line) to `ViTPoseEstimator.from_pretrained(...)` (`pip install "
