@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import itertools
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from .pose.estimation import PoseEstimator
     from .processors.pose_map import OnePose
     from .processors.source_image import ImageInput
-
-__all__ = ["load_pose_sequence", "render_sequence", "write_animation"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +83,6 @@ def load_pose_sequence(
             poses.append(_read_pose(value, size, person, normalized, last, estimator))
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"Cannot read poses from {str(file)!r}{place}: {error}") from error
-    _warn_of_jumps(poses, file)
     filled = _fill_gaps(poses, file)
     if len({pose.size for pose in filled}) == 1:
         warn_if_swapped(np.concatenate([pose.xy[pose.visible] for pose in filled]), filled[0].size)
@@ -148,7 +143,7 @@ def render_sequence(
     poses = read_pose_sequence(poses, pipe.pose_estimator, shape=pipe.image_shape)
     setup = str(sorted((name, value) for name, value in pipe.scheduler.config.items() if name[0] != "_"))
     inputs.append(torch.tensor(list(setup.encode())))
-    tensors = chain(inputs, map(pipe.pose_processor.preprocess, poses))
+    tensors = itertools.chain(inputs, map(pipe.pose_processor.preprocess, poses))
     digest = digest_arrays(tensor.float().cpu().numpy() for tensor in tensors)
     digits = max(6, len(str(len(poses) - 1)))
     frames = Path(folder)
@@ -258,7 +253,7 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield, for each frame of a sequence, its place in the file and its content."""
     if file.is_dir():
         for one in list_files(file):
-            yield f", {one.name}", load_image(one) if is_image(one) else _parse(one.read_text(encoding="utf-8-sig"))
+            yield f", {one.name}", load_image(one) if is_image(one) else one.read_text(encoding="utf-8-sig")
     elif is_series(file):
         yield from ((f", frame {number}", image) for number, image in enumerate(read_video(file)))
     elif file.suffix.lower() == ".json":
@@ -267,21 +262,13 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
     elif file.suffix.lower() == ".jsonl":
         for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
             if line.strip():
-                yield f", line {number}", _parse(line)
+                yield f", line {number}", line
     elif file.suffix.lower() == ".npy":
         with file.open("rb") as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
         yield from ((f", frame {number}", pose) for number, pose in enumerate(array))
     else:
         raise ValueError("it must be a folder, or a file that ends in .json, .jsonl or .npy, or a video.")
-
-
-def _parse(text: str) -> Any:
-    """Parse a JSON text; if it is not JSON, return the text, so that the reader of poses reports it."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _read_pose(
@@ -314,13 +301,18 @@ def _distance(pose: Keypoints, other: Keypoints) -> float:
     return float(np.linalg.norm(pose.xy[common] - other.xy[common], axis=1).mean())
 
 
-def _warn_of_jumps(poses: Sequence[Keypoints | None], file: Path) -> None:
+def _fill_gaps(poses: Sequence[Keypoints | None], file: Path) -> list[Keypoints]:
+    """Interpolate the frames without a person, and warn of them and of jumps."""
     known = [(number, pose) for number, pose in enumerate(poses) if pose is not None]
-    jumps = []
-    for (before, pose), (number, other) in itertools.pairwise(known):
-        ranges = [np.ptp(one.xy[one.visible], axis=0).max() for one in (pose, other.rescale(pose.size))]
-        if _distance(pose, other) > _MAX_STEP * max(ranges) * (number - before):
-            jumps.append(number)
+    if not known:
+        raise ValueError(f"{str(file)!r} must have a person in at least one of its {len(poses)} frames, but has none.")
+    filled, jumps = [known[0][1]] * known[0][0], []
+    for (before, pose), (after, other) in itertools.pairwise(known):
+        lengths = [np.ptp(one.xy[one.visible], axis=0).max() for one in (pose, other.rescale(pose.size))]
+        if _distance(pose, other) > _MAX_STEP * max(lengths) * (after - before):
+            jumps.append(after)
+        filled += [pose, *(pose.lerp(other, step / (after - before)) for step in range(1, after - before))]
+    filled += [known[-1][1]] * (len(poses) - known[-1][0])
     if jumps:
         others = f" and {len(jumps) - 10} others" if len(jumps) > 10 else ""
         logger.warning(
@@ -328,23 +320,9 @@ def _warn_of_jumps(poses: Sequence[Keypoints | None], file: Path) -> None:
             "always the same person?",
             *(file, ", ".join(map(str, jumps[:10])), others),
         )
-
-
-def _fill_gaps(poses: Sequence[Keypoints | None], file: Path) -> list[Keypoints]:
-    known = {number: pose for number, pose in enumerate(poses) if pose is not None}
-    if not known:
-        raise ValueError(f"{str(file)!r} must have a person in at least one of its {len(poses)} frames, but has none.")
-    num_missing = len(poses) - len(known)
-    if num_missing:
+    if len(known) < len(poses):
+        num_missing = len(poses) - len(known)
         logger.warning("%s: %d of %d frames have no person and are interpolated.", file, num_missing, len(poses))
-    numbers, filled = list(known), []
-    for number in range(len(poses)):
-        place = bisect.bisect_right(numbers, number)
-        before, after = numbers[max(place - 1, 0)], numbers[min(place, len(numbers) - 1)]
-        is_gap = before < number < after
-        filled.append(
-            known[before].lerp(known[after], (number - before) / (after - before)) if is_gap else known[before]
-        )
     return filled
 
 

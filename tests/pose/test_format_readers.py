@@ -108,7 +108,9 @@ ONE_PERSON = {
     "OpenPose 1.0": {"version": 1.0, "people": [{"pose_keypoints": ROWS.ravel().tolist()}]},
     "OpenPose's rows": {"people": [{"pose_keypoints_2d": BODY_25.tolist()}]},
     "Sports2D": {"people": [{"pose_keypoints_2d": padded(COCO, 26).ravel().tolist()}]},
-    "AlphaPose like OpenPose": {"version": 0.1, "bodies": [{"joints": ROWS.ravel().tolist()}]},
+    "AlphaPose, cmu": {"a.jpg": {"version": "AlphaPose v0.3", "bodies": [{"joints": ROWS.ravel().tolist()}]}},
+    "AlphaPose, open": {"a.jpg": {"version": "AlphaPose v0.3", "people": [OPENPOSE_PERSON]}},
+    "AlphaPose, one image of cmu": {"version": "AlphaPose v0.3", "bodies": [{"joints": ROWS.ravel().tolist()}]},
     "JSON in a JSON string": json.dumps(json.dumps({"people": [OPENPOSE_PERSON]})),
     "ComfyUI": [{"people": [OPENPOSE_PERSON], **CANVAS}],
     "ComfyUI, fractions": [{"people": [{"pose_keypoints_2d": FRACTIONS.ravel().tolist()}], **CANVAS}],
@@ -299,6 +301,7 @@ def test_several_images_are_not_mixed(tmp_path):
             "1.jpg",
         ),
         ({"predictions": [[person(COCO)], [person(COCO + [60, 40, 0])]]}, "1"),
+        ({"0.jpg": {"people": [OPENPOSE_PERSON]}, "1.jpg": moved}, "1.jpg"),
         ({"instance_info": [{"frame_id": n, "instances": [person(COCO + [60 * n, 40 * n, 0])]} for n in (0, 1)]}, "1"),
     ):
         with pytest.raises(
@@ -316,7 +319,6 @@ def test_several_images_are_not_mixed(tmp_path):
     ("data", "message"),
     [
         ({"keypoints": np.ones((16, 3))}, r"got numbers of shape \(16, 3\)"),
-        ({"keypoints": COCO.tolist(), "joints": 1, "people": 3}, "OpenPose JSON must be"),
         ({"header": "Openpose Editor", "object": {}}, r"got a dict with the keys \['header', 'object'\]"),
         (np.ones((33, 3)), r"got numbers of shape \(33, 3\)"),
         ({"images": [{"id": 1}], "annotations": [{"keypoints": [1]}]}, r"A COCO file must have .*KeyError: 'image_id"),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,66 +22,17 @@ from .formats import (
     JOINT_COUNTS,
     MEDIAPIPE_COUNT,
     FloatArray,
-    Joints,
-    Size,
+    Person,
     as_float_array,
-    convert_joints,
     shorten,
 )
 from .skeleton import NUM_JOINTS
-
-__all__ = [
-    "FORMS",
-    "Person",
-    "find_people",
-    "is_one_pose",
-    "parse_csv_row",
-    "parse_json",
-    "split_frames",
-    "split_images",
-]
 
 FORMS = (
     "`Keypoints`, rows (x, y[, confidence]) of 18, 25 or 134 joints in OpenPose's order or of 17, 26, 133 or 136 in "
     "COCO's, MediaPipe's 33 landmarks (x, y, z, visibility), a pair (y, x) of columns, or what OpenPose, COCO, "
     "MMPose, DWPose, ComfyUI, Ultralytics or DeepFashion write (docs/poses.md; a file is read with `Keypoints.load`)"
 )
-
-
-class Person(NamedTuple):
-    """What a reader finds of one person.
-
-    Args:
-        rows: (joints, 2 or 3), (x, y[, confidence]); the number of joints tells their order.
-        size: (height, width) of the image, pixels, if the data say it.
-        normalized: Whether x and y are fractions of the image's width and height; None: if all of them lie in [0, 1].
-        default_size: What to take for a size that nobody says.
-    """
-
-    rows: FloatArray
-    size: Any = None
-    normalized: bool | None = False
-    default_size: Size | None = None
-
-    def convert(self, size: Size | None = None, normalized: bool = False, min_confidence: float = 0.0) -> Joints:
-        """Bring the joints into OpenPose's order, in pixels.
-
-        Args:
-            size: (height, width) of the image, pixels; None: as the data say.
-            normalized: Whether x and y are fractions in any case.
-            min_confidence: Joints are missing if their confidence is at most this.
-
-        Returns:
-            The joints.
-
-        Raises:
-            ValueError: The size is not known, or as in [`convert_joints`].
-        """
-        size = self.size if size is None else size
-        size = self.default_size if size is None and not normalized else size
-        if size is None:
-            raise ValueError("The pose does not say how large its image was: pass `size=(height, width)`.")
-        return convert_joints(self.rows, size, normalized or self.normalized, min_confidence)
 
 
 def split_images(data: Any) -> dict[str, Any]:
@@ -112,6 +63,9 @@ def split_images(data: Any) -> dict[str, Any]:
             for item in data:
                 images.setdefault(str(_get(item, "image_id")), []).append(item)
             return images
+    by_name = dict(data) if isinstance(data, Mapping) and _find_reader(data) is None else {}
+    if by_name and all(isinstance(item, Mapping) and _is_image(item) for item in by_name.values()):
+        return by_name
     return {"": data}
 
 
@@ -167,15 +121,6 @@ def _read_deepfashion(data: Any, key: str) -> list[Person]:
     return [_read_columns(data["keypoints_y"], data["keypoints_x"])._replace(size=_get(data, "size"))]
 
 
-def _read_openpose(data: Any, key: str) -> list[Person]:
-    people = _get(data, "people")
-    if not isinstance(people, (list, tuple)):
-        raise ValueError(
-            f'OpenPose JSON must be `{{"people": [{{"pose_keypoints_2d": [...]}}, ...]}}`, got {shorten(str(data))}.'
-        )
-    return _with_size([one for entry in people for one in find_people(entry)], data)
-
-
 def _read_openpose_person(data: Any, key: str) -> list[Person]:
     numbers = _get(data, key)
     # Without a body, such as with a face alone, the entry still counts as a person.
@@ -184,19 +129,16 @@ def _read_openpose_person(data: Any, key: str) -> list[Person]:
     return _with_size([one._replace(normalized=None) for one in people], data)
 
 
-def _read_nobody(data: Any, key: str) -> list[Person]:
-    return []
-
-
-def _read_inner(data: Any, key: str) -> list[Person]:
-    return _with_size(find_people(_get(data, key)), data)
+def _read_inner(data: Any, key: str, normalized: bool | None = None) -> list[Person]:
+    return _with_size(find_people(_get(data, key), normalized), data)
 
 
 def _read_bodies(data: Any, key: str) -> list[Person]:
     bodies = _get(data, key)
-    if isinstance(bodies, (list, tuple)):  # AlphaPose's; otherwise DWPose's
-        return _with_size([one for body in bodies for one in _read_numbers(body["joints"])], data)
-    return _with_size([one._replace(normalized=True) for one in find_people(bodies)], data)
+    people = find_people(bodies)
+    if not isinstance(bodies, (list, tuple)):  # DWPose's; AlphaPose's are in pixels
+        people = [one._replace(normalized=True) for one in people]
+    return _with_size(people, data)
 
 
 def _read_candidates(data: Any, key: str) -> list[Person]:
@@ -204,20 +146,9 @@ def _read_candidates(data: Any, key: str) -> list[Person]:
     return _with_size(_read_numbers(_pick_candidates(data["candidate"], data["subset"], scores)), data)
 
 
-def _read_landmarks(data: Any, key: str) -> list[Person]:
-    return _with_size(find_people(_get(data, key), normalized=True), data)
-
-
-def _read_world_landmarks(data: Any, key: str) -> list[Person]:
-    raise ValueError(
-        "MediaPipe's world landmarks are metres from the hips and cannot be placed in an image: pass `pose_landmarks`."
-    )
-
-
 def _read_datum(data: Any, key: str) -> list[Person]:
-    joints, shape = _get(data, key), np.shape(_get(data, "cvInputData"))
-    people = _read_numbers(joints) if np.ndim(joints) else []  # without anybody, None or an array of no dimension
-    return _with_size(people, {"orig_shape": shape if len(shape) > 1 else None})
+    joints = _get(data, key)
+    return _with_size(_read_numbers(joints) if np.ndim(joints) else [], data)  # without anybody, None or no dimension
 
 
 def _read_result(data: Any, key: str) -> list[Person]:
@@ -277,21 +208,22 @@ def _read_columns(y: Any, x: Any) -> Person:
     return Person(np.stack(columns[::-1], axis=1), default_size=DEEPFASHION_SIZE)
 
 
+_read_landmarks = partial(_read_inner, normalized=True)
+
 # The keys or attributes, one of which tells a format; its reader; and whether it has everyone in an image.
 _READERS: tuple[tuple[tuple[str, ...], Callable[[Any, str], list[Person]], bool], ...] = (
     (("keypoints_y",), _read_deepfashion, False),
-    (("people",), _read_openpose, True),
-    (("animals",), _read_nobody, True),
+    (("people", "instances", "annotations"), _read_inner, True),
+    (("animals",), lambda data, key: [], True),
     (("pose_keypoints_2d", "pose_keypoints"), _read_openpose_person, False),
     (("poseKeypoints",), _read_datum, True),
     (("bodies",), _read_bodies, True),
     (("candidate",), _read_candidates, True),
-    (("instances", "annotations"), _read_inner, True),
     (("pred_instances",), _read_inner, False),
     (("pose_landmarks", "poseLandmarks", "landmarks"), _read_landmarks, True),
+    (("pose_world_landmarks", "poseWorldLandmarks", "worldLandmarks"), _read_landmarks, True),
     (("landmark",), _read_landmarks, False),
-    (("pose_world_landmarks", "poseWorldLandmarks", "worldLandmarks"), _read_world_landmarks, True),
-    (("keypoints", "pred_keypoints", "xy"), _read_result, False),
+    (("keypoints", "pred_keypoints", "xy", "joints"), _read_result, False),
 )
 _SCORES = ("keypoint_scores", "scores", "conf", "keypoint_confidence", "confidence")
 
@@ -338,11 +270,8 @@ def find_people(data: Any, normalized: bool | None = None) -> list[Person]:
 
 
 def _find_reader(data: Any) -> tuple[str, Callable[[Any, str], list[Person]], bool] | None:
-    for keys, read, is_image in _READERS:
-        for key in keys:
-            if _has(data, key):
-                return key, read, is_image
-    return None
+    found = ((key, read, is_image) for keys, read, is_image in _READERS for key in keys if _has(data, key))
+    return next(found, None)
 
 
 def _parse(data: Any) -> Any:
@@ -350,7 +279,7 @@ def _parse(data: Any) -> Any:
     if not isinstance(data, str):
         return data
     text = data.strip()
-    if text.startswith(("{", "[", '"')):
+    if text.startswith(("{", "[", '"')) or text == "null":
         return _parse(parse_json(text))
     if text.count(":") >= 2 and text.endswith("]"):
         return parse_csv_row(text)
@@ -461,14 +390,13 @@ def _pick_candidates(candidate: Any, subset: Any, scores: Any = None) -> FloatAr
 
 def _with_size(people: Iterable[Person], data: Any) -> list[Person]:
     """The same people, with the size of their image if the data say it and they do not."""
-    size = None
-    for sides in (("canvas_height", "canvas_width"), ("height", "width")):
-        # With x beside them, they are those of a person's box.
-        if size is None and None not in map(partial(_get, data), sides) and not _has(data, "x"):
-            size = tuple(_get(data, side) for side in sides)
-    for name in ("orig_shape", "ori_shape", "image_size"):
-        if size is None and _get(data, name) is not None:
-            size = tuple(_get(data, name))[:2]
+    sides = [("canvas_height", "canvas_width"), ("height", "width")][: 1 if _has(data, "x") else 2]  # x is of a box
+    sizes = [[_get(data, side) for side in pair] for pair in sides]
+    sizes += [_get(data, name, ()) for name in ("orig_shape", "ori_shape", "image_size")]
+    sizes.append(np.shape(_get(data, "cvInputData")))
+    size = next(
+        (tuple(size)[:2] for size in sizes if size is not None and len(size) > 1 and size[0] is not None), None
+    )
     return [one._replace(size=size if one.size is None else one.size, default_size=None) for one in people]
 
 

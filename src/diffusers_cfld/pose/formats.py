@@ -14,27 +14,6 @@ import numpy.typing as npt
 
 from .skeleton import JOINT_NAMES, NUM_JOINTS
 
-__all__ = [
-    "COCO_COUNTS",
-    "COCO_NAMES",
-    "DEEPFASHION_SIZE",
-    "FLAT_LENGTHS",
-    "JOINT_COUNTS",
-    "MEDIAPIPE_COUNT",
-    "OPENPOSE_COUNTS",
-    "BoolArray",
-    "FloatArray",
-    "Joints",
-    "NobodyError",
-    "Size",
-    "as_float_array",
-    "check_size",
-    "convert_joints",
-    "find_visible",
-    "shorten",
-    "warn_if_swapped",
-]
-
 logger = logging.getLogger(__name__)
 
 Size: TypeAlias = tuple[int, int]
@@ -44,24 +23,13 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 DEEPFASHION_SIZE: Size = (256, 176)
 """(height, width) in pixels of the images on which DeepFashion's keypoints were measured."""
 
-COCO_NAMES: tuple[str, ...] = (
+COCO_NAMES = (
     "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
+    *(
+        f"{side}_{part}"
+        for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+        for side in ("left", "right")
+    ),
 )
 """COCO's 17 joints, in COCO's order."""
 
@@ -81,7 +49,7 @@ FLAT_LENGTHS = {3 * count: 3 for count in (*COCO_COUNTS, *OPENPOSE_COUNTS)} | {4
 """Of lists with all numbers of one person in a row: their length, and how many numbers each joint has in it."""
 
 # BODY_25 is the 18-joint order with the middle of the hips inserted at 8 and six points of the feet at the end.
-_BODY_25_ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
+_BODY_25_ROWS = [*range(8), *range(9, 19)]
 # COCO's joints among MediaPipe's landmarks, in COCO's order.
 _MEDIAPIPE_ROWS = [0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28]
 _MEDIAPIPE_HIPS = [23, 24]
@@ -113,70 +81,85 @@ class Joints(NamedTuple):
     size: Size
 
 
-def convert_joints(
-    rows: FloatArray, size: Any, normalized: bool | None = False, min_confidence: float = 0.0
-) -> Joints:
-    """Bring a person's joints into OpenPose's order, in pixels.
+class Person(NamedTuple):
+    """What a reader finds of one person.
 
     Args:
         rows: (joints, 2 or 3), (x, y[, confidence]); the number of joints, one of `JOINT_COUNTS`, tells their order.
-        size: (height, width) of the image that the joints were measured on, pixels.
-        normalized: Whether x and y are fractions of the image's width and height; None: they are if all visible
-            joints lie in [0, 1].
-        min_confidence: Joints are missing if their confidence is at most this.
-
-    Returns:
-        The joints. The neck, which COCO and MediaPipe lack, is the mean of the shoulders, with the smaller of their
-        confidences. Landmarks outside the image, where MediaPipe guesses them, are missing.
-
-    Raises:
-        ValueError: `size` is not a size, or the joints cannot have been measured on an image of this size.
+        size: (height, width) of the image, pixels, if the data say it.
+        normalized: Whether x and y are fractions of the image's width and height; None: they are if all visible joints
+            lie in [0, 1].
+        default_size: What to take for a size that nobody says.
     """
-    height, width = size = check_size(size)
-    visible = find_visible(rows, min_confidence)
-    xy = rows[:, :2]
-    if normalized is None:
-        normalized = bool(((xy[visible] >= 0) & (xy[visible] <= 1)).all())
-    if len(rows) == MEDIAPIPE_COUNT:
-        if normalized and (np.abs(xy[_MEDIAPIPE_HIPS].mean(axis=0)) < 0.02).all():
-            raise ValueError(
-                "MediaPipe's world landmarks are metres from the hips and cannot be placed in an image: pass "
-                "`pose_landmarks`."
-            )
-        visible &= ((xy >= 0) & (xy <= ((1, 1) if normalized else (width, height)))).all(axis=1)
-    if normalized:
-        rows = np.column_stack([xy * (width, height), rows[:, 2:]])
-    rows = np.where(visible[:, None], rows, np.nan)
-    if len(rows) in OPENPOSE_COUNTS:
-        rows = rows[_BODY_25_ROWS if len(rows) == 25 else slice(NUM_JOINTS)]
-    else:
-        rows = rows[_MEDIAPIPE_ROWS if len(rows) == MEDIAPIPE_COUNT else slice(len(COCO_NAMES))]
-        neck = np.append(rows[_SHOULDERS, :2].mean(axis=0), rows[_SHOULDERS, 2:].min(axis=0))
-        rows = np.vstack([rows, neck])[_COCO_ROWS]
-    confidence = rows[:, 2].clip(0.0, 1.0) if rows.shape[1] > 2 else None
-    joints = Joints(rows[:, :2], ~np.isnan(rows[:, 0]), confidence, size)
-    _check_measured(joints)
-    return joints
 
+    rows: FloatArray
+    size: Any = None
+    normalized: bool | None = False
+    default_size: Size | None = None
 
-def find_visible(rows: FloatArray, min_confidence: float = 0.0) -> BoolArray:
-    """Find the joints that are known.
+    def find_visible(self, min_confidence: float = 0.0) -> BoolArray:
+        """Find the joints that are known.
 
-    Args:
-        rows: (joints, 2 or 3), (x, y[, confidence]).
-        min_confidence: Joints are missing if their confidence is at most this.
+        Args:
+            min_confidence: Joints are missing if their confidence is at most this.
 
-    Returns:
-        (joints,), False if x or y is -1, a number is NaN, the confidence is too low, or the joint lies at (0, 0); in
-        OpenPose's order a single one may lie there.
-    """
-    xy = rows[:, :2]
-    visible: BoolArray = ~(np.isnan(rows).any(axis=1) | (xy == -1).any(axis=1))
-    if rows.shape[1] > 2:
-        visible &= rows[:, 2] > min_confidence
-    zeros = visible & (xy == 0).all(axis=1)
-    max_zeros = 1 if len(rows) in OPENPOSE_COUNTS else 0
-    return visible & ~zeros if zeros.sum() > max_zeros else visible
+        Returns:
+            (joints,), False if x or y is -1, a number is NaN, the confidence is too low, or the joint lies at (0, 0);
+            in OpenPose's order a single one may lie there.
+        """
+        xy = self.rows[:, :2]
+        visible: BoolArray = ~(np.isnan(self.rows).any(axis=1) | (xy == -1).any(axis=1))
+        if self.rows.shape[1] > 2:
+            visible &= self.rows[:, 2] > min_confidence
+        zeros = visible & (xy == 0).all(axis=1)
+        return visible & ~zeros if zeros.sum() > (len(xy) in OPENPOSE_COUNTS) else visible
+
+    def convert(self, size: Size | None = None, normalized: bool = False, min_confidence: float = 0.0) -> Joints:
+        """Bring the joints into OpenPose's order, in pixels.
+
+        Args:
+            size: (height, width) of the image, pixels; None: as the data say.
+            normalized: Whether x and y are fractions in any case.
+            min_confidence: Joints are missing if their confidence is at most this.
+
+        Returns:
+            The joints. The neck, which COCO and MediaPipe lack, is the mean of the shoulders, with the smaller of
+            their confidences. Landmarks outside the image, where MediaPipe guesses them, are missing.
+
+        Raises:
+            ValueError: The size is not known or is not a size, or the joints cannot have been measured on an image of
+                this size.
+        """
+        size = self.size if size is None else size
+        size = self.default_size if size is None and not normalized else size
+        if size is None:
+            raise ValueError("The pose does not say how large its image was: pass `size=(height, width)`.")
+        height, width = size = check_size(size)
+        rows, xy = self.rows, self.rows[:, :2]
+        visible = self.find_visible(min_confidence)
+        is_fraction = normalized or self.normalized
+        if is_fraction is None:
+            is_fraction = bool(((xy[visible] >= 0) & (xy[visible] <= 1)).all())
+        if len(rows) == MEDIAPIPE_COUNT:
+            if is_fraction and (np.abs(xy[_MEDIAPIPE_HIPS].mean(axis=0)) < 0.02).all():
+                raise ValueError(
+                    "MediaPipe's world landmarks are metres from the hips and cannot be placed in an image: pass "
+                    "`pose_landmarks`."
+                )
+            visible &= ((xy >= 0) & (xy <= ((1, 1) if is_fraction else (width, height)))).all(axis=1)
+        if is_fraction:
+            rows = np.column_stack([xy * (width, height), rows[:, 2:]])
+        rows = np.where(visible[:, None], rows, np.nan)
+        if len(rows) in OPENPOSE_COUNTS:
+            rows = rows[_BODY_25_ROWS if len(rows) == 25 else slice(NUM_JOINTS)]
+        else:
+            rows = rows[_MEDIAPIPE_ROWS if len(rows) == MEDIAPIPE_COUNT else slice(len(COCO_NAMES))]
+            neck = np.append(rows[_SHOULDERS, :2].mean(axis=0), rows[_SHOULDERS, 2:].min(axis=0))
+            rows = np.vstack([rows, neck])[_COCO_ROWS]
+        confidence = rows[:, 2].clip(0.0, 1.0) if rows.shape[1] > 2 else None
+        joints = Joints(rows[:, :2], ~np.isnan(rows[:, 0]), confidence, size)
+        _check_measured(joints)
+        return joints
 
 
 def warn_if_swapped(xy: FloatArray, size: Size) -> None:
@@ -186,8 +169,7 @@ def warn_if_swapped(xy: FloatArray, size: Size) -> None:
         xy: (joints, 2), visible joints, pixels.
         size: (height, width) of the image that they are said to be measured on, pixels.
     """
-    num_outside = _count_outside(xy, size)
-    num_swapped = _count_outside(xy, size[::-1])
+    num_outside, num_swapped = (int(((xy < 0) | (xy > sides)).any(axis=1).sum()) for sides in (size[::-1], size))
     if num_outside > num_swapped:
         logger.warning(
             "%d of %d joints lie outside the image of %dx%d (height x width), but %d would if height and width were "
@@ -266,10 +248,6 @@ def shorten(text: str) -> str:
 def _from_tensor(value: Any) -> Any:
     """Convert a tensor to an array without importing torch; NumPy has no bfloat16."""
     return value.detach().cpu().double().numpy() if hasattr(value, "detach") else value
-
-
-def _count_outside(xy: FloatArray, size: Size) -> int:
-    return int(((xy < 0) | (xy > size[::-1])).any(axis=1).sum())
 
 
 def _check_measured(joints: Joints) -> None:

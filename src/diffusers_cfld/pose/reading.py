@@ -10,18 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .format_readers import FORMS, Person, find_people, parse_json, split_images
-from .formats import JOINT_COUNTS, Joints, NobodyError, Size, find_visible, shorten, warn_if_swapped
-
-__all__ = [
-    "FILE_SUFFIXES",
-    "choose_image",
-    "choose_person",
-    "has_size",
-    "load_images",
-    "read_people",
-    "read_pose",
-]
+from .format_readers import FORMS, find_people, parse_json, split_images
+from .formats import JOINT_COUNTS, Joints, NobodyError, Person, Size, shorten, warn_if_swapped
 
 FILE_SUFFIXES = (".json", ".csv", ".txt", ".npy", ".npz")
 """The suffixes of keypoint files."""
@@ -102,7 +92,7 @@ def choose_person(people: Sequence[Person], person: int | None, min_confidence: 
         ValueError: There is no such person, or none is chosen from several.
     """
     if person is None and people:
-        seen = [one for one in people if len(people) == 1 or find_visible(one.rows, min_confidence).any()]
+        seen = [one for one in people if len(people) == 1 or one.find_visible(min_confidence).any()]
         if len(seen) < 2:
             return (seen or people)[0]
     if people and (person is None or person < 0):

@@ -17,23 +17,3 @@ from .sampling import PairRandomness as PairRandomness
 from .sampling import cubic_timesteps as cubic_timesteps
 from .sampling import sample_pair_randomness as sample_pair_randomness
 from .training_module import CFLDTrainingModule as CFLDTrainingModule
-
-__all__ = [
-    "LEARNING_RATE_PER_PAIR",
-    "PUBLISHED_LEARNING_RATE",
-    "CFLDTrainingModule",
-    "Conditions",
-    "LatentCache",
-    "PairRandomness",
-    "cfld_loss",
-    "cubic_timesteps",
-    "drop_conditions",
-    "encode_moments",
-    "get_cfld_schedule",
-    "loss_terms",
-    "sample_latents",
-    "sample_pair_randomness",
-    "scaled_learning_rate",
-    "set_unet_trainable",
-    "trainable_parameters",
-]
