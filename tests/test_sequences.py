@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from testing_utils import tiny_image, tiny_pipeline, tiny_pose
+from testing_utils import lora_state_dict, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import Keypoints, small_model
 from diffusers_cfld.processors.pose_map import read_pose_sequence
@@ -305,7 +305,15 @@ def test_frames_of_another_model_or_scheduler_are_refused(poses, tmp_path):
     pipe.scheduler = DDIMScheduler.from_config(scheduler.config)
     with pytest.raises(ValueError, match="does not say that it was made with this model"):
         render(pipe, poses[:1], tmp_path)
+    pipe.scheduler = type(scheduler).from_config(scheduler.config, beta_end=0.02)
+    with pytest.raises(ValueError, match="does not say that it was made with this model"):
+        render(pipe, poses[:1], tmp_path)
     pipe.scheduler = scheduler
+    pipe.load_lora_weights(lora_state_dict(0), adapter_name="style")
+    with pytest.raises(ValueError, match="does not say that it was made with this model"):
+        render(pipe, poses[:1], tmp_path)
+    pipe.unload_lora_weights()
+    assert len(render(pipe, poses[:1], tmp_path)) == 1
     pipe.register_to_config(_name_or_path=Path("another"))  # as `from_pretrained` notes what it was given
     with pytest.raises(ValueError, match="does not say that it was made with this model"):
         render(pipe, poses[:1], tmp_path)

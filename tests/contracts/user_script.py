@@ -41,10 +41,12 @@ def main(photo: Image.Image, folder: Path) -> None:
     assert_type(appearance.lerp(appearance, 0.5), Appearance)
     pipe(appearance=appearance, pose=pipe.encode_pose(example_poses()), micro_batch_size=2)
     pipe(image=np.zeros((64, 64, 3)), pose=torch.zeros(1, 21, 64, 64))
+    pipe(image=["person.jpg", folder / "other.jpg"], pose=folder / "walk.mp4")
     pipe(image=photo, pose=pose, control_image=[photo, photo], controlnet_conditioning_scale=[0.5, 1.0])
 
     edit = CFLDInpaintPipeline.from_pipe(pipe)
     assert_type(edit, CFLDInpaintPipeline)
+    edit(image="person.jpg", mask_image=[folder / "mask.png"], source_image="https://example.org/a.jpg", pose=pose)
     assert_type(
         edit(image=photo, mask_image=photo, source_image=photo, pose=pose, strength=0.7).images, list[Image.Image]
     )

@@ -58,6 +58,7 @@ def test_a_folder_or_a_video_is_a_list_of_poses(folder, poses):
         assert is_series(path)
         for read in (read_poses(path, None), read_pose_sequence([path], None), load_pose_sequence(path)):
             assert [distance(one, other) < 0.02 for one, other in zip(read, poses, strict=True)] == [True] * 3
+    assert not is_series("https://example.org/walk.gif")
     mixed = read_poses([poses[2], folder], None)
     assert len(mixed) == 4
     assert mixed[0] is poses[2]

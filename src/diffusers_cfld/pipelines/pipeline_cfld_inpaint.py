@@ -6,7 +6,7 @@ Paper: arXiv:2402.18078, Sec. 4.6 and Fig. 6a, "style transfer", which needs no 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Mask: TypeAlias = "PIL.Image.Image | str | os.PathLike[str] | npt.NDArray[Any] | torch.Tensor"
-MaskInput: TypeAlias = "Mask | list[Mask] | list[list[Mask]]"
+MaskInput: TypeAlias = "Mask | Sequence[Mask] | Sequence[Sequence[Mask]]"
 
 # An 8-bit mask that is black apart from rounding selects nothing.
 _SMALLEST_MASK = 1 / 255

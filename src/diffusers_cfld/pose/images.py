@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from ..image_utils import is_image, path_suffix, to_rgb
+from ..image_utils import is_image, is_url, path_suffix, to_rgb
 from .estimation import PoseEstimator, choose_person
 from .formats import NobodyError
 from .keypoints import Keypoints
@@ -38,7 +38,7 @@ def find_people(image: PIL.Image.Image, estimator: PoseEstimator | None) -> tupl
     drawn: list[Keypoints] = []
     try:
         while True:
-            drawn.append(Keypoints.from_skeleton(rgb, person=len(drawn)))
+            drawn.append(Keypoints.from_skeleton(image, person=len(drawn)))
     except ValueError as error:
         if drawn:
             return drawn, False
@@ -85,7 +85,9 @@ def is_series(value: object) -> TypeGuard[str | os.PathLike[str]]:
     Returns:
         Whether it is one.
     """
-    return path_suffix(value) in VIDEO_SUFFIXES or (isinstance(value, (str, os.PathLike)) and os.path.isdir(value))
+    if not isinstance(value, (str, os.PathLike)) or is_url(value):
+        return False
+    return path_suffix(value) in VIDEO_SUFFIXES or os.path.isdir(value)
 
 
 def list_files(folder: str | os.PathLike[str]) -> list[Path]:
