@@ -39,64 +39,54 @@ def check_components(
     Raises:
         ValueError: Two components do not fit together; the message names both and what must be equal.
     """
-    facts: list[tuple[str, Any, str, Any]] = []
     if unet is not None and vae is not None:
-        facts.append(
-            ("vae's latent_channels", vae.config.latent_channels, "unet's in_channels", unet.config.in_channels)
+        compare_values(
+            "vae's latent_channels", vae.config.latent_channels, "unet's in_channels", unet.config.in_channels
         )
     if unet is not None and prompt_decoder is not None:
         width = unet.config.cross_attention_dim
-        facts.append(("prompt_decoder's dim", prompt_decoder.config.dim, "unet's cross_attention_dim", width))
-    if unet is not None and pose_adapter is not None:
-        widths = tuple(pose_adapter.config.block_out_channels)
-        expected = tuple(unet.config.block_out_channels[: len(widths)])
-        facts.append(("pose_adapter's block_out_channels", widths, "unet's block_out_channels", expected))
+        compare_values("prompt_decoder's dim", prompt_decoder.config.dim, "unet's cross_attention_dim", width)
     if unet is not None and appearance_encoder is not None:
         config = appearance_encoder.config
         up_widths = dict(enumerate(reversed(unet.config.block_out_channels)))
-        expected = tuple(up_widths.get(index) for index in config.up_block_indices)
-        facts.append(
-            (
-                "appearance_encoder's query_channels",
-                tuple(config.query_channels),
-                "unet's up blocks' channels",
-                expected,
-            )
-        )
+        expected = [up_widths.get(index) for index in config.up_block_indices]
+        name = "appearance_encoder's query_channels"
+        compare_values(name, config.query_channels, "unet's up blocks' channels", expected)
     if source_encoder is not None and appearance_encoder is not None:
         channels = dict(enumerate(source_encoder.feature_channels, start=1))
-        expected = tuple(channels.get(stage) for stage in appearance_encoder.stages)
-        read = tuple(appearance_encoder.config.feature_channels)
-        facts.append(
-            ("appearance_encoder's feature_channels", read, "channels of the source_encoder's stages", expected)
-        )
+        expected = [channels.get(stage) for stage in appearance_encoder.stages]
+        name = "appearance_encoder's feature_channels"
+        compare_values(name, appearance_encoder.config.feature_channels, "source_encoder's stages' channels", expected)
     if source_encoder is not None and prompt_decoder is not None:
-        channels_read = prompt_decoder.config.feature_channels
-        last = source_encoder.feature_channels[-1]
-        facts.append(
-            ("prompt_decoder's feature_channels", channels_read, "source_encoder's last stage's channels", last)
-        )
-        cells = tuple(-(-side // source_encoder.feature_strides[-1]) for side in source_encoder.image_size)
-        size = prompt_decoder.feature_size
-        facts.append(("prompt_decoder's feature_size", size, "size of the source_encoder's coarsest map", cells))
+        name, last = "prompt_decoder's feature_channels", source_encoder.feature_channels[-1]
+        compare_values(name, prompt_decoder.config.feature_channels, "source_encoder's last stage's channels", last)
+        cells = [-(-side // source_encoder.feature_strides[-1]) for side in source_encoder.image_size]
+        name = "prompt_decoder's feature_size"
+        compare_values(name, prompt_decoder.feature_size, "size of the source_encoder's coarsest map", cells)
     if pose_adapter is not None:
-        channels_read = pose_adapter.config.pose_channels
-        facts.append(("pose_adapter's pose_channels", channels_read, "channels of a pose map", POSE_MAP_CHANNELS))
-    compare_facts(facts)
+        name = "pose_adapter's pose_channels"
+        compare_values(name, pose_adapter.config.pose_channels, "channels of a pose map", POSE_MAP_CHANNELS)
+    if unet is not None and pose_adapter is not None:
+        widths = pose_adapter.config.block_out_channels
+        expected = unet.config.block_out_channels[: len(widths)]
+        compare_values("pose_adapter's block_out_channels", widths, "unet's block_out_channels", expected)
 
 
-def compare_facts(facts: list[tuple[str, Any, str, Any]]) -> None:
-    """Check that pairs of values are equal.
+def compare_values(name: str, value: Any, counterpart: str, expected: Any) -> None:
+    """Check that two values are equal.
 
     Args:
-        facts: Name and value of each, and the name and value of its counterpart.
+        name: Name of the first value, such as "vae's latent_channels".
+        value: The first value.
+        counterpart: Name of the second value.
+        expected: The second value; a list equals a tuple.
 
     Raises:
-        ValueError: Two values differ; the message names both.
+        ValueError: They differ; the message names both.
     """
-    for name, value, counterpart, expected_value in facts:
-        if value != expected_value:
-            raise ValueError(f"The {name} must equal the {counterpart}, got {value} and {expected_value}.")
+    value, expected = (tuple(one) if isinstance(one, list) else one for one in (value, expected))
+    if value != expected:
+        raise ValueError(f"The {name} must equal the {counterpart}, got {value} and {expected}.")
 
 
 def check_call(
@@ -151,7 +141,7 @@ def check_call(
         if count is not None and not (isinstance(count, Integral) and count >= 1):
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
     factor = pipe.vae_scale_factor
-    if height <= 0 or width <= 0 or height % factor or width % factor:
+    if min(height, width) <= 0 or height % factor or width % factor:
         raise ValueError(
             f"`height` and `width` must be positive multiples of {factor}, got {height} and {width}: use "
             "`output_size` for results of any other size."

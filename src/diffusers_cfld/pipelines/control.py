@@ -17,7 +17,7 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter
 from diffusers.utils.torch_utils import unwrap_module
 
-from .checks import compare_facts
+from .checks import compare_values
 from .guidance import BranchConditions, UNetConditions, micro_batches
 
 if TYPE_CHECKING:
@@ -41,22 +41,21 @@ def check_control_components(vae_scale_factor: int, unet: Any, controlnet: Any, 
             if not isinstance(unwrap_module(model), kind):
                 wanted = f"{kind.__name__}, or a list of them in `from_pipe`"
                 raise ValueError(f"`{name}` must be a {wanted}, got {type(model).__name__}.")
-    facts: list[tuple[str, Any, str, Any]] = []
-    for net in list_models(controlnet) if unet is not None else []:
-        for key in ("in_channels", "cross_attention_dim"):
-            facts.append((f"controlnet's {key}", net.config[key], f"unet's {key}", unet.config[key]))
-        widths, expected = tuple(net.config.block_out_channels), tuple(unet.config.block_out_channels)
-        facts.append(("controlnet's block_out_channels", widths, "unet's block_out_channels", expected))
-        count, expected_count = len(net.controlnet_down_blocks), sum(len(block.resnets) for block in unet.up_blocks)
-        facts.append(("controlnet's number of residuals", count, "unet's number of skip connections", expected_count))
-        is_pooled = net.config.global_pool_conditions
-        facts.append(("controlnet's global_pool_conditions", is_pooled, "value for acting in all branches", False))
-    for model in list_models(adapter) if unet is not None else []:
-        widths = tuple(model.config.channels)
-        expected = tuple(unet.config.block_out_channels[: len(widths)])
-        facts.append(("adapter's channels", widths, "unet's block_out_channels", expected))
-        facts.append(("adapter's downscale_factor", model.config.downscale_factor, "vae's", vae_scale_factor))
-    compare_facts(facts)
+    if unet is None:
+        return
+    for net in list_models(controlnet):
+        for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
+            compare_values(f"controlnet's {key}", net.config[key], f"unet's {key}", unet.config[key])
+        name, count = "controlnet's number of residuals", len(net.controlnet_down_blocks)
+        num_skips = sum(len(block.resnets) for block in unet.up_blocks)
+        compare_values(name, count, "unet's number of skip connections", num_skips)
+        name, is_pooled = "controlnet's global_pool_conditions", net.config.global_pool_conditions
+        compare_values(name, is_pooled, "value for acting in all branches", False)
+    for model in list_models(adapter):
+        widths, factor = model.config.channels, model.config.downscale_factor
+        expected = unet.config.block_out_channels[: len(widths)]
+        compare_values("adapter's channels", widths, "unet's block_out_channels", expected)
+        compare_values("adapter's downscale_factor", factor, "vae's", vae_scale_factor)
 
 
 @dataclass
@@ -89,11 +88,11 @@ class Controls:
         check_control_components(pipe.vae_scale_factor, pipe.unet, pipe.controlnet, pipe.adapter)  # may be assigned
         controlnets, adapters = len(list_models(pipe.controlnet)), len(list_models(pipe.adapter))
         self.control_image = _sort_images("control_image", self.control_image, "controlnet", controlnets)
+        self.adapter_image = _sort_images("adapter_image", self.adapter_image, "adapter", adapters)
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
             setattr(self, name, _sort_numbers(name, getattr(self, name), controlnets))
-        self.adapter_image = _sort_images("adapter_image", self.adapter_image, "adapter", adapters)
-        scales = _sort_numbers("adapter_conditioning_scale", self.adapter_conditioning_scale, adapters)
-        self.adapter_conditioning_scale = scales
+        name = "adapter_conditioning_scale"
+        self.adapter_conditioning_scale = _sort_numbers(name, self.adapter_conditioning_scale, adapters)
         for start, end in zip(self.control_guidance_start, self.control_guidance_end, strict=True):
             if not 0 <= start < end <= 1:
                 raise ValueError(
@@ -134,14 +133,12 @@ class Controls:
             pixels = pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels
             return pixels.to(self.pipe._execution_device, model.dtype)
 
+        nets = zip(self.control_image, list_models(self.pipe.controlnet), strict=True)
         conditions.control_images = [
-            prepare("control_image", image, net, net.config.conditioning_channels)
-            for image, net in zip(self.control_image, list_models(self.pipe.controlnet), strict=True)
+            prepare("control_image", image, net, net.config.conditioning_channels) for image, net in nets
         ]
-        images = [
-            prepare("adapter_image", image, adapter, adapter.config.in_channels)
-            for image, adapter in zip(self.adapter_image, list_models(self.pipe.adapter), strict=True)
-        ]
+        adapters = zip(self.adapter_image, list_models(self.pipe.adapter), strict=True)
+        images = [prepare("adapter_image", image, adapter, adapter.config.in_channels) for image, adapter in adapters]
         if not images:
             return
         num_rows, scales = max(map(len, images)), self.adapter_conditioning_scale
@@ -164,15 +161,9 @@ class Controls:
         Returns:
             One for each ControlNet; 0 where it does not act yet, or no longer.
         """
-        scales, starts, ends = (
-            self.controlnet_conditioning_scale,
-            self.control_guidance_start,
-            self.control_guidance_end,
-        )
-        return [
-            scale if step / num_steps >= start and (step + 1) / num_steps <= end else 0.0
-            for scale, start, end in zip(scales, starts, ends, strict=True)
-        ]
+        intervals = zip(self.control_guidance_start, self.control_guidance_end, strict=True)
+        acts = [start <= step / num_steps and (step + 1) / num_steps <= end for start, end in intervals]
+        return [scale * act for scale, act in zip(self.controlnet_conditioning_scale, acts, strict=True)]
 
 
 def evaluate_controlnet(
