@@ -20,7 +20,7 @@ from .image_utils import is_image, load_image
 from .io_utils import replacing, write_file
 from .pose.format_readers import split_frames
 from .pose.formats import NobodyError, Size, warn_if_swapped
-from .pose.images import find_people, find_person, is_series, list_files, read_video
+from .pose.images import expand_series, find_people, find_person, is_series
 from .pose.keypoints import Keypoints
 from .pose.reading import choose_person, load_images, read_people
 from .processors.pose_map import read_pose_sequence
@@ -251,11 +251,12 @@ def _is_plain(value: object) -> bool:
 
 def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield, for each frame of a sequence, its place in the file and its content."""
-    if file.is_dir():
-        for one in list_files(file):
-            yield f", {one.name}", load_image(one) if is_image(one) else one.read_text(encoding="utf-8-sig")
-    elif is_series(file):
-        yield from ((f", frame {number}", image) for number, image in enumerate(read_video(file)))
+    if is_series(file):
+        for number, one in enumerate(expand_series(file)):
+            if isinstance(one, Path):
+                yield f", {one.name}", load_image(one) if is_image(one) else one.read_text(encoding="utf-8-sig")
+            else:
+                yield f", frame {number}", one
     elif file.suffix.lower() == ".json":
         for name, value in split_frames(load_images(file)).items():
             yield f", {name}", value
