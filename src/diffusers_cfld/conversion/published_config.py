@@ -250,8 +250,8 @@ def _read_pose_adapter(shapes: Shapes) -> dict[str, Any]:
 def _published_heads(setting: str, published: Mapping[int, int], width: int) -> int:
     if width not in published:
         raise ValueError(
-            f"The number of attention heads cannot be read from weights of width {width}, which is not a published "
-            f"width: put the trainer's config.yaml, which has it as `{setting}`, beside the checkpoint."
+            f"The number of attention heads cannot be read from weights of width {width}: put the trainer's "
+            f"config.yaml, which has it as `{setting}`, beside the checkpoint."
         )
     return published[width]
 

@@ -60,8 +60,7 @@ def read_safetensors(folder: Path, variant: str | None) -> dict[str, torch.Tenso
     files = [*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*-of-*.safetensors")]
     if not files:
         raise FileNotFoundError(
-            f"'{folder}' must have '{stem}.safetensors' or its shards, but has neither: check the folder and the "
-            "variant."
+            f"'{folder}' must have '{stem}.safetensors' or its shards, but has neither: check folder and variant."
         )
     return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
@@ -89,8 +88,7 @@ def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = 
     if output.exists() and any(output.iterdir()):
         if not overwrite:
             raise ValueError(
-                f"The output '{output}' is not empty: choose another folder, or replace it with `overwrite=True` "
-                "(`--overwrite`)."
+                f"The output '{output}' is not empty: choose another folder, or replace it with `overwrite`."
             )
         if not (output / marker).is_file() or made_by.encode() not in (output / marker).read_bytes():
             raise ValueError(

@@ -56,7 +56,9 @@ def check_components(
         channels = dict(enumerate(source_encoder.feature_channels, start=1))
         expected = [channels.get(stage) for stage in appearance_encoder.stages]
         name = "appearance_encoder's feature_channels"
-        compare_values(name, appearance_encoder.config.feature_channels, "source_encoder's stages' channels", expected)
+        compare_values(
+            name, appearance_encoder.config.feature_channels, "channels of the source_encoder's stages", expected
+        )
     if source_encoder is not None and prompt_decoder is not None:
         name, last = "prompt_decoder's feature_channels", source_encoder.feature_channels[-1]
         compare_values(name, prompt_decoder.config.feature_channels, "source_encoder's last stage's channels", last)
@@ -123,16 +125,12 @@ def check_call(
         if component is None and name not in optional:
             raise ValueError(f"The pipeline has no `{name}`: load one.")
     if not hasattr(pipe.scheduler, "init_noise_sigma") or not hasattr(pipe.scheduler, "scale_model_input"):
-        raise ValueError(
-            "`scheduler` must be one for noise or velocity prediction, such as `DDIMScheduler`, got "
-            f"{type(pipe.scheduler).__name__}."
-        )
+        name = type(pipe.scheduler).__name__
+        raise ValueError(f"`scheduler` must be one for noise or velocity, such as `DDIMScheduler`, got {name}.")
     if appearance is not None:
         if not isinstance(appearance, Appearance):
-            raise TypeError(
-                f"`appearance` must come from `encode_appearance`, got {type(appearance).__name__}: pass images as "
-                "`image` instead."
-            )
+            name = type(appearance).__name__
+            raise TypeError(f"`appearance` must come from `encode_appearance`, got {name}: pass images as `image`.")
         widths = {name: bias.shape[1] for name, bias in appearance.query_biases.items()}
         if widths != pipe.appearance_encoder.layer_widths:
             # Missing biases would change the image without any error.
@@ -143,8 +141,8 @@ def check_call(
     factor = pipe.vae_scale_factor
     if min(height, width) <= 0 or height % factor or width % factor:
         raise ValueError(
-            f"`height` and `width` must be positive multiples of {factor}, got {height} and {width}: use "
-            "`output_size` for results of any other size."
+            f"`height` and `width` must be positive multiples of {factor}, got {height} and {width}: `output_size` "
+            "may be any other size."
         )
     if pipe.unet.config.time_cond_proj_dim is not None and (
         pipe._pose_guidance_scale is not None or pipe._appearance_guidance_scale is not None
@@ -169,14 +167,11 @@ def check_call(
     has_adapter = getattr(pipe.unet, "encoder_hid_proj", None) is not None
     has_input = ip_adapter_image is not None or ip_adapter_image_embeds is not None
     if has_adapter and not has_input:
-        raise ValueError(
-            "An IP-Adapter is loaded: pass its `ip_adapter_image` or `ip_adapter_image_embeds`, or call "
-            "`unload_ip_adapter`."
-        )
+        inputs = "`ip_adapter_image` or `ip_adapter_image_embeds`"
+        raise ValueError(f"An IP-Adapter is loaded: pass its {inputs}, or call `unload_ip_adapter`.")
     if has_input and (not has_adapter or (ip_adapter_image is not None and pipe.image_encoder is None)):
         raise ValueError(
-            "No IP-Adapter is loaded for this input: call `load_ip_adapter` first, with its image encoder if you pass "
-            "`ip_adapter_image`."
+            "No IP-Adapter is loaded for this input: call `load_ip_adapter`, for an image with its image encoder."
         )
     if isinstance(ip_adapter_image_embeds, torch.Tensor):
         raise TypeError("`ip_adapter_image_embeds` must be a list with one tensor per IP-Adapter, got a tensor.")

@@ -95,10 +95,8 @@ class Controls:
         self.adapter_conditioning_scale = _sort_numbers(name, self.adapter_conditioning_scale, adapters)
         for start, end in zip(self.control_guidance_start, self.control_guidance_end, strict=True):
             if not 0 <= start < end <= 1:
-                raise ValueError(
-                    "`control_guidance_start` and `control_guidance_end` must be fractions of the steps with "
-                    f"0 <= start < end <= 1, got {start} and {end}."
-                )
+                names = "`control_guidance_start` and `control_guidance_end`"
+                raise ValueError(f"{names} must have 0 <= start < end <= 1, got {start} and {end}.")
 
     def encode(
         self,
@@ -221,18 +219,15 @@ def _sort_images(name: str, images: Any, component: str, count: int) -> list[Any
     if count == 0:
         raise ValueError(f"`{name}` is given, but the pipeline has no `{component}`: add one by `from_pipe`.")
     if images is None:
-        raise ValueError(
-            f"`{name}` is missing: pass an image for the pipeline's `{component}`, or leave the model out by "
-            f"`from_pipe(pipe, {component}=None)`."
-        )
+        without = f"leave the model out by `from_pipe(pipe, {component}=None)`"
+        raise ValueError(f"`{name}` is missing: pass an image for the pipeline's `{component}`, or {without}.")
     if count == 1:
         return [images]
     items = list(images) if isinstance(images, (list, tuple)) else [images]
     is_nested = bool(items) and all(isinstance(item, (list, tuple)) for item in items)
     if any(len(entry) != count for entry in (items if is_nested else [items])):
         raise ValueError(
-            f"`{name}` must be a list of {count} entries, one for each model, or a list of such lists, one for each "
-            "pair of source and pose."
+            f"`{name}` must be a list of {count} entries, one for each model, or such a list for each pair of images."
         )
     return [list(of_model) for of_model in zip(*items, strict=True)] if is_nested else items
 

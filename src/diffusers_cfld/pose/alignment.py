@@ -74,8 +74,7 @@ def align_pose(target: Keypoints | Sequence[Keypoints], source: Keypoints) -> Ke
     shared = (source_lengths > 0) & (target_lengths > 0)
     if not shared.any():
         raise ValueError(
-            "`source` and `target` have no bone in common: both must show the same two neighbouring joints, e.g. neck "
-            "and hip."
+            "`source` and `target` have no bone in common: both must show two neighbouring joints, e.g. neck and hip."
         )
     shared_ratios = source_lengths[shared] / target_lengths[shared]
     body_ratio = float(np.median(shared_ratios))

@@ -274,8 +274,7 @@ def _load_onnx(model_class: Any, path: str | os.PathLike[str], device: str) -> A
     file = os.fspath(path)
     if not os.path.isfile(file):  # rtmlib would try to download it
         raise FileNotFoundError(
-            f"There is no ONNX file at {file!r}: download one from the model zoo that rtmlib's README links to, and "
-            "unpack it."
+            f"There is no ONNX file at {file!r}: unpack one of the model zoo that rtmlib's README links to."
         )
     with contextlib.redirect_stdout(io.StringIO()):  # rtmlib prints what it loads
         return model_class(file, backend="onnxruntime", device=device)

@@ -201,10 +201,8 @@ def _read_numbers(value: Any) -> list[Person]:
 def _read_columns(y: Any, x: Any) -> Person:
     columns = [as_float_array(parse_json(side) if isinstance(side, str) else side, "`y` and `x`") for side in (y, x)]
     if columns[0].shape != columns[1].shape or columns[0].shape not in ((NUM_JOINTS,), (25,)):
-        raise ValueError(
-            f"`y` and `x` must have 18 or 25 numbers each, one per joint, got shapes {columns[0].shape} and "
-            f"{columns[1].shape}."
-        )
+        shapes = f"{columns[0].shape} and {columns[1].shape}"
+        raise ValueError(f"`y` and `x` must have 18 or 25 numbers each, one per joint, got shapes {shapes}.")
     return Person(np.stack(columns[::-1], axis=1), default_size=DEEPFASHION_SIZE)
 
 

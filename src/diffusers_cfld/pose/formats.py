@@ -143,8 +143,7 @@ class Person(NamedTuple):
         if len(rows) == MEDIAPIPE_COUNT:
             if is_fraction and (np.abs(xy[_MEDIAPIPE_HIPS].mean(axis=0)) < 0.02).all():
                 raise ValueError(
-                    "MediaPipe's world landmarks are metres from the hips and cannot be placed in an image: pass "
-                    "`pose_landmarks`."
+                    "MediaPipe's world landmarks are metres in space, not places in an image: pass `pose_landmarks`."
                 )
             visible &= ((xy >= 0) & (xy <= ((1, 1) if is_fraction else (width, height)))).all(axis=1)
         if is_fraction:
@@ -198,8 +197,7 @@ def check_size(size: Any) -> Size:
         is_size = False
     if not is_size:
         raise ValueError(
-            f"`size` must be (height, width), two whole numbers of pixels from 1 to {_MAX_LENGTH}, got "
-            f"{shorten(str(size))}."
+            f"`size` must be (height, width), whole numbers of pixels up to {_MAX_LENGTH}, got {shorten(str(size))}."
         )
     return height, width
 
@@ -259,11 +257,9 @@ def _check_measured(joints: Joints) -> None:
         index = int(outside.argmax())
         raise ValueError(
             f"Joint {JOINT_NAMES[index]!r} at x={xy[index, 0]:g}, y={xy[index, 1]:g} is far outside the image of "
-            f"{size[0]}x{size[1]} (height x width): pass `size=(height, width)` of the image that the keypoints were "
-            "measured on."
+            f"{size[0]}x{size[1]} (height x width): pass `size=(height, width)` of the image it was measured on."
         )
     if visible.sum() > 1 and (np.abs(xy[visible]) <= 2).all():
         raise ValueError(
-            "All joints lie within 2 pixels of the image's corner, so they seem to be fractions of its size: pass "
-            "`normalized=True` and `size=(height, width)`."
+            "The image's joints seem to be fractions of its size: pass `normalized=True` and `size=(height, width)`."
         )

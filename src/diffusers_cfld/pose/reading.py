@@ -46,10 +46,8 @@ def read_pose(
     """
     found = choose_person(read_people(data), person, min_confidence)
     if len(found.rows) not in counts:
-        raise ValueError(
-            f"The pose must have {', '.join(map(str, counts))} joints, got {len(found.rows)}: `Keypoints.from_any` "
-            "reads other orders."
-        )
+        expected, hint = ", ".join(map(str, counts)), "`Keypoints.from_any` reads other orders"
+        raise ValueError(f"The pose must have {expected} joints, got {len(found.rows)}: {hint}.")
     joints = found.convert(size, normalized, min_confidence)
     warn_if_swapped(joints.xy[joints.visible], joints.size)
     return joints
@@ -159,10 +157,8 @@ def load_images(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return {"": np.loadtxt(lines, delimiter="," if "," in lines[0] else None, ndmin=2)}
     except ValueError as error:
-        raise ValueError(
-            f"the lines must have the form `name:[y, ...]:[x, ...]`, or `x y [confidence]` as from `np.savetxt`; got "
-            f"{shorten(lines[0])} ({error})."
-        ) from error
+        form = "`name:[y, ...]:[x, ...]`, or `x y [confidence]` as from `np.savetxt`"
+        raise ValueError(f"the lines must have the form {form}; got {shorten(lines[0])} ({error}).") from error
 
 
 def choose_image(images: Mapping[str, Any], row: str | None) -> Any:

@@ -100,8 +100,7 @@ class LatentCache:
             found = json.loads(self._file.read_text())
             if found["record"] != self._record:
                 raise ValueError(
-                    f"{os.fspath(folder)!r} has the latents of other images, another size or shape, or another VAE: "
-                    "delete it, or choose another folder."
+                    f"'{folder}' has the latents of other images, another size or shape, or another VAE: delete it."
                 )
             self.num_encoded: int = found["num_encoded"]
             self.unreadable = {images[int(row)]: reason for row, reason in found["unreadable"].items()}

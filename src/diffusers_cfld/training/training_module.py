@@ -191,8 +191,7 @@ class CFLDTrainingModule(nn.Module):
     def _set_query_biases(self, query_biases: Mapping[str, torch.Tensor | None]) -> None:
         if not self._processors:
             raise RuntimeError(
-                "Run both the forward and `backward()` inside `with module.training_attention():`, or gradient "
-                "checkpointing would give wrong gradients."
+                "Run both the forward and `backward()` inside `with module.training_attention():` for right gradients."
             )
         for name, query_bias in query_biases.items():
             self._processors[name].query_bias = query_bias
