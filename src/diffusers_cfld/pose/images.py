@@ -25,7 +25,7 @@ def find_people(image: PIL.Image.Image, estimator: PoseEstimator | None) -> tupl
     """Find everyone in an image.
 
     Args:
-        image: A drawn skeleton, or any image of people.
+        image: A drawn skeleton, which has a background of one colour if there is an estimator, or people.
         estimator: Finds the people in an image that is no drawn skeleton.
 
     Returns:
@@ -35,6 +35,8 @@ def find_people(image: PIL.Image.Image, estimator: PoseEstimator | None) -> tupl
         ValueError: The image is no drawn skeleton, and there is no estimator.
     """
     rgb = to_rgb(image)
+    if estimator is not None and not _has_background(rgb):
+        return estimator(rgb), True  # reading a large photo as a drawing would take seconds
     drawn: list[Keypoints] = []
     try:
         while True:
@@ -51,6 +53,13 @@ def find_people(image: PIL.Image.Image, estimator: PoseEstimator | None) -> tupl
                 "`diffusers_cfld.pose_estimation`."
             ) from error
     return ([], False) if estimator is None else (estimator(rgb), True)
+
+
+def _has_background(rgb: PIL.Image.Image) -> bool:
+    """Whether similar colours cover a third of an image."""
+    pixels = np.asarray(rgb.resize((64, 64), PIL.Image.Resampling.NEAREST)).reshape(-1, 3)
+    counts = np.unique(pixels // 32, axis=0, return_counts=True)[1]
+    return bool(counts.max() > len(pixels) // 3)
 
 
 def find_person(
