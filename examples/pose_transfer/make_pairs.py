@@ -48,12 +48,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="Folder for the data set.")
     parser.add_argument(
         "--pose_weights",
-        default=None,
         help="Pose estimator: ONNX file of RTMPose, or folder or Hub id of ViTPose. Without one, every image needs a "
         "keypoint file.",
     )
     parser.add_argument(
-        "--detector_weights", default=None, help="Person detector for it, needed where an image shows more than one."
+        "--detector_weights", help="Person detector for it, needed where an image shows more than one."
     )
     parser.add_argument("--device", default="cpu", help="Where the estimator runs.")
     parser.add_argument(
@@ -65,7 +64,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="Aspect ratio of the crops.",
     )
     parser.add_argument("--min_joints", type=int, default=8, help="Joints of 18 that an image must show.")
-    parser.add_argument("--max_pairs_per_person", type=int, default=None, help="Keep this many, chosen at random.")
+    parser.add_argument("--max_pairs_per_person", type=int, help="Keep this many, chosen at random.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of that choice.")
     return parser.parse_args(arguments)
 
@@ -190,27 +189,26 @@ def _draw_sheets(images: Path, output: Path, found: dict[str, dict[str, Keypoint
     rows, labels = [], []
     for poses in list(found.values())[:SHEET_ROWS]:
         shown = list(poses.items())[:SHEET_COLUMNS]
-        rows.append([pose.draw(background=read_image(str(output / f"images/{name}.jpg"))) for name, pose in shown])
+        rows.append([pose.draw(background=_read_or_grey(output / f"images/{name}.jpg")) for name, pose in shown])
         labels.append([name[-22:] for name, _ in shown])
     _save_sheet(output / "found.jpg", rows, labels)
     shown = list(left_out.items())[: SHEET_ROWS * SHEET_COLUMNS]
     chunks = [shown[first : first + SHEET_COLUMNS] for first in range(0, len(shown), SHEET_COLUMNS)]
-    rows = [[_thumbnail(images / name) for name, _ in chunk] for chunk in chunks]
+    rows = [[_read_or_grey(images / name) for name, _ in chunk] for chunk in chunks]
     _save_sheet(output / "left_out.jpg", rows, [[reason[:22] for _, reason in chunk] for chunk in chunks])
 
 
 def _save_sheet(path: Path, rows: list[list[PIL.Image.Image]], labels: list[list[str]]) -> None:
     path.unlink(missing_ok=True)
     if rows:
-        size = DEEPFASHION_SIZE[::-1]
-        rows = [[image.resize(size) for image in row] for row in rows]
+        rows = [[PIL.ImageOps.pad(image, DEEPFASHION_SIZE[::-1], color="white") for image in row] for row in rows]
         with replacing(path, keep_suffix=True) as partial:
             contact_sheet(rows, labels).save(partial)
 
 
-def _thumbnail(file: Path) -> PIL.Image.Image:
+def _read_or_grey(file: Path) -> PIL.Image.Image:
     try:
-        return PIL.ImageOps.pad(read_image(str(file)), DEEPFASHION_SIZE[::-1], color="white")
+        return read_image(str(file))
     except UnreadableImageError:
         return PIL.Image.new("RGB", DEEPFASHION_SIZE[::-1], "grey")
 

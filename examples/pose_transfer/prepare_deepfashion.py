@@ -48,7 +48,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="Folder for `train_highres`, `test_highres` and the lists.")
     parser.add_argument(
         "--annotations",
-        default=None,
         help="Folder with fasion-resize-{pairs,annotation}-{train,test}.csv, and optionally {train,test}.lst to get "
         "all images that these list; by default the output folder.",
     )

@@ -16,7 +16,6 @@ from webdataset.utils import pytorch_worker_info
 
 from diffusers_cfld import Keypoints
 from diffusers_cfld.data import PairTransform, PosePair, UnreadableImageError, first_readable
-from diffusers_cfld.pose.formats import DEEPFASHION_SIZE
 
 SHARD_INDEX = "shards.json"
 SHUFFLE_BUFFER = 256  # encoded pairs; a pair of DeepFashion takes half a megabyte
@@ -35,15 +34,11 @@ class StreamedPosePairs(IterableDataset):
 
     Args:
         root: Folder or URL of the shards. webdataset opens URLs; `https://` needs `curl`.
-        source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
-        image_size: (height, width) of the VAE's input, or one number for a square; pixels.
-        pose_size: (height, width) of the pose maps, or one number for a square; pixels.
-        image_shape: (height, width) with the aspect ratio that images are padded to; None: they are squashed.
-        flip_source_prob: Probability in [0, 1] that only `source_image` is flipped, 0.5 in the published training.
-        load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`.
+        *sizes: As in `PairTransform`.
         seed: Seed of the order and the flips, >= 0.
         rank: Number of this process; by default that of `torch.distributed`.
         world_size: Number of processes that share the shards; by default that of `torch.distributed`.
+        **options: As in `PairTransform`, for example `image_shape`.
 
     Raises:
         OSError: There is no `shards.json` in `root`.
@@ -52,26 +47,13 @@ class StreamedPosePairs(IterableDataset):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        source_size: int | Sequence[int] = 256,
-        image_size: int | Sequence[int] = 512,
-        pose_size: int | Sequence[int] = 256,
-        *,
-        image_shape: tuple[int, int] | None = DEEPFASHION_SIZE,
-        flip_source_prob: float = 0.0,
-        load_pixel_values: bool = True,
+        *sizes: int | Sequence[int],
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        **options: Any,
     ) -> None:
-        self.transform = PairTransform(
-            source_size,
-            image_size,
-            pose_size,
-            image_shape=image_shape,
-            flip_source_prob=flip_source_prob,
-            load_pixel_values=load_pixel_values,
-            seed=seed,
-        )
+        self.transform = PairTransform(*sizes, seed=seed, **options)
         self.seed = seed
         default_rank, default_world_size, _, _ = pytorch_worker_info()
         self.rank = default_rank if rank is None else rank

@@ -33,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_data_dir", required=True, help="Folder that `diffusers_cfld.data.load_pairs` reads.")
     parser.add_argument("--dataset_format", default="auto", choices=["auto", "deepfashion", "market1501", "folder"])
-    parser.add_argument("--split", default=None, help="'train' or 'test', if the data set has these.")
+    parser.add_argument("--split", help="'train' or 'test', if the data set has these.")
     parser.add_argument("--output_dir", required=True, help="Folder for the shards.")
     parser.add_argument("--pairs_per_shard", type=int, default=1000, help="Pairs in a shard.")
     parser.add_argument("--seed", type=int, default=0, help="Seed for shuffling the pairs.")
