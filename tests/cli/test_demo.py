@@ -5,10 +5,12 @@ import socket
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 from testing_utils import FIGURES
 
+from diffusers_cfld import CFLDInpaintPipeline
 from diffusers_cfld.cli import main
 from diffusers_cfld.data import load_folder_pairs
 from diffusers_cfld.small_model import SMALL_MODEL, example_poses, example_sources, load_small_model
@@ -78,6 +80,18 @@ def test_the_results_follow_photo_and_pose(pipe):
     assert right > psnr(photos, poses[1:] + poses[:1]) + 2
     copied = np.stack([np.asarray(photo) for photo in photos]) / 255
     assert right > float(np.mean(-10 * np.log10(((copied - truth) ** 2).mean(axis=(1, 2, 3))))) + 4
+
+
+def test_a_photo_is_warned_of_and_drawn_people_are_not(pipe, caplog):
+    pipe.encode_appearance(example_sources())
+    assert not caplog.text
+    photo = Image.fromarray(skimage.data.astronaut())
+    edit = CFLDInpaintPipeline.from_pipe(pipe)
+    for warned in (pipe, edit):
+        caplog.clear()
+        warned.encode_appearance(photo)
+        assert "looks like a photo" in caplog.text
+        assert "`CFLDPipeline.from_pretrained(...)`, or `--model` on the command line" in caplog.text
 
 
 def test_what_is_bundled(pipe):

@@ -47,7 +47,7 @@ from ..pose.formats import DEEPFASHION_SIZE
 from ..pose.keypoints import Keypoints
 from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput, PoseProcessor, is_pose_map, read_poses, split_poses
-from ..processors.source_image import ImageInput, SourceImageProcessor
+from ..processors.source_image import ImageInput, SourceImageProcessor, split_images
 from .checks import check_components, warn_of_photos
 from .control import check_control_components, evaluate_controlnet
 from .guidance import BranchConditions, GuidanceBranch, combine_guidance, guidance_weights, micro_batches
@@ -348,6 +348,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         """
         if isinstance(image, Appearance):
             return image
+        if isinstance(image, (str, os.PathLike, list, tuple)):
+            image = split_images(image)  # opens each file once
         warn_of_photos(self, image)
         pixels = self.source_image_processor.preprocess(image).to(self._execution_device, self.source_encoder.dtype)
         dtype = self.appearance_encoder.dtype
