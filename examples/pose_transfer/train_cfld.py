@@ -89,45 +89,45 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
-    add = parser.add_argument_group("starting weights").add_argument
-    add(
+    group = parser.add_argument_group("starting weights")
+    group.add_argument(
         "--pretrained_model_name_or_path",
         default="stable-diffusion-v1-5/stable-diffusion-v1-5",
         help="Stable Diffusion 1.5, or a CFLD pipeline to train further: a folder or a Hub id.",
     )
-    add("--revision", help="Revision of the model on the Hub.")
-    add("--variant", help="Variant of the model files, e.g. fp16.")
-    add(
+    group.add_argument("--revision", help="Revision of the model on the Hub.")
+    group.add_argument("--variant", help="Variant of the model files, e.g. fp16.")
+    group.add_argument(
         "--source_encoder_name_or_path",
         default="swin_base_patch4_window12_384.ms_in22k_ft_in1k",
         help="timm name of the Swin weights for S. Not used if you start from a CFLD pipeline, which has its own.",
     )
-    add("--source_encoder_checkpoint", help="Local file with these weights.")
+    group.add_argument("--source_encoder_checkpoint", help="Local file with these weights.")
 
-    add = parser.add_argument_group("data").add_argument
-    add("--train_data_dir", required=True, help="Folder of the data set; for shards also a URL.")
-    add(
+    group = parser.add_argument_group("data")
+    group.add_argument("--train_data_dir", required=True, help="Folder of the data set; for shards also a URL.")
+    group.add_argument(
         "--dataset_format",
         choices=["auto", "deepfashion", "market1501", "folder", "shards"],
         default="auto",
         help="folder: one with a pairs.jsonl. shards: those of write_shards.py, streamed.",
     )
-    add("--max_train_samples", type=int, help="Train on only this many pairs, the first ones.")
-    add(
+    group.add_argument("--max_train_samples", type=int, help="Train on only this many pairs, the first ones.")
+    group.add_argument(
         "--validation_data_dir",
         help="Folder of held-out pairs for the validation images; by default training pairs are used.",
     )
-    add(
+    group.add_argument(
         "--validation_split",
         help="Split of --validation_data_dir: for DeepFashion and Market-1501 train or test, by default test; for a "
         "folder with a pairs.jsonl the name of a subfolder, by default none.",
     )
-    add(
+    group.add_argument(
         "--resolution",
         type=int,
         help="Side in pixels of the squares that images are squashed to; by default that of the starting model.",
     )
-    add(
+    group.add_argument(
         "--photo_shape",
         type=int,
         nargs=2,
@@ -135,122 +135,132 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="Size whose aspect ratio all images are padded to, here and by the pipeline. Default: the size of the "
         "first image; with shards, that of the starting model, or 256 176.",
     )
-    add(
+    group.add_argument(
         "--flip_source_prob",
         type=probability,
         default=0.0,
         help="Probability of mirroring the source image. Published: 0.5, with which left and right get mixed up.",
     )
-    add("--cache_latents", action="store_true", help="Encode all images with the VAE beforehand.")
-    add("--latent_cache_dir", help="Folder for cached latents; OUTPUT_DIR/latents by default.")
-    add("--dataloader_num_workers", type=int, default=4, help="Processes that load data, per device; 0 for none.")
+    group.add_argument("--cache_latents", action="store_true", help="Encode all images with the VAE beforehand.")
+    group.add_argument("--latent_cache_dir", help="Folder for cached latents; OUTPUT_DIR/latents by default.")
+    group.add_argument(
+        "--dataloader_num_workers", type=int, default=4, help="Processes that load data, per device; 0 for none."
+    )
 
-    add = parser.add_argument_group("what to train, and for which objective").add_argument
-    add(
+    group = parser.add_argument_group("what to train, and for which objective")
+    group.add_argument(
         "--train_unet",
         choices=["kv", "all"],
         default="kv",
         help="kv: keys and values of the biased layers (the paper). all: everything, without pre-training.",
     )
-    add("--unet_lora_rank", type=int, help="Train a LoRA of this rank instead of keys and values.")
-    add("--freeze", nargs="*", choices=PARTS[1:], default=[], help="Parts that do not train.")
-    add(
+    group.add_argument("--unet_lora_rank", type=int, help="Train a LoRA of this rank instead of keys and values.")
+    group.add_argument("--freeze", nargs="*", choices=PARTS[1:], default=[], help="Parts that do not train.")
+    group.add_argument(
         "--condition_dropout_prob",
         type=probability,
         default=0.2,
         help="Probability that a sample loses its conditions, for guidance (the paper: 0.2).",
     )
-    add(
+    group.add_argument(
         "--dropped_conditions",
         choices=["all", "prompt"],
         default="all",
         help="all: those that guidance leaves out (the paper). prompt: as in the published training.",
     )
-    add(
+    group.add_argument(
         "--timestep_sampling",
         choices=["cubic", "uniform"],
         default="cubic",
         help="cubic: favours noisy timesteps (the paper).",
     )
-    add(
+    group.add_argument(
         "--prediction_type",
         choices=["epsilon", "v_prediction"],
         help="What the U-Net predicts; by default as in the starting model.",
     )
-    add("--snr_gamma", type=float, help="Gamma of Min-SNR weighting; off by default.")
-    add(
+    group.add_argument("--snr_gamma", type=float, help="Gamma of Min-SNR weighting; off by default.")
+    group.add_argument(
         "--reconstruction_loss_weight",
         type=float,
         default=1.0,
         help="Weight of the self-reconstruction; 0 trains only the transfer, in less time.",
     )
 
-    add = parser.add_argument_group("optimization").add_argument
-    add("--train_batch_size", type=int, default=8, help="Pairs per device; the U-Net sees twice that.")
-    add("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
-    add("--num_train_epochs", type=int, default=100, help="Passes over the pairs (the paper: 100).")
-    add("--max_train_steps", type=int, help="Optimizer steps, instead of the epochs.")
-    add(
+    group = parser.add_argument_group("optimization")
+    group.add_argument("--train_batch_size", type=int, default=8, help="Pairs per device; the U-Net sees twice that.")
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
+    group.add_argument("--num_train_epochs", type=int, default=100, help="Passes over the pairs (the paper: 100).")
+    group.add_argument("--max_train_steps", type=int, help="Optimizer steps, instead of the epochs.")
+    group.add_argument(
         "--learning_rate",
         type=float,
         default=LEARNING_RATE_PER_PAIR,
         help="Learning rate; with --scale_lr, that for a batch of one pair (the paper: 5e-7).",
     )
-    add(
+    group.add_argument(
         "--scale_lr",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="Multiply the learning rate by the number of pairs per optimizer step (the paper).",
     )
-    add(
+    group.add_argument(
         "--lr_scheduler",
         choices=["cfld", *(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)],
         default="cfld",
         help="cfld: warm-up, then steps down at --lr_decay_epochs (the paper).",
     )
-    add("--lr_warmup_steps", type=int, default=1000, help="Steps of the warm-up (the paper: 1000).")
-    add(
+    group.add_argument("--lr_warmup_steps", type=int, default=1000, help="Steps of the warm-up (the paper: 1000).")
+    group.add_argument(
         "--lr_decay_epochs",
         type=int,
         nargs="*",
         default=[50],
         help="Epochs after which the learning rate steps down, with --lr_scheduler cfld.",
     )
-    add("--lr_decay_factor", type=float, default=0.1, help="Factor of each step down.")
-    add("--adam_beta1", type=float, default=0.9, help="Adam's decay of the average of gradients.")
-    add("--adam_beta2", type=float, default=0.999, help="Adam's decay of the squares' average.")
-    add("--adam_weight_decay", type=float, default=0.0, help="Adam's weight decay (the paper: none).")
-    add("--adam_epsilon", type=float, default=1e-8, help="Adam's epsilon.")
-    add("--use_8bit_adam", action="store_true", help="Use 8-bit Adam; needs bitsandbytes and CUDA.")
-    add("--max_grad_norm", type=float, help="Clip gradients to this norm (the paper: not at all).")
-    add("--use_ema", action="store_true", help="Validate and save an average of the weights.")
-    add("--ema_decay", type=float, default=0.9999, help="Decay of this average; lower at the start.")
+    group.add_argument("--lr_decay_factor", type=float, default=0.1, help="Factor of each step down.")
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="Adam's decay of the average of gradients.")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="Adam's decay of the squares' average.")
+    group.add_argument("--adam_weight_decay", type=float, default=0.0, help="Adam's weight decay (the paper: none).")
+    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="Adam's epsilon.")
+    group.add_argument("--use_8bit_adam", action="store_true", help="Use 8-bit Adam; needs bitsandbytes and CUDA.")
+    group.add_argument("--max_grad_norm", type=float, help="Clip gradients to this norm (the paper: not at all).")
+    group.add_argument("--use_ema", action="store_true", help="Validate and save an average of the weights.")
+    group.add_argument("--ema_decay", type=float, default=0.9999, help="Decay of this average; lower at the start.")
 
-    add = parser.add_argument_group("machine").add_argument
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Precision; by default as accelerate is configured.")
-    add("--gradient_checkpointing", action="store_true", help="Compute activations twice: less memory, more time.")
-    add("--allow_tf32", action="store_true", help="Faster but less exact matrix products on GPUs since Ampere.")
-    add("--seed", type=int, default=3407, help="Seed of all random numbers.")
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--mixed_precision", choices=["no", "fp16", "bf16"], help="Precision; by default as accelerate is configured."
+    )
+    group.add_argument(
+        "--gradient_checkpointing", action="store_true", help="Compute activations twice: less memory, more time."
+    )
+    group.add_argument(
+        "--allow_tf32", action="store_true", help="Faster but less exact matrix products on GPUs since Ampere."
+    )
+    group.add_argument("--seed", type=int, default=3407, help="Seed of all random numbers.")
 
-    add = parser.add_argument_group("output").add_argument
-    add("--output_dir", required=True, help="Folder for checkpoints, logs and the final pipeline.")
-    add("--logging_dir", default="logs", help="Folder of the logs, within OUTPUT_DIR.")
-    add("--report_to", default="tensorboard", help="tensorboard, wandb, all or none.")
-    add("--tracker_project_name", default="cfld", help="Name of the project in the tracker.")
-    add("--checkpointing_steps", type=int, default=500, help="Steps between two checkpoints.")
-    add("--checkpoints_total_limit", type=int, help="Keep only this many, the newest; by default all.")
-    add("--resume_from_checkpoint", help="Folder of a checkpoint, or 'latest'.")
-    add(
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", required=True, help="Folder for checkpoints, logs and the final pipeline.")
+    group.add_argument("--logging_dir", default="logs", help="Folder of the logs, within OUTPUT_DIR.")
+    group.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, all or none.")
+    group.add_argument("--tracker_project_name", default="cfld", help="Name of the project in the tracker.")
+    group.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between two checkpoints.")
+    group.add_argument("--checkpoints_total_limit", type=int, help="Keep only this many, the newest; by default all.")
+    group.add_argument("--resume_from_checkpoint", help="Folder of a checkpoint, or 'latest'.")
+    group.add_argument(
         "--export",
         action="store_true",
         help="Do not train: write the checkpoint (by default the latest) as a pipeline.",
     )
-    add("--validation_steps", type=int, help="Steps between two validations.")
-    add("--num_validation_pairs", type=int, default=4, help="Number of validation pairs.")
-    add("--validation_inference_steps", type=int, default=20, help="Sampling steps of a validation image.")
-    add("--push_to_hub", action="store_true", help="Upload the final pipeline with its model card.")
-    add("--hub_model_id", help="Hub repository; by default the name of OUTPUT_DIR.")
-    add("--hub_token", help="Hub token; it is safer to log in with `hf auth login`.")
+    group.add_argument("--validation_steps", type=int, help="Steps between two validations.")
+    group.add_argument("--num_validation_pairs", type=int, default=4, help="Number of validation pairs.")
+    group.add_argument(
+        "--validation_inference_steps", type=int, default=20, help="Sampling steps of a validation image."
+    )
+    group.add_argument("--push_to_hub", action="store_true", help="Upload the final pipeline with its model card.")
+    group.add_argument("--hub_model_id", help="Hub repository; by default the name of OUTPUT_DIR.")
+    group.add_argument("--hub_token", help="Hub token; it is safer to log in with `hf auth login`.")
 
     args = parser.parse_args(input_args)
     if args.dataset_format == "auto" and (
