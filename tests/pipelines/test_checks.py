@@ -221,7 +221,10 @@ def as_jpeg(image, quality=40):
         (np.asarray(DRAWN) / 255, False),
         (ImageOps.expand(DRAWN.crop((0, 0, 176, 200)), 20, DRAWN.getpixel((0, 0))), False),
     ],
-    ids=str,
+    ids=[
+        *("photo", "crop", "padded", "one of two", "grey", "on white"),
+        *("drawn", "three", "jpeg", "enlarged jpeg", "array", "framed"),
+    ],
 )
 def test_the_small_model_warns_of_photos_only(image, warns, caplog):
     encoder = SimpleNamespace(config={"_name_or_path": str(SMALL_MODEL / "source_encoder")}, image_size=(128, 96))
