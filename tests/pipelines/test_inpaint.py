@@ -534,9 +534,9 @@ def test_a_scheduler_that_adds_no_noise_is_named(reference):
 
 
 def test_wrong_types_are_named(pipe, reference):
-    with pytest.raises(TypeError, match="A mask must be a PIL image, .* got int"):
+    with pytest.raises(TypeError, match=r"A mask must be a PIL image, .* got int"):
         edit(pipe, image=reference, mask_image=1)
-    with pytest.raises(TypeError, match="`image` must be a PIL image, .* got int"):
+    with pytest.raises(TypeError, match=r"`image` must be a PIL image, .* got int"):
         edit(pipe, image=1)
     for wrong in ({"mask_image": "nowhere.png"}, {"image": "nowhere.png"}, {"source_image": ["nowhere.png"]}):
         with pytest.raises(FileNotFoundError, match=r"nowhere.png"):
