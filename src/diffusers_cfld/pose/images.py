@@ -44,7 +44,7 @@ def find_people(image: PIL.Image.Image, estimator: PoseEstimator | None) -> tupl
     except ValueError as error:
         if drawn:
             return drawn, False
-        is_empty = isinstance(error, NobodyError) or not np.ptp(np.asarray(rgb), axis=(0, 1)).any()
+        is_empty = isinstance(error, NobodyError) or np.ptp(np.asarray(rgb), axis=(0, 1)).max() < 16  # but for noise
         if estimator is None and not is_empty:
             raise ValueError(
                 f"{str(error).rstrip('.')}; there is no pose estimator: set `pipe.pose_estimator` (`--pose-estimator` "
