@@ -23,14 +23,9 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from diffusers_cfld.data import SkipReport, load_deepfashion_pairs
-from diffusers_cfld.data.deepfashion import (
-    DEEPFASHION_PREFIXES,
-    DEEPFASHION_SIZE,
-    find_csv,
-    read_pair_list,
-    read_poses,
-)
+from diffusers_cfld.data.pairs import find_csv, read_pair_list, read_poses
 from diffusers_cfld.io_utils import write_file
+from diffusers_cfld.pose.formats import DEEPFASHION_SIZE
 
 logger = logging.getLogger("prepare_deepfashion")
 
@@ -137,7 +132,7 @@ def find_splits(lists: Path) -> list[str]:
     for split in EXPECTED_COUNTS:
         try:
             for kind in ("pairs", "annotation"):
-                find_csv(lists, DEEPFASHION_PREFIXES, kind, split)
+                find_csv(lists, "deepfashion", kind, split)
             splits.append(split)
         except FileNotFoundError as error:
             missing = error
@@ -151,7 +146,7 @@ def find_splits(lists: Path) -> list[str]:
 def read_lists(lists: Path, output: Path, split: str) -> tuple[list[str], int]:
     """Copy the lists of a split to the output folder; return the names of its images and the number of its pairs."""
     output.mkdir(parents=True, exist_ok=True)
-    pairs_file, poses_file = (find_csv(lists, DEEPFASHION_PREFIXES, kind, split) for kind in ("pairs", "annotation"))
+    pairs_file, poses_file = (find_csv(lists, "deepfashion", kind, split) for kind in ("pairs", "annotation"))
     images_file = lists / f"{split}.lst"
     for file in (pairs_file, poses_file, images_file):
         if file.is_file() and lists.resolve() != output.resolve():

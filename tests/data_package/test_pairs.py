@@ -17,7 +17,7 @@ from diffusers_cfld.data import (
     load_pairs,
     unique_images,
 )
-from diffusers_cfld.data.deepfashion import read_poses
+from diffusers_cfld.data.pairs import read_poses
 from diffusers_cfld.pose.keypoints import Keypoints
 
 

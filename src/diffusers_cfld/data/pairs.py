@@ -1,7 +1,12 @@
-"""Lists of pose pairs: DeepFashion, Market-1501, and folders with a `pairs.jsonl`."""
+"""Lists of pose pairs: DeepFashion, Market-1501, and folders with a `pairs.jsonl`.
+
+The CSV files of DeepFashion and Market-1501, lists of pairs (`from,to`) and of keypoints, are PATN's; GFLA, DPTN, PIDM
+and CFLD use the same ones.
+"""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
@@ -15,21 +20,18 @@ from typing import Any
 import PIL.Image
 
 from ..image_utils import read_size, to_rgb
-from ..pose.formats import Size
+from ..pose.formats import DEEPFASHION_SIZE, Size
 from ..pose.keypoints import Keypoints
 from ..pose.reading import has_size
-from .deepfashion import (
-    DEEPFASHION_PREFIXES,
-    DEEPFASHION_SIZE,
-    MARKET1501_PREFIXES,
-    MARKET1501_SIZE,
-    find_csv,
-    read_pair_list,
-    read_poses,
-)
 from .skip_report import SkipReport, UnreadableImageError
 
 _PAIRS_FILE = "pairs.jsonl"
+# What the names of the files of a data set begin with (the first spelling is that of the published files), its folders
+# of images, and the size of the images that its keypoints were measured on.
+_CSV_DATA_SETS = {
+    "deepfashion": (("fasion-resize", "fashion-resize"), ("{}_highres", "{}"), DEEPFASHION_SIZE),
+    "market1501": (("market",), ("{}", "bounding_box_{}"), (128, 64)),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +133,8 @@ def load_pairs(
     folder = Path(root)
     if format == "auto":
         format = _detect_format(folder, split)
-    if format == "deepfashion":
-        return load_deepfashion_pairs(folder, split or default_split, report=report)
-    if format == "market1501":
-        return load_market1501_pairs(folder, split or default_split, report=report)
+    if format in _CSV_DATA_SETS:
+        return _load_csv_pairs(folder, format, split or default_split, report)
     if format == "folder":
         return load_folder_pairs(folder / (split or ""), report=report)
     raise ValueError(f"`format` must be 'auto', 'deepfashion', 'market1501' or 'folder', got {format!r}.")
@@ -159,8 +159,7 @@ def load_deepfashion_pairs(
         OSError: A file or folder does not exist or cannot be read.
         ValueError: The list of pairs does not have the right columns, or no pair can be used.
     """
-    image_folders = (f"{split}_highres", split)
-    return _load_csv_pairs(Path(root), split, DEEPFASHION_PREFIXES, image_folders, DEEPFASHION_SIZE, report)
+    return _load_csv_pairs(Path(root), "deepfashion", split, report)
 
 
 def load_market1501_pairs(
@@ -181,8 +180,7 @@ def load_market1501_pairs(
         OSError: A file or folder does not exist or cannot be read.
         ValueError: The list of pairs does not have the right columns, or no pair can be used.
     """
-    image_folders = (split, f"bounding_box_{split}")
-    return _load_csv_pairs(Path(root), split, MARKET1501_PREFIXES, image_folders, MARKET1501_SIZE, report)
+    return _load_csv_pairs(Path(root), "market1501", split, report)
 
 
 def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None = None) -> list[PosePair]:
@@ -223,10 +221,82 @@ def load_folder_pairs(root: str | os.PathLike[str], *, report: SkipReport | None
     return pairs
 
 
+def find_csv(folder: Path, format: str, kind: str, split: str) -> Path:
+    """Find one of the files of DeepFashion or Market-1501.
+
+    Args:
+        folder: The folder that it is in.
+        format: "deepfashion" or "market1501".
+        kind: "pairs" or "annotation".
+        split: "train" or "test".
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileNotFoundError: It is not in the folder.
+    """
+    files = [folder / f"{prefix}-{kind}-{split}.csv" for prefix in _CSV_DATA_SETS[format][0]]
+    found = next(filter(Path.is_file, files), None)
+    if found is None:
+        raise FileNotFoundError(f"'{files[0].name}' is missing in '{folder}': download the lists (see docs/data.md).")
+    return found
+
+
+def read_pair_list(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Read a list of pairs.
+
+    Args:
+        path: CSV file with the columns `from` and `to`.
+
+    Returns:
+        (source, target) of each pair, by the names of their images. Lines without both are left out.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It has no such columns.
+    """
+    # utf-8-sig, since spreadsheet programs begin files with a byte order mark.
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        rows = csv.DictReader(stream)
+        columns = rows.fieldnames or []
+        if not {"from", "to"} <= set(columns):
+            raise ValueError(f"'{path}' must have the columns `from` and `to`, got {list(columns)[:6]}.")
+        return [(row["from"], row["to"]) for row in rows if row["from"] and row["to"]]
+
+
+def read_poses(path: str | os.PathLike[str], size: tuple[int, int]) -> tuple[dict[str, Keypoints], dict[str, str]]:
+    """Read a list of keypoints.
+
+    Args:
+        path: File with lines `name:[y, ...]:[x, ...]`, with or without the header `name:keypoints_y:keypoints_x`.
+        size: (height, width) of the images that the keypoints were measured on, pixels.
+
+    Returns:
+        The pose of each image by name, and what is wrong with the others, also by name, worded to follow the name in a
+        sentence.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    poses: dict[str, Keypoints] = {}
+    problems: dict[str, str] = {}
+    with open(path, encoding="utf-8-sig") as stream:
+        for line in stream:
+            name = line.rsplit(":", 2)[0].strip()
+            if name in poses or name in ("", "name"):  # an empty line, the header
+                continue
+            try:
+                poses[name] = Keypoints.from_csv_row(line, size)
+            except (ValueError, TypeError) as error:
+                problems[name] = f"has unusable keypoints in '{os.path.basename(path)}' ({str(error).rstrip('.')})"
+    return poses, problems
+
+
 def _detect_format(folder: Path, split: str | None) -> str:
     if (folder / (split or "") / _PAIRS_FILE).is_file():
         return "folder"
-    for name, prefixes in (("deepfashion", DEEPFASHION_PREFIXES), ("market1501", MARKET1501_PREFIXES)):
+    for name, (prefixes, _, _) in _CSV_DATA_SETS.items():
         if any(next(folder.glob(f"{prefix}-pairs-*.csv"), None) for prefix in prefixes):
             return name
     raise FileNotFoundError(
@@ -235,18 +305,13 @@ def _detect_format(folder: Path, split: str | None) -> str:
     )
 
 
-def _load_csv_pairs(
-    folder: Path,
-    split: str,
-    prefixes: tuple[str, ...],
-    image_folders: tuple[str, ...],
-    size: tuple[int, int],
-    report: SkipReport | None,
-) -> list[PosePair]:
-    pairs_file, poses_file = (find_csv(folder, prefixes, kind, split) for kind in ("pairs", "annotation"))
-    images = next((folder / name for name in image_folders if (folder / name).is_dir()), None)
+def _load_csv_pairs(folder: Path, format: str, split: str, report: SkipReport | None) -> list[PosePair]:
+    _, folders, size = _CSV_DATA_SETS[format]
+    pairs_file, poses_file = (find_csv(folder, format, kind, split) for kind in ("pairs", "annotation"))
+    candidates = [folder / name.format(split) for name in folders]
+    images = next(filter(Path.is_dir, candidates), None)
     if images is None:
-        raise FileNotFoundError(f"'{folder}' must have a folder '{image_folders[0]}' with the images, but has none.")
+        raise FileNotFoundError(f"'{folder}' must have a folder '{candidates[0].name}' with the images, but has none.")
     report = SkipReport() if report is None else report
     listed = read_pair_list(pairs_file)
     poses, problems = read_poses(poses_file, size)
