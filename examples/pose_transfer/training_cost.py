@@ -5,7 +5,7 @@ of the five models, forward of the VAE), and so are the bytes that autograd keep
 divided by a share of its peak rate, which is an assumption: `--utilization`. Optimizer, data loading, communication
 and the memory of gradients in flight are not included.
 
-`python benchmarks/training_cost.py [--utilization X]`
+`python examples/pose_transfer/training_cost.py [--utilization X]`
 """
 
 from __future__ import annotations
