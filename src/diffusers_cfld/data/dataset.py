@@ -43,7 +43,8 @@ class PairTransform:
         image_shape: (height, width) with the aspect ratio that images are padded to, the `frame_height` and
             `frame_width` of the pipeline. None: every image is squashed.
         flip_source_prob: Probability in [0, 1] that `source_image` is flipped, and nothing else.
-        load_pixel_values: Whether to load the VAE's input, which is not needed if its latents are cached.
+        load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`, the VAE's input, which
+            is not needed if its latents are cached.
         seed: Seed of the flips, >= 0.
 
     Raises:
@@ -119,18 +120,11 @@ class PosePairDataset(Dataset[dict[str, Any]]):
 
     Args:
         pairs: The pairs, at least one.
-        source_size: (height, width) of the source encoder's input, or one number for a square; pixels.
-        image_size: (height, width) of the VAE's input, or one number for a square; pixels.
-        pose_size: (height, width) of the pose maps, or one number for a square; pixels.
-        image_shape: (height, width) with the aspect ratio that images are padded to, the `frame_height` and
-            `frame_width` of the pipeline. None: every image is squashed.
-        flip_source_prob: Probability in [0, 1] that only `source_image` is flipped, 0.5 in the published training.
-        load_pixel_values: Whether items have `source_pixel_values` and `target_pixel_values`, which are not needed if
-            latents are cached.
-        seed: Seed of the flips, >= 0.
+        *sizes: As in [`PairTransform`].
+        **options: Likewise, for example `image_shape`.
 
     Raises:
-        ValueError: There are no pairs, or the probability is outside [0, 1].
+        ValueError: There are no pairs, or as in [`PairTransform`].
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -142,30 +136,11 @@ class PosePairDataset(Dataset[dict[str, Any]]):
         ... )  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[PosePair],
-        source_size: int | Sequence[int] = 256,
-        image_size: int | Sequence[int] = 512,
-        pose_size: int | Sequence[int] = 256,
-        *,
-        image_shape: Size | None = DEEPFASHION_SIZE,
-        flip_source_prob: float = 0.0,
-        load_pixel_values: bool = True,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, pairs: Sequence[PosePair], *sizes: int | Sequence[int], **options: Any) -> None:
         if not len(pairs):
             raise ValueError("`pairs` must have at least one pair, got none.")
         self.pairs = pairs
-        self.transform = PairTransform(
-            source_size,
-            image_size,
-            pose_size,
-            image_shape=image_shape,
-            flip_source_prob=flip_source_prob,
-            load_pixel_values=load_pixel_values,
-            seed=seed,
-        )
+        self.transform = PairTransform(*sizes, **options)
         # In shared memory, for workers that live longer than an epoch.
         self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
 
@@ -211,7 +186,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Args:
         images: Paths, at least one; see [`unique_images`].
         image_size: (height, width) of the VAE's input, or one number for a square; pixels.
-        image_shape: As in [`PosePairDataset`].
+        image_shape: As in [`PairTransform`].
 
     Raises:
         ValueError: There are no images.
@@ -264,7 +239,7 @@ def read_padded(
         image: Path, or the encoded image.
         name: What errors call an encoded image.
         keypoints: The pose in it.
-        image_shape: As in [`PosePairDataset`].
+        image_shape: As in [`PairTransform`].
 
     Returns:
         The image in RGB, and the pose in it.

@@ -35,19 +35,17 @@ def make_model_card(
     Returns:
         The text of the card, with its YAML front matter.
     """
-    of_base: dict[str, Any] = {}
-    if base_model is not None:
-        of_base = {
-            "base_model": base_model,
-            "license": "other",
-            "license_name": "creativeml-openrail-m-non-commercial",
-            "license_link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
-        }
+    of_base: dict[str, Any] = {
+        "base_model": base_model,
+        "license": "other",
+        "license_name": "creativeml-openrail-m-non-commercial",
+        "license_link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+    }
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-to-image",
         tags=["diffusers", "diffusers-cfld", "pose-transfer", *(["stable-diffusion"] if base_model else [])],
-        **of_base,
+        **(of_base if base_model else {}),
     )
     card = ModelCard.from_template(
         data,

@@ -240,13 +240,11 @@ class RTMPoseEstimator:
         self.pose_model = _load_onnx(RTMPose, pose, device)
         self.detector = None if detector is None else _load_onnx(YOLOX, detector, device)
         # rtmlib assumes the input sizes of its own files: (width, height) for RTMPose, (height, width) for YOLOX.
-        height, width = self.pose_model.session.get_inputs()[0].shape[2:]
-        if isinstance(height, int) and isinstance(width, int):
-            self.pose_model.model_input_size = (width, height)
-        if self.detector is not None:
-            height, width = self.detector.session.get_inputs()[0].shape[2:]
-            if isinstance(height, int) and isinstance(width, int):
-                self.detector.model_input_size = (height, width)
+        models: list[tuple[Any, int]] = [(self.pose_model, -1), (self.detector, 1)]
+        for model, order in models:
+            sides = () if model is None else model.session.get_inputs()[0].shape[2:]
+            if sides and all(isinstance(side, int) for side in sides):
+                model.model_input_size = tuple(sides[::order])
 
     def __call__(self, image: PIL.Image.Image) -> list[Keypoints]:
         """Estimate the pose of everyone in an image.

@@ -82,10 +82,9 @@ class Keypoints:
             raise ValueError(f"`confidence` of every visible joint must be in (0, 1], got {low:g} to {high:g}.")
         for array in (xy, visible, confidence):
             array.setflags(write=False)
-        object.__setattr__(self, "xy", xy)
-        object.__setattr__(self, "visible", visible)
-        object.__setattr__(self, "confidence", confidence if has_confidence else None)
-        object.__setattr__(self, "size", check_size(self.size))
+        values = (xy, visible, confidence if has_confidence else None, check_size(self.size))
+        for name, value in zip(("xy", "visible", "confidence", "size"), values, strict=True):
+            object.__setattr__(self, name, value)
 
     # Readers ----------------------------------------------------------------------------------------------------
 
