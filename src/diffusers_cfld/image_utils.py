@@ -36,9 +36,11 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
         A copy, rotated if necessary.
 
     Raises:
-        ValueError: The EXIF data is damaged.
+        ValueError: The image has no pixels, or its EXIF data is damaged.
         OSError: The file that the image was opened from is truncated.
     """
+    if 0 in image.size:
+        raise ValueError(f"An image must have pixels, got one of {image.height}x{image.width} (height x width).")
     image.load()  # here, so that a truncated file is not mistaken for damaged EXIF data
     try:
         return PIL.ImageOps.exif_transpose(image)

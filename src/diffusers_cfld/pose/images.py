@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 
 from ..image_utils import is_image, is_url, path_suffix, to_rgb
+from .drawings import read_drawing
 from .estimation import PoseEstimator, choose_person
-from .formats import NobodyError
 from .keypoints import Keypoints
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -35,24 +35,20 @@ def find_people(image: PIL.Image.Image, estimator: PoseEstimator | None) -> tupl
         ValueError: The image is no drawn skeleton, and there is no estimator.
     """
     rgb = to_rgb(image)
-    if estimator is not None and not _has_background(rgb):
-        return estimator(rgb), True  # reading a large photo as a drawing would take seconds
-    drawn: list[Keypoints] = []
-    try:
-        while True:
-            drawn.append(Keypoints.from_skeleton(image, person=len(drawn)))
-    except ValueError as error:
+    if estimator is None or _has_background(rgb):  # as drawings have, so that photos are not looked at twice
+        drawn = [Keypoints(*joints) for joints in read_drawing(image)]
         if drawn:
             return drawn, False
-        is_empty = isinstance(error, NobodyError) or np.ptp(np.asarray(rgb), axis=(0, 1)).max() < 16  # but for noise
-        if estimator is None and not is_empty:
-            raise ValueError(
-                f"{str(error).rstrip('.')}; there is no pose estimator: set `pipe.pose_estimator` (`--pose-estimator` "
-                "on the command line) to `ViTPoseEstimator.from_pretrained(...)` (`pip install "
-                "'diffusers-cfld[vitpose]'`) or `RTMPoseEstimator(...)` (`pip install 'diffusers-cfld[rtmlib]'`) from "
-                "`diffusers_cfld.pose_estimation`."
-            ) from error
-    return ([], False) if estimator is None else (estimator(rgb), True)
+    if estimator is not None:
+        return estimator(rgb), True
+    if np.ptp(np.asarray(rgb), axis=(0, 1)).max() < 16:  # one colour, but for noise
+        return [], False
+    raise ValueError(
+        "The image shows no skeleton as OpenPose, ControlNet and DWPose draw it; there is no pose estimator: set "
+        "`pipe.pose_estimator` (`--pose-estimator` on the command line) to `ViTPoseEstimator.from_pretrained(...)` "
+        "(`pip install 'diffusers-cfld[vitpose]'`) or `RTMPoseEstimator(...)` (`pip install "
+        "'diffusers-cfld[rtmlib]'`) from `diffusers_cfld.pose_estimation`."
+    )
 
 
 def _has_background(rgb: PIL.Image.Image) -> bool:

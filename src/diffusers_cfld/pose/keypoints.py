@@ -22,7 +22,7 @@ from .formats import (
     check_size,
 )
 from .reading import choose_image, load_images, read_pose
-from .skeleton import JOINT_NAMES, draw_image, read_skeleton
+from .skeleton import JOINT_NAMES, draw_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -300,23 +300,40 @@ class Keypoints:
 
     @classmethod
     def from_skeleton(cls, image: Image.Image, person: int | None = None) -> Keypoints:
-        """Read the joints back from a drawn skeleton in OpenPose's colours, as pose editors and ControlNet draw it.
+        """Read the joints back from a drawn skeleton.
+
+        A drawing is read if OpenPose (COCO or BODY_25), ControlNet's tools, DWPose or `draw` made it, with any width
+        of lines, with or without hands and face, blended or dimmed, also with red and blue swapped. The colours in use
+        are those by which most lines are limbs between the discs of their joints.
 
         Args:
-            image: A drawing of one person: joints are discs in `skeleton.JOINT_COLORS`, on bones at 60 % of their
-                brightness. Best on black and stored without loss; discs of fewer than 3 pixels are not found.
+            image: The drawing, best on a plain background.
             person: Which of several people, from 0, from left to right.
 
         Returns:
             The pose, without confidences; each joint is in the middle of its disc.
 
         Raises:
-            ValueError: There is no disc in any of the colours, there are several in one of them, or there is no such
-                `person`.
+            ValueError: The image is no such drawing, or it shows several people and `person` does not choose one.
         """
-        if person not in (None, 0):
-            raise NobodyError(f"The image shows one person, so there is no `person={person}`.")
-        return cls(*read_skeleton(image), None, (image.height, image.width))
+        from .drawings import read_drawing
+
+        people = read_drawing(image)
+        if not people:
+            raise ValueError(
+                "The image shows no skeleton as OpenPose, ControlNet and DWPose draw it, with lines between discs in "
+                "their colours."
+            )
+        if person is None and len(people) > 1:
+            raise ValueError(
+                f"The image shows {len(people)} skeletons: choose one with `person=0`, the leftmost, to "
+                f"`person={len(people) - 1}`."
+            )
+        if person is not None and not 0 <= person < len(people):
+            raise NobodyError(
+                f"The image shows {len(people)} skeletons, counted from 0, so there is no `person={person}`."
+            )
+        return cls(*people[person or 0])
 
     # Writers ----------------------------------------------------------------------------------------------------
 

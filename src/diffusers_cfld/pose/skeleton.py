@@ -1,8 +1,8 @@
-"""The skeleton of OpenPose's 18-joint COCO model: joints, limbs and colours; drawing it and reading drawings of it."""
+"""The skeleton of OpenPose's 18-joint COCO model: joints, limbs and colours, and drawing it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ __all__ = [
     "NUM_JOINTS",
     "draw_image",
     "draw_skeleton",
-    "read_skeleton",
 ]
 
 JOINT_NAMES: tuple[str, ...] = (
@@ -98,12 +97,6 @@ BONE_COLORS: tuple[tuple[int, ...], ...] = tuple(
 _SHIFT = 4
 _MAX_COORDINATE = 32767
 
-# Half of 85, the distance between neighbouring joint colours; bones are at least 102 away from any joint colour.
-_COLOR_DISTANCE = 42.0
-# Where two discs meet, their blended edges take on the colours of other joints.
-_MIN_DISC_PIXELS, _MIN_DISC_SHARE = 3, 0.12
-_MAX_SECOND_SHARE = 0.5
-
 
 def draw_skeleton(
     canvas: npt.NDArray[np.uint8],
@@ -170,52 +163,6 @@ def draw_image(
     unit = thickness * max(size)
     draw_skeleton(canvas, xy, visible, 0.014 * unit, 0.0075 * unit)
     return Image.fromarray(canvas)
-
-
-def read_skeleton(image: Image.Image) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Find the joints of a drawn skeleton.
-
-    Args:
-        image: The drawing.
-
-    Returns:
-        (18, 2), the middle of each joint's disc in pixels; and (18,), whether the joint is there.
-
-    Raises:
-        ValueError: There is no disc in any of the joints' colours, or there are several in one of them.
-    """
-    import cv2
-
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    xy = np.full((NUM_JOINTS, 2), -1.0)
-    areas = np.zeros((NUM_JOINTS, 2), dtype=np.int64)  # of the largest piece and the second largest, pixels
-    for index, color in enumerate(JOINT_COLORS):
-        mask = np.linalg.norm(pixels - color, axis=2) < _COLOR_DISTANCE
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        if count > 1:
-            pieces = stats[1:, cv2.CC_STAT_AREA]
-            order = pieces.argsort()[::-1][:2]
-            areas[index, : len(order)] = pieces[order]
-            # Not the centroid: if another joint covers part of a disc, its outline still shows where the middle is.
-            points: Any = np.argwhere(labels == 1 + order[0])[:, ::-1].astype(np.float32)
-            xy[index] = cv2.minEnclosingCircle(points)[0]
-    visible = areas[:, 0] >= _MIN_DISC_PIXELS
-    if visible.any():
-        visible &= areas[:, 0] >= _MIN_DISC_SHARE * np.median(areas[visible, 0])
-    if not visible.any():
-        raise ValueError(
-            "The image shows no joints in OpenPose's colours: draw joints as discs in `JOINT_COLORS`, or use a pose "
-            "estimator if it shows a real person."
-        )
-    # Compared with whole discs, since covered ones lower the median.
-    whole = np.quantile(areas[visible, 0], 0.75)
-    second = int(areas[:, 1].argmax())
-    if areas[second, 1] >= max(_MIN_DISC_PIXELS, _MAX_SECOND_SHARE * whole):
-        raise ValueError(
-            "The image must show one person's skeleton without the points of hands and face, but it has several discs "
-            f"in the colour of {JOINT_NAMES[second]!r}."
-        )
-    return xy, visible
 
 
 def _capsule(start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], radius: float) -> npt.NDArray[np.float64]:
