@@ -212,6 +212,7 @@ def test_unusable_lines_are_named_with_their_number(tmp_path):
     assert list(report.files) == [f"{tmp_path / 'pairs.jsonl'}:{number}" for number in range(2, 8)]
     reason = report.files[f"{tmp_path / 'pairs.jsonl'}:5"]["reason"]
     assert reason.startswith("is not a usable pair (it must be a JSON object with source, target, source_keypoints")
+    assert "(`size` must be (height, width)" in report.files[f"{tmp_path / 'pairs.jsonl'}:7"]["reason"]
     write_pairs(tmp_path, *wrong)
     with pytest.raises(ValueError, match=r"must have usable pairs, got none among 6"):
         load_pairs(tmp_path)

@@ -96,6 +96,7 @@ ONE_PERSON = {
     "arrays, BODY_25": BODY_25,
     "arrays, BODY_25 of one person": BODY_25[None].astype(np.float32),
     "pyopenpose's datum": SimpleNamespace(poseKeypoints=BODY_25[None], cvInputData=np.zeros((*SIZE, 3))),
+    "flat OpenPose": ROWS.ravel().tolist(),
     "flat COCO": FLAT_COCO,
     "flat COCO of one person": np.array([FLAT_COCO]),
     "tensors": torch.tensor(COCO, dtype=torch.float64, requires_grad=True)[None],

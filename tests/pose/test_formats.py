@@ -196,16 +196,6 @@ def test_only_openpose_json_from_0_to_1_is_read_as_fractions():
             Keypoints.from_openpose(data, size=(256, 176))
 
 
-def test_one_of_several_openpose_people():
-    data = openpose(**CANVAS)
-    data["people"] = [*data["people"], {"pose_keypoints_2d": openpose_numbers(np.full((18, 2), 40))}]
-    with pytest.raises(ValueError, match="has 2 people: choose one with `person=0` to `person=1`"):
-        Keypoints.from_openpose(data)
-    assert (Keypoints.from_openpose(data, person=1).xy == 40).all()
-    with pytest.raises(NobodyError, match="has 2 people, counted from 0, so there is no `person=2`"):
-        Keypoints.from_openpose(data, person=2)
-
-
 @pytest.mark.parametrize("data", [openpose(people=0, **CANVAS), []])
 def test_openpose_without_anybody(data):
     with pytest.raises(NobodyError, match="has 0 people"):
@@ -250,17 +240,6 @@ def test_openpose_data_that_is_no_pose(data, message):
 def test_any_form(standing, value):
     assert Keypoints.from_any(value) == standing
     assert Keypoints.from_any(value, size=(260, 200)) == Keypoints(standing.xy, standing.visible, None, (260, 200))
-
-
-@pytest.mark.parametrize("value", [openpose(**CANVAS), json.dumps(openpose(**CANVAS)), [openpose(**CANVAS)]])
-def test_any_form_of_openpose(value):
-    assert Keypoints.from_any(value) == Keypoints.from_openpose(openpose(**CANVAS))
-    assert Keypoints.from_any(openpose_numbers(), (256, 176)) == Keypoints.from_openpose(openpose(**CANVAS))
-
-
-def test_any_form_of_coco():
-    coco = STANDING_YX[COCO_ORDER, ::-1]
-    assert Keypoints.from_any(coco) == Keypoints.from_coco(coco, (256, 176))
 
 
 def test_keypoints_stay_as_they_are(standing):

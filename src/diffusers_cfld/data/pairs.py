@@ -342,7 +342,7 @@ def _parse_pair(line: str, folder: Path, poses: dict[tuple[str, str], Keypoints]
         size = None if has_size(pose) else entry.get(f"{role}_size") or entry.get("size")
         key = (path, f"{pose} {size}")
         if key not in poses:
-            poses[key] = Keypoints.from_any(pose, None if size is None else tuple(size))
+            poses[key] = Keypoints.from_any(pose, size)
         values |= {role: path, f"{role}_name": name, f"{role}_keypoints": poses[key]}
     return PosePair(**values)
 
