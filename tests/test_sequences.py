@@ -145,6 +145,24 @@ def test_one_person_is_followed_when_the_order_of_people_changes(tmp_path, caplo
     assert not caplog.records
 
 
+def test_two_people_cross(tmp_path):
+    ways = [(100 + 20 * number, 310 - 20 * number) for number in range(11)]
+    frames = [people_in_json(*(way[::-1] if number % 3 else way)) for number, way in enumerate(ways)]
+    (tmp_path / "poses.json").write_text(json.dumps(frames))
+    for person in (0, 1):
+        assert left_ends(tmp_path / "poses.json", (720, 1280), person=person) == [way[person] for way in ways]
+
+
+def test_a_folder_of_labels(poses, tmp_path):
+    joints = (poses[0].xy[:17] / (176, 256)).ravel()
+    for number in (1, 2, 10):
+        (tmp_path / f"video_{number}.txt").write_text(" ".join(map(str, [0, 0.5, 0.5, 1, 1, *joints + number / 100])))
+    (tmp_path / "video_3.txt").write_text("")
+    ends = left_ends(tmp_path, (256, 176))
+    assert len(ends) == 4
+    assert ends == sorted(ends)
+
+
 def test_a_jump_is_warned_of(tmp_path, caplog):
     def warnings(*frames):
         caplog.clear()
@@ -206,9 +224,10 @@ def test_a_sequence_with_exchanged_sides_is_warned_of_once(tmp_path, caplog):
 
 
 def test_what_is_no_sequence_is_named(poses, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
-        load_pose_sequence(tmp_path / "nowhere.jsonl")
-    with pytest.raises(ValueError, match=r"has neither images nor \.json files"):
+    for name in ("nowhere.jsonl", "nowhere"):
+        with pytest.raises(FileNotFoundError, match=name):
+            load_pose_sequence(tmp_path / name)
+    with pytest.raises(ValueError, match=r"has neither images nor keypoint files"):
         load_pose_sequence(tmp_path)
     cases = {
         "poses.csv": ("", r"poses.csv': it must be a folder, or a file that ends in .json, .jsonl or .npy"),

@@ -22,7 +22,7 @@ from .pose.format_readers import split_frames
 from .pose.formats import NobodyError, Size, warn_if_swapped
 from .pose.images import expand_series, find_people, find_person, is_series
 from .pose.keypoints import Keypoints
-from .pose.reading import choose_person, load_images, read_people
+from .pose.reading import choose_image, choose_person, load_images, read_people
 from .processors.pose_map import read_pose_sequence
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def load_pose_sequence(
     poses: list[Keypoints | None] = []
     try:
         for place, value in _read_frames(file):  # noqa: B007 - the error says where
-            last = next((pose for pose in reversed(poses) if pose is not None), None)
-            poses.append(_read_pose(value, size, person, normalized, last, estimator))
+            poses.append(_read_pose(value, size, person, normalized, _expect_pose(poses), estimator))
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"Cannot read poses from {str(file)!r}{place}: {error}") from error
     filled = _fill_gaps(poses, file)
@@ -254,7 +253,7 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
     if is_series(file):
         for number, one in enumerate(expand_series(file)):
             if isinstance(one, Path):
-                yield f", {one.name}", load_image(one) if is_image(one) else one.read_text(encoding="utf-8-sig")
+                yield f", {one.name}", load_image(one) if is_image(one) else choose_image(load_images(one), None)
             else:
                 yield f", frame {number}", one
     elif file.suffix.lower() == ".json":
@@ -269,6 +268,7 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
             array = np.lib.format.read_array(stream, allow_pickle=False)
         yield from ((f", frame {number}", pose) for number, pose in enumerate(array))
     else:
+        file.stat()  # for the error of a file that does not exist
         raise ValueError("it must be a folder, or a file that ends in .json, .jsonl or .npy, or a video.")
 
 
@@ -277,20 +277,33 @@ def _read_pose(
     size: Size | None,
     person: int | None,
     normalized: bool,
-    last: Keypoints | None,
+    expected: Keypoints | None,
     estimator: PoseEstimator | None,
 ) -> Keypoints | None:
-    """The person chosen, or whoever is nearest to the last pose; None if there is nobody."""
+    """The person chosen, or whoever is nearest to the expected pose; None if there is nobody."""
     try:
         if isinstance(value, PIL.Image.Image):
-            poses = find_people(value, estimator)[0] if last else [find_person(value, estimator, person)[0]]
+            poses = find_people(value, estimator)[0] if expected else [find_person(value, estimator, person)[0]]
         else:
             people = [] if value is None else read_people(value)
-            found = [one.convert(size, normalized) for one in (people if last else [choose_person(people, person)])]
+            found = [
+                one.convert(size, normalized) for one in (people if expected else [choose_person(people, person)])
+            ]
             poses = [Keypoints(*joints) for joints in found if joints.visible.any()]
     except NobodyError:
         return None
-    return min(poses, key=lambda pose: _distance(last, pose) if last else 0.0, default=None)
+    return min(poses, key=lambda pose: _distance(expected, pose) if expected else 0.0, default=None)
+
+
+def _expect_pose(poses: Sequence[Keypoints | None]) -> Keypoints | None:
+    """Where the person is next, who moves on as before: two people who cross must not be exchanged."""
+    last = next((pose for pose in reversed(poses) if pose is not None), None)
+    if last is None or len(poses) < 2 or poses[-1] is None or poses[-2] is None:
+        return last
+    before = poses[-2].rescale(last.size)
+    common = last.visible & before.visible
+    step = (last.xy - before.xy)[common].mean(axis=0) if common.any() else 0.0
+    return Keypoints(last.xy + step, last.visible, None, last.size)
 
 
 def _distance(pose: Keypoints, other: Keypoints) -> float:

@@ -214,7 +214,7 @@ def test_all_forms_of_masks_and_references(pipe, reference, quick, tmp_path):
     expected = np.asarray(edit(pipe, **quick, image=reference)[0])
     array = np.asarray(mask)
     forms = [mask.convert("RGB"), mask.convert("1"), array, array > 0, array / 255.0, torch.from_numpy(array / 255.0)]
-    forms += [[mask], array[None], (torch.tensor(array) > 0)[None], array[..., None]]
+    forms += [np.stack([array] * 3, axis=-1), [mask], array[None], (torch.tensor(array) > 0)[None], array[..., None]]
     labels = (array > 0).astype(np.uint8)
     forms += [labels, PIL.Image.fromarray(labels), torch.tensor(labels, dtype=torch.int64), torch.tensor(array)]
     forms += [torch.tensor(array)[None, None]]

@@ -575,6 +575,8 @@ class TestErrors:
             ({"pose": torch.zeros(1, 20, 64, 64)}, ValueError, "21"),
             ({"pose": torch.zeros(1, 21, 60, 64)}, ValueError, "multiples of 16"),
             ({"height": 100}, ValueError, "multiples of 8, got 100 and 128"),
+            ({"height": 128.0}, ValueError, "multiples of 8, got 128.0 and 128"),
+            ({"guidance_scale": None}, ValueError, "`guidance_scale` must be a finite number >= 0, got None"),
             ({"width": -8}, ValueError, "multiples of 8"),
             ({"ip_adapter_image_embeds": [torch.zeros(1, 4)]}, ValueError, "call `load_ip_adapter`"),
             ({"output_type": "jpg"}, ValueError, "'pil', 'np', 'pt' or 'latent', got 'jpg'"),

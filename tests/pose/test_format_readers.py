@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import namedtuple
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,9 @@ FLAT_COCO = COCO.ravel().tolist()
 OPENPOSE_PERSON = {"pose_keypoints_2d": ROWS.ravel().tolist(), "face_keypoints_2d": None}
 CANVAS = {"canvas_height": HEIGHT, "canvas_width": WIDTH}
 FRACTIONS = ROWS / [WIDTH, HEIGHT, 1]
+Joint = namedtuple("Joint", "x y score")
+PoseResult = namedtuple("PoseResult", "body face")
+CONTROLNET_AUX = PoseResult(SimpleNamespace(keypoints=[Joint(*row) for row in FRACTIONS.tolist()]), None)
 
 
 def padded(rows, count):
@@ -167,6 +171,9 @@ ONE_PERSON = {
     "Ultralytics' data": ultralytics(COCO).keypoints.data,
     "Ultralytics in JSON": json.dumps([summary(COCO)]),
     "Ultralytics' labels": np.concatenate([[0, 0.5, 0.5, 0.9, 0.9], (COCO / [WIDTH, HEIGHT, 1]).ravel()])[None],
+    "labels without visibility": np.concatenate([[0, 0.5, 0.5, 0.9, 0.9], (COCO[:, :2] / [WIDTH, HEIGHT]).ravel()]),
+    "flat, without confidences": COCO[:, :2].ravel().tolist(),
+    "controlnet_aux": [CONTROLNET_AUX],
     "Roboflow": {
         "predictions": [{"x": 9, "y": 9, "width": 5, "height": 5, "keypoints": dicts(np.insert(COCO, 2, 0, 1))}]
     },
@@ -345,6 +352,8 @@ def test_tables_and_arrays_in_files(tmp_path):
     (tmp_path / "d.txt").write_text(json.dumps({"people": [OPENPOSE_PERSON]}))
     (tmp_path / "e.txt").write_text(" ".join(map(str, ONE_PERSON["Ultralytics' labels"][0].tolist())))
     np.savez(tmp_path / "f.npz", BODY_25[None])
+    (tmp_path / "semicolons.csv").write_text("X; Y\n" + "\n".join(f"{x};{y}" for x, y in XY))
+    np.savetxt(tmp_path / "tabs.txt", XY, delimiter="\t")
     np.savez(tmp_path / "g.npz", keypoints=COCO[None, :, :2], keypoint_scores=COCO[None, :, 2])
     for file in sorted(tmp_path.iterdir()):
         np.testing.assert_allclose(Keypoints.load(file, SIZE).xy, XY, atol=1e-4)

@@ -355,7 +355,7 @@ def test_load_chooses_a_row(tmp_path, standing):
         ("pose.npy", b"", {}, "Cannot read keypoints from .*pose.npy"),
         ("pose.csv", b"one,two\n", {}, "pose.csv.*must have the form `name.*got 'one,two'"),
         ("pose.json", b"{}", {"row": "a"}, "`row` must be the name of one of 1 images"),
-        ("pose.csv", b"", {}, "has 0 images"),
+        ("pose.csv", b"", {}, "has 0 people"),
     ],
 )
 def test_load_refuses(tmp_path, name, content, arguments, message):

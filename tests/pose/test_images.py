@@ -101,7 +101,7 @@ def test_what_is_no_series_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.mp4"):
         read_poses(tmp_path / "nowhere.mp4", None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty' has neither images nor .json files"):
+    with pytest.raises(ValueError, match=r"empty' has neither images nor keypoint files"):
         read_poses(tmp_path / "empty", None)
     example_sources()[0].save(tmp_path / "empty" / "photo.png")
     with pytest.raises(ValueError, match=r"Cannot read poses from '.*empty', photo.png: .*no pose estimator"):

@@ -139,7 +139,7 @@ def check_call(
         if count is not None and not (isinstance(count, Integral) and count >= 1):
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
     factor = pipe.vae_scale_factor
-    if min(height, width) <= 0 or height % factor or width % factor:
+    if not all(isinstance(side, Integral) and side > 0 and side % factor == 0 for side in (height, width)):
         raise ValueError(
             f"`height` and `width` must be positive multiples of {factor}, got {height} and {width}: `output_size` "
             "may be any other size."
@@ -153,7 +153,7 @@ def check_call(
         )
     for name in ("guidance_scale", "pose_guidance_scale", "appearance_guidance_scale"):
         scale = getattr(pipe, name)
-        if not 0 <= scale < math.inf:
+        if scale is None or not 0 <= scale < math.inf:
             raise ValueError(f"`{name}` must be a finite number >= 0, got {scale}.")
     if output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")

@@ -553,6 +553,8 @@ def _read_masks(mask_image: Any, size: tuple[int, int]) -> npt.NDArray[np.float3
 
 
 def _read_mask(mask: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    if isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.shape[2:] in ((3,), (4,)):
+        mask = PIL.Image.fromarray(mask)
     values: Any = mask
     if isinstance(mask, (PIL.Image.Image, str, os.PathLike)):
         values = np.asarray(to_rgb(load_image(mask), background=(0, 0, 0)).convert("L"))

@@ -141,6 +141,10 @@ def _read_bodies(data: Any, key: str) -> list[Person]:
     return _with_size(people, data)
 
 
+def _read_body(data: Any, key: str) -> list[Person]:
+    return find_people(_get(_get(data, key), "keypoints"), normalized=True)  # controlnet_aux's `PoseResult`
+
+
 def _read_candidates(data: Any, key: str) -> list[Person]:
     scores = _get(data, "score", _get(data, "scores"))
     return _with_size(_read_numbers(_pick_candidates(data["candidate"], data["subset"], scores)), data)
@@ -179,8 +183,9 @@ def _read_numbers(value: Any) -> list[Person]:
     if array.size == 0:
         return []
     normalized, default_size, length = False, None, array.shape[-1] if array.ndim else 0
-    if array.ndim <= 2 and length in (56, 57):  # Ultralytics' labels: class, box, joints and perhaps a confidence
-        array, normalized, length = array[..., 5:56], True, 51
+    if array.ndim <= 2 and length in (39, 56, 57):  # Ultralytics' labels: class, box, joints, perhaps a confidence
+        array, normalized = array[..., 5:56], True
+        length = array.shape[-1]
     if array.ndim <= 2 and length in FLAT_LENGTHS:
         array = array.reshape(-1, length // FLAT_LENGTHS[length], FLAT_LENGTHS[length])
     elif array.shape in ((2, NUM_JOINTS), (2, 25)):
@@ -215,6 +220,7 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[Any, str], list[Person]], bool]
     (("animals",), lambda data, key: [], True),
     (("pose_keypoints_2d", "pose_keypoints"), _read_openpose_person, False),
     (("poseKeypoints",), _read_datum, True),
+    (("body",), _read_body, False),
     (("bodies",), _read_bodies, True),
     (("candidate",), _read_candidates, True),
     (("pred_instances",), _read_inner, False),
@@ -255,7 +261,7 @@ def find_people(data: Any, normalized: bool | None = None) -> list[Person]:
         data = list(data)
         if len(data) == 2 and all(isinstance(item, str) for item in data):
             return [_read_columns(*data)]
-        if data and all(map(_is_point, data)):
+        if any(map(_is_point, data)) and all(item is None or _is_point(item) for item in data):
             is_fraction = len(data) == MEDIAPIPE_COUNT if normalized is None else normalized
             return [Person(_read_points(data), normalized=is_fraction)]
         if _is_structured(data):
@@ -349,16 +355,17 @@ def _is_point(item: Any) -> bool:
 
 def _is_structured(item: Any) -> bool:
     """Whether there are people in this, or points, rather than numbers."""
-    if isinstance(item, (list, tuple)):
-        return _is_structured(next((one for one in item if one is not None), None))
-    return isinstance(item, Mapping) or _is_point(item) or _find_reader(item) is not None
+    if isinstance(item, Mapping) or _is_point(item) or _find_reader(item) is not None:
+        return True
+    return isinstance(item, (list, tuple)) and _is_structured(next((one for one in item if one is not None), None))
 
 
 def _read_points(points: Sequence[Any]) -> FloatArray:
     """Objects or dicts with x and y as rows, with their confidence if all have one."""
     if all(_get(one, "name") for one in points):
         _check_names([_get(one, "name") for one in points])
-    keys = [key for key in ("visibility", "score", "confidence") if all(_get(one, key) is not None for one in points)]
+    seen = [one for one in points if one is not None]
+    keys = [key for key in ("visibility", "score", "confidence") if all(_get(one, key) is not None for one in seen)]
     return as_float_array([[_get(one, key) for key in ("x", "y", *keys[:1])] for one in points], "x and y")
 
 

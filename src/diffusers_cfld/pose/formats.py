@@ -45,7 +45,9 @@ MEDIAPIPE_COUNT = 33
 JOINT_COUNTS = (*COCO_COUNTS, *OPENPOSE_COUNTS, MEDIAPIPE_COUNT)
 """The numbers of joints that can be read; each tells their order."""
 
-FLAT_LENGTHS = {3 * count: 3 for count in (*COCO_COUNTS, *OPENPOSE_COUNTS)} | {4 * MEDIAPIPE_COUNT: 4}
+FLAT_LENGTHS = {4 * MEDIAPIPE_COUNT: 4} | {
+    columns * count: columns for count in (*COCO_COUNTS, *OPENPOSE_COUNTS) for columns in (2, 3)
+}
 """Of lists with all numbers of one person in a row: their length, and how many numbers each joint has in it."""
 
 # BODY_25 is the 18-joint order with the middle of the hips inserted at 8 and six points of the feet at the end.

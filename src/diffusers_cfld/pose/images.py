@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from ..image_utils import is_image, is_url, path_suffix, to_rgb
+from ..image_utils import is_url, path_suffix, to_rgb
 from .drawings import read_drawing
 from .estimation import PoseEstimator, choose_person
 from .keypoints import Keypoints
+from .reading import FILE_SUFFIXES
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 """The suffixes of videos."""
@@ -102,11 +103,12 @@ def list_files(folder: str | os.PathLike[str]) -> list[Path]:
         folder: The folder.
 
     Returns:
-        Its `.json` files or, if it has none, its images, in the order of the numbers in their names; without hidden
-        files, such as macOS writes beside others.
+        Its `.json` files or, if it has none, its images or else other keypoint files, in the order of the numbers in
+        their names; without hidden files, such as macOS writes beside others.
     """
     files = [Path(folder, name) for name in sorted(os.listdir(folder), key=_natural_order) if name[:1] != "."]
-    return [file for file in files if path_suffix(file) == ".json"] or [file for file in files if is_image(file)]
+    kinds = ([".json"], PIL.Image.registered_extensions(), FILE_SUFFIXES)
+    return next(filter(None, ([file for file in files if path_suffix(file) in kind] for kind in kinds)), [])
 
 
 def read_video(path: str | os.PathLike[str]) -> Iterator[PIL.Image.Image]:
@@ -152,7 +154,7 @@ def expand_series(path: str | os.PathLike[str]) -> Iterator[Path | PIL.Image.Ima
         return
     files = list_files(path)
     if not files:
-        raise ValueError(f"{os.fspath(path)!r} has neither images nor .json files.")
+        raise ValueError(f"{os.fspath(path)!r} has neither images nor keypoint files.")
     yield from files
 
 

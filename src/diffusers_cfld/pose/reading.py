@@ -150,12 +150,13 @@ def load_images(path: str | os.PathLike[str]) -> dict[str, Any]:
     if suffix == ".json" or text.lstrip().startswith(("{", "[")):
         return split_images(parse_json(text))
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not lines or ":" in lines[0]:
+    if lines and ":" in lines[0]:
         return {line.rsplit(":", 2)[0]: line for line in reversed(lines) if line != _CSV_HEADER}
-    if lines[0].lower().replace(" ", "").startswith("x,y"):
-        del lines[0]
+    rows = [line.replace(",", " ").replace(";", " ") for line in lines]
+    if rows and rows[0].lower().split()[:2] == ["x", "y"]:
+        del rows[0]
     try:
-        return {"": np.loadtxt(lines, delimiter="," if "," in lines[0] else None, ndmin=2)}
+        return {"": np.loadtxt(rows, ndmin=2) if rows else []}
     except ValueError as error:
         form = "`name:[y, ...]:[x, ...]`, or `x y [confidence]` as from `np.savetxt`"
         raise ValueError(f"the lines must have the form {form}; got {shorten(lines[0])} ({error}).") from error
