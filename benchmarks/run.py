@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -307,5 +308,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     diffusers.utils.logging.disable_progress_bar()
     torch.compiler.config.force_disable_caches = True  # or compiling would cost less than it does the first time
+    warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
     logging.disable(logging.WARNING)  # the small model warns that random images are no drawings
     sys.exit(main())
