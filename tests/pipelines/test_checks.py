@@ -195,6 +195,13 @@ def test_a_result_that_is_not_finite_is_no_black_image(break_it, cause):
         call(pipe, output_type="pil")
 
 
+def test_weights_that_were_not_in_the_files_are_named():
+    pipe = tiny_pipeline()
+    pipe.unet.up_blocks[1].resnets[0].conv1.to("meta")  # as diffusers leaves them
+    with pytest.raises(ValueError, match=r"`unet` was loaded without its weight 'up_blocks\.1\.resnets\.0\.conv1"):
+        call(pipe)
+
+
 PHOTO = Image.fromarray(skimage.data.astronaut())
 DRAWN = example_sources()[0]
 
