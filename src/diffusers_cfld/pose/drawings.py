@@ -30,6 +30,8 @@ __all__ = ["read_drawing"]
 _NUM_HUES, _HUE_TOLERANCE = 18, 14.0
 # Of 255: above the noise that compression leaves on grey, and below a limb at 60 % whose joints have confidence 0.5.
 _MIN_CHROMA = 32
+# Share of the brightest colours.
+_MAX_FRINGE = 0.8
 # Pixels that differ by less from the most common colour are background.
 _BACKGROUND_TOLERANCE = 28
 # Drawings are enlarged or, for speed, reduced: to these lengths of the longer side, this radius of the joints, pixels.
@@ -43,7 +45,11 @@ _MAX_PEOPLE = 12
 # What a limb between discs that touch adds, of which nothing shows.
 _TOUCH = 0.02
 # What the end of a limb is worth as a joint, compared with the square of how well a disc shows.
-_LIMB_END = 0.0
+_LIMB_END = -0.05
+# How well a disc shows at least of which a thin part shows, since it may be a fringe; and a wrist under a drawn hand.
+_MIN_THIN, _MIN_WRIST = 0.05, 0.5
+# Half of a body's joints show as well as this, squared as above.
+_MIN_SEEN = 0.1
 # Of how many limbs a person must show lines, and a part of one that is not connected with the rest.
 _MIN_PERSON, _MIN_PART = 3, 2
 # Over a photo, which has lines of its own, all limbs of arms and legs.
@@ -64,7 +70,7 @@ class _Table(NamedTuple):
 
 # OpenPose gives a bone the colour of its end; ControlNet gives bone i the colour of joint i, dimmed.
 _COCO_HUES = [17, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 14, 15, 13]
-_MID_HIP = NUM_JOINTS
+_WRISTS, _MID_HIP = (4, 7), NUM_JOINTS
 # The middle of the hips, and the toes and heels (left, right), which have the colours of neck and ankles.
 _BODY_25_HUES = [*_COCO_HUES, 0, 12, 12, 12, 9, 9, 9]
 _BODY_25_LIMBS = [(1, _MID_HIP), *((_MID_HIP if pair in ((1, 8), (1, 11)) else pair[0], pair[1]) for pair in LIMBS)]
@@ -162,6 +168,8 @@ class _Drawing:
         self.is_plain = self.empty.mean() > 0.3
         self._emptiness = cv2.filter2D(self.empty.astype(np.float32), -1, self._disc, borderType=cv2.BORDER_CONSTANT)
         self.discs = [self._find_discs(hue) for hue in range(_NUM_HUES)]
+        self.crowded = [np.count_nonzero(discs[:, 2] > 0.5) > _MAX_PEOPLE for discs in self.discs]
+        self.has_hands = any(self.crowded)
         # A pixel wider, because tools round the ends of limbs and their angles.
         square = np.ones((3, 3), np.uint8)
         self.limbs = [cv2.dilate(band, square) for band in self.bands]
@@ -182,6 +190,8 @@ class _Drawing:
         hue = cv2.cvtColor(np.float32(pixels) / 255, cv2.COLOR_RGB2HSV)[..., 0]
         self.chroma = np.where(background, 0, np.ptp(pixels, axis=2))
         self.colored = self.chroma >= _MIN_CHROMA
+        # Where colours meet, compression leaves a fringe of others, which is darker than what is drawn.
+        self._fringe = _MAX_FRINGE * float(np.quantile(self.chroma[self.colored], 0.95)) if self.colored.any() else 0.0
         self.empty = background & ~self.colored
         turns = (hue[..., None] - 20 * np.arange(_NUM_HUES, dtype=np.float32) + 180) % 360 - 180
         masks = self.colored[..., None] & (np.abs(turns) <= _HUE_TOLERANCE)
@@ -231,7 +241,7 @@ class _Drawing:
         # Relative to the brightest pixels of this hue, and squared, since limbs are often darker than joints.
         chroma = np.where(band[rows, columns], self.chroma[rows, columns], 0)
         brightest = np.partition(chroma, -min(20, chroma.size), axis=None)[-min(20, chroma.size)]
-        level = np.float32(np.minimum(chroma / max(brightest, 1), 1) ** 2)
+        level = np.float32(np.minimum(chroma / max(brightest, self._fringe, 1), 1) ** 2)
         cover = cv2.filter2D(level, -1, self._disc, borderType=cv2.BORDER_CONSTANT)
         around = cv2.filter2D(level, -1, self._ring, borderType=cv2.BORDER_CONSTANT)
         shows = cover - 0.6 * around - 0.5 * self._emptiness[rows, columns]
@@ -247,19 +257,22 @@ class _Drawing:
         is_solid = (self._sample(widest, found) > 1.5 * max(self.scale, 1)) & (
             self._sample(self._emptiness[rows, columns], found) < 0.15
         )
-        return np.column_stack([np.add(found, (columns.start, rows.start)), values[order], is_solid])
+        discs = np.column_stack([np.add(found, (columns.start, rows.start)), values[order], is_solid])
+        return discs[is_solid | (discs[:, 2] > _MIN_THIN)]
 
     def ends(self) -> list[FloatArray]:
         """For each hue, the ends of its longest lines, (n, 4), as discs that do not show."""
         import cv2
 
         found = []
-        for band in self.bands:
+        for band, widths in zip(self.bands, self.widths, strict=True):
+            if self.has_hands:  # fingers are thinner than limbs
+                band = cv2.morphologyEx(band, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
             _, labels, stats, _ = cv2.connectedComponentsWithStats(band, connectivity=8)
             tips = []
             for piece in 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA])[:4]:
                 left, top, width, height = stats[piece, :4]
-                if max(width, height) < 3 * self.radius:
+                if max(width, height) < 3 * self.radius or widths[labels == piece].max() < 1.5 * max(self.scale, 1):
                     continue
                 y, x = np.nonzero(labels[top : top + height, left : left + width] == piece)
                 points = np.column_stack([x + left, y + top]).astype(np.float64)
@@ -310,15 +323,16 @@ class _Drawing:
         # Other colours may cover the limb; the background does not.
         score = own - 0.3 * (is_colored & ~is_own).mean(axis=2) - 2 * empty
         drawn = score * np.sqrt(np.clip(gap / (8 * radius), 0.05, 4))
-        # Between discs that touch, no limb shows.
-        touch = (gap <= radius) & (empty < 0.05) & (not is_crowded) & (starts[:, None, 2] > 0) & (ends[None, :, 3] > 0)
+        # Between discs that touch, no limb shows, and others may cover all of it.
+        is_hidden = (gap <= radius) | ((starts[:, None, 2] > 0.6) & (ends[None, :, 2] > 0.6))
+        touch = is_hidden & (empty < 0.05) & (not is_crowded) & (starts[:, None, 2] > 0) & (ends[None, :, 3] > 0)
         result = np.where((gap > 1) & (own > 0.25) & (score > 0.05), drawn, np.where(touch, _TOUCH, -1.0))
         result[length < 0.3 * radius] = -1
         if is_first and len(ends):
             stops = ends[ends[:, 2] > max(0.5, 0.85 * ends[:, 2].max()), :2] - starts[:, None, None, :2]
             ahead = (stops * unit[:, :, None]).sum(axis=3)
             aside = np.abs(stops[..., 0] * unit[:, :, None, 1] - stops[..., 1] * unit[:, :, None, 0])
-            is_between = (ahead > 1.5 * radius) & (ahead < length[..., None] - 1.5 * radius) & (aside < radius)
+            is_between = (ahead > 1.5 * radius) & (ahead < length[..., None] - 0.7 * radius) & (aside < radius)
             result[is_between.any(axis=2)] = -1
         return result
 
@@ -367,10 +381,12 @@ def _find_bodies(drawing: _Drawing, table: _Table, ends: list[FloatArray]) -> It
     places, values = [], []
     for joint in range(1 + max(end for _, end, _ in bones)):
         more = [ends[hue] for start, end, hue in bones if joint in (start, end)]
-        places.append(np.concatenate([drawing.discs[hues[joint]], *more]))
+        discs = drawing.discs[hues[joint]]
+        if drawing.has_hands and joint in _WRISTS:
+            discs = discs[discs[:, 2] > _MIN_WRIST]
+        places.append(np.concatenate([discs, *more]))
         shows = places[-1][:, 2]
         values.append(np.where(shows > 0, shows**2, _LIMB_END))
-    crowded = [np.count_nonzero(discs[:, 2] > 0.5) > _MAX_PEOPLE for discs in drawing.discs]
     limbs = [limb.copy() for limb in drawing.limbs]
     while True:
         # The best tree below each place of a joint, from the ends of arms, legs and face up to the neck.
@@ -383,7 +399,7 @@ def _find_bodies(drawing: _Drawing, table: _Table, ends: list[FloatArray]) -> It
                 places[end],
                 hue,
                 limbs[hue],
-                is_crowded=bool(crowded[hues[start]] or crowded[hues[end]]),
+                is_crowded=drawing.crowded[hues[start]] or drawing.crowded[hues[end]],
                 is_first=hues.count(hues[end]) > 1,
             )
             totals = np.where(match > 0, match + best[end], -1.0)
@@ -406,7 +422,8 @@ def _find_bodies(drawing: _Drawing, table: _Table, ends: list[FloatArray]) -> It
             if not drawing.is_plain and drawing.is_line(joints[start], point, hue) is False:
                 continue
             chosen[end], joints[end] = place, point
-        if drawing.count_lines(table, joints) < _MIN_PART:
+        is_seen = [values[joint][place] > _MIN_SEEN for joint, place in chosen.items()]
+        if drawing.count_lines(table, joints) < _MIN_PART or np.mean(is_seen) < 0.5:
             return
         yield joints.copy()
         for joint, point in joints.items():
