@@ -168,7 +168,7 @@ class _Drawing:
         self.is_plain = self.empty.mean() > 0.3
         self._emptiness = cv2.filter2D(self.empty.astype(np.float32), -1, self._disc, borderType=cv2.BORDER_CONSTANT)
         self.discs = [self._find_discs(hue) for hue in range(_NUM_HUES)]
-        self.crowded = [np.count_nonzero(discs[:, 2] > 0.5) > _MAX_PEOPLE for discs in self.discs]
+        self.crowded = [bool((discs[:, 2] > 0.5).sum() > _MAX_PEOPLE) for discs in self.discs]
         self.has_hands = any(self.crowded)
         # A pixel wider, because tools round the ends of limbs and their angles.
         square = np.ones((3, 3), np.uint8)
