@@ -227,7 +227,8 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
     if _is_loading_on_meta():
         # timm creates its masks and position indices on the device of the weights. No checkpoint holds them, so they
         # must be real tensors even while the weights are still on the meta device.
-        uninitialized = {"weight_init": "skip"} if architecture.startswith("swin_") else {}  # swinv2 always does it
+        # timm's swinv2 has no such option.
+        uninitialized = {"weight_init": "skip"} if architecture.startswith("swin_") else {}
         backbone = create(device="meta", **uninitialized).to_empty(device="cpu")
         for module in backbone.modules():
             if module is not backbone and hasattr(module, "init_non_persistent_buffers"):

@@ -118,13 +118,14 @@ def check_call(
 
     Raises:
         TypeError: `appearance` is not an [`Appearance`], or `ip_adapter_image_embeds` is not a list.
-        ValueError: A component or its weight is missing, or an argument is out of range or contradicts another.
+        ValueError: A component or one of its weights is missing, or an argument is out of range or contradicts
+            another.
     """
     optional = {*pipe._optional_components, *(["vae"] if output_type == "latent" else [])}
     for name, component in pipe.components.items():
         if component is None and name not in optional:
             raise ValueError(f"The pipeline has no `{name}`: load one.")
-        if isinstance(component, torch.nn.Module) and not hasattr(component, "_hf_hook"):  # offloaded ones have hooks
+        if isinstance(component, torch.nn.Module) and not hasattr(component, "_hf_hook"):  # not offloaded
             absent = next((key for key, weight in component.named_parameters() if weight.is_meta), None)
             if absent is not None:
                 raise ValueError(f"The `{name}` was loaded without its weight {absent!r}: its files are incomplete.")
@@ -197,7 +198,7 @@ def check_finite(pipe: CFLDPipelineBase, result: torch.Tensor) -> None:
     config = pipe.scheduler.config
     for name, component in pipe.components.items():
         if isinstance(component, torch.nn.Module):
-            weights = [weight for weight in component.parameters() if not weight.is_meta]  # offloaded ones are
+            weights = [weight for weight in component.parameters() if not weight.is_meta]  # not offloaded
             if not all(torch.isfinite(weight).all() for weight in weights):
                 cause = f" The weights of the {name} are not finite: its files are damaged, or its training diverged."
             elif component.dtype == torch.float16:

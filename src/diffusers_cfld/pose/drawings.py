@@ -30,7 +30,7 @@ __all__ = ["read_drawing"]
 _NUM_HUES, _HUE_TOLERANCE = 18, 14.0
 # Of 255: above the noise that compression leaves on grey, and below a limb at 60 % whose joints have confidence 0.5.
 _MIN_CHROMA = 32
-# Share of the brightest colours.
+# What is less colourful than this share of the brightest colours is no whole disc, but may be a fringe.
 _MAX_FRINGE = 0.8
 # Pixels that differ by less from the most common colour are background.
 _BACKGROUND_TOLERANCE = 28

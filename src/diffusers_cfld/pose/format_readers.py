@@ -35,7 +35,7 @@ FORMS = (
 )
 
 
-def split_images(data: Any) -> dict[str, Any]:
+def split_by_image(data: Any) -> dict[str, Any]:
     """Split data by the images that they describe.
 
     Args:
@@ -52,7 +52,7 @@ def split_images(data: Any) -> dict[str, Any]:
         if _has(data, key):
             names = _get(_get(data, "meta_info"), "keypoint_id2name")
             _check_names(list(names.values()) if isinstance(names, Mapping) else None)
-            return split_images(_get(data, key))
+            return split_by_image(_get(data, key))
     if isinstance(data, Mapping) and "images" in data and "annotations" in data:
         return _split_coco_file(data)
     if isinstance(data, (list, tuple)) and data:
@@ -73,7 +73,7 @@ def split_frames(images: dict[str, Any]) -> dict[str, Any]:
     """Split the data of a movement into its frames.
 
     Args:
-        images: From [`split_images`]; a list of poses, which would be people in one image, is one pose a frame.
+        images: From [`split_by_image`]; a list of poses, which would be people in one image, is one pose a frame.
 
     Returns:
         The data of each frame, by its name.
@@ -130,19 +130,19 @@ def _read_openpose_person(data: Any, key: str) -> list[Person]:
 
 
 def _read_inner(data: Any, key: str, normalized: bool | None = None) -> list[Person]:
-    return _with_size(find_people(_get(data, key), normalized), data)
+    return _with_size(parse_people(_get(data, key), normalized), data)
 
 
 def _read_bodies(data: Any, key: str) -> list[Person]:
     bodies = _get(data, key)
-    people = find_people(bodies)
+    people = parse_people(bodies)
     if not isinstance(bodies, (list, tuple)):  # DWPose's; AlphaPose's are in pixels
         people = [one._replace(normalized=True) for one in people]
     return _with_size(people, data)
 
 
 def _read_body(data: Any, key: str) -> list[Person]:
-    return find_people(_get(_get(data, key), "keypoints"), normalized=True)  # controlnet_aux's `PoseResult`
+    return parse_people(_get(_get(data, key), "keypoints"), normalized=True)  # controlnet_aux's `PoseResult`
 
 
 def _read_candidates(data: Any, key: str) -> list[Person]:
@@ -161,7 +161,7 @@ def _read_result(data: Any, key: str) -> list[Person]:
     if isinstance(joints, Mapping) and "x" in joints:  # Ultralytics' `summary()`
         joints = np.stack([as_float_array(joints[name], name) for name in ("x", "y", "visible") if name in joints], -1)
     elif joints is None or _is_structured(joints):
-        return _with_size(find_people(joints, normalized=False), data)
+        return _with_size(parse_people(joints, normalized=False), data)
     joints = as_float_array(joints, f"`{key}`")
     if joints.ndim == 2 and joints.shape[1] == 2 and len(joints) > NUM_JOINTS and len(joints) % NUM_JOINTS == 0:
         joints = joints.reshape(-1, NUM_JOINTS, 2)  # openpose-editor has one list for all people
@@ -235,7 +235,7 @@ _SCORES = ("keypoint_scores", "scores", "conf", "keypoint_confidence", "confiden
 # Pieces of the formats ----------------------------------------------------------------------------------------------
 
 
-def find_people(data: Any, normalized: bool | None = None) -> list[Person]:
+def parse_people(data: Any, normalized: bool | None = None) -> list[Person]:
     """Read everyone in an image.
 
     Args:
@@ -265,7 +265,7 @@ def find_people(data: Any, normalized: bool | None = None) -> list[Person]:
             is_fraction = len(data) == MEDIAPIPE_COUNT if normalized is None else normalized
             return [Person(_read_points(data), normalized=is_fraction)]
         if _is_structured(data):
-            return [one for item in data for one in find_people(item, normalized)]
+            return [one for item in data for one in parse_people(item, normalized)]
         data = data if (joined := _join_scores(data)) is None else joined
     elif not hasattr(data, "__array__"):
         raise TypeError(f"A pose must be {FORMS}; got {type(data).__name__}.")

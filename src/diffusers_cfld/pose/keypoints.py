@@ -302,9 +302,10 @@ class Keypoints:
     def from_skeleton(cls, image: Image.Image, person: int | None = None) -> Keypoints:
         """Read the joints back from a drawn skeleton.
 
-        A drawing is read if OpenPose (COCO or BODY_25), ControlNet's tools, DWPose or `draw` made it, with any width
-        of lines, with or without hands and face, blended or dimmed, also with red and blue swapped. The colours in use
-        are those by which most lines are limbs between the discs of their joints.
+        It knows the colours of OpenPose (COCO and BODY_25), ControlNet's tools, DWPose and `draw`, with or without
+        hands and face, blended or dimmed, also with red and blue swapped. The colours in use are those by which most
+        lines are limbs between the discs of their joints. Joints may be missed or misplaced where limbs cross, lines
+        are thick, or the image is below 256 pixels, compressed or a photo: look at what was read with `draw`.
 
         Args:
             image: The drawing, best on a plain background.

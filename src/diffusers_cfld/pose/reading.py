@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .format_readers import FORMS, find_people, parse_json, split_images
+from .format_readers import FORMS, parse_json, parse_people, split_by_image
 from .formats import JOINT_COUNTS, Joints, NobodyError, Person, Size, shorten, warn_if_swapped
 
 FILE_SUFFIXES = (".json", ".csv", ".txt", ".npy", ".npz")
@@ -68,9 +68,9 @@ def read_people(data: Any) -> list[Person]:
     """
     if data is None:
         raise TypeError(f"A pose must be {FORMS}; got None.")
-    image = choose_image(split_images(data), None)
+    image = choose_image(split_by_image(data), None)
     try:
-        return find_people(image)
+        return parse_people(image)
     except (KeyError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"A pose must be {FORMS}; got {shorten(str(data))}.") from error
 
@@ -126,7 +126,7 @@ def load_images(path: str | os.PathLike[str]) -> dict[str, Any]:
             the lines of DeepFashion's annotation files, or a table of numbers.
 
     Returns:
-        As from [`split_images`].
+        As from [`split_by_image`].
 
     Raises:
         OSError: The file cannot be read.
@@ -148,7 +148,7 @@ def load_images(path: str | os.PathLike[str]) -> dict[str, Any]:
     # utf-8-sig also reads files that spreadsheet programs wrote with a byte order mark.
     text = file.read_text(encoding="utf-8-sig")
     if suffix == ".json" or text.lstrip().startswith(("{", "[")):
-        return split_images(parse_json(text))
+        return split_by_image(parse_json(text))
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if lines and ":" in lines[0]:
         return {line.rsplit(":", 2)[0]: line for line in reversed(lines) if line != _CSV_HEADER}
@@ -166,7 +166,7 @@ def choose_image(images: Mapping[str, Any], row: str | None) -> Any:
     """Choose one of several images.
 
     Args:
-        images: From [`load_images`] or [`split_images`].
+        images: From [`load_images`] or [`split_by_image`].
         row: The name of the image; None if there is one.
 
     Returns:
