@@ -46,7 +46,7 @@ def add_generate_parser(subparsers: argparse._SubParsersAction[argparse.Argument
         "videos of these, or sample",
     )
     add_pose_options(parser)
-    add("--pose-row", metavar="NAME", help="name of the row to read from a CSV file with several rows")
+    add("--pose-row", metavar="NAME", help="name of the image to read from a CSV or COCO file with several")
     add(
         "--output",
         type=image_path,

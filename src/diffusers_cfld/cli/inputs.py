@@ -50,7 +50,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="size in pixels of the image that --source-pose was measured on (default: the size in the file; without "
         "one, 256 176 for CSV rows and the size of --image for other files)",
     )
-    add("--source-row", metavar="NAME", help="name of the row to read if --source-pose is a CSV file")
+    add("--source-row", metavar="NAME", help="name of the image to read if --source-pose has several")
     add("--source-person", type=int, metavar="N", help="which person to read if --source-pose has several, from 0")
     add(
         "--background",

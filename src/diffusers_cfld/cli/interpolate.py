@@ -28,7 +28,7 @@ def add_interpolate_parser(subparsers: argparse._SubParsersAction[argparse.Argum
     add("--image", required=True, nargs=2, metavar=("F", "G"), help="the two source images")
     add("--pose", required=True, metavar="F", help="target pose, as for generate")
     add_pose_options(parser)
-    add("--pose-row", metavar="NAME", help="name of the row to read from a CSV file with several rows")
+    add("--pose-row", metavar="NAME", help="name of the image to read from a CSV or COCO file with several")
     add("--num-images", type=positive_int, default=7, metavar="N", help="images in the strip (default %(default)s)")
     add("--only", choices=("prompt", "biases"), help="interpolate only the coarse prompt or the fine query biases")
     output = "image to write (default %(default)s)"
