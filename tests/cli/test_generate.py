@@ -195,6 +195,7 @@ def interrupt(*args):
         ["--guidance-scale", "1"],
         ["--pose-guidance-scale", "3"],
         ["--appearance-guidance-scale", "0"],
+        ["--guidance-interval", "0", "0.5"],
         ["--dtype", "bfloat16"],
     ],
     ids=lambda arguments: arguments[0],

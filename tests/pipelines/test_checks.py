@@ -56,6 +56,8 @@ def reference():
         ("source_encoder", {}, "The pipeline has no `source_encoder`: load one"),
         (None, {"height": 0}, "`height` and `width` must be positive multiples of 8, got 0 and"),
         (None, {"num_inference_steps": 0}, "`num_inference_steps` must be a whole number of at least 1, got 0"),
+        (None, {"guidance_interval": (0.5, 0.25)}, r"`guidance_interval` must be \(start, stop\) with .* got \(0.5,"),
+        (None, {"guidance_interval": 0.5}, r"`guidance_interval` must be \(start, stop\) with .* got 0.5"),
         (None, {"micro_batch_size": 0}, "`micro_batch_size` must be a whole number of at least 1, got 0"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_cfld.pipelines.guidance import GuidanceBranch, combine_guidance, guidance_weights
+from diffusers_cfld.pipelines.guidance import GuidanceBranch, acts_at, combine_guidance, guidance_weights
 
 NULL, POSE, FULL = GuidanceBranch
 
@@ -32,6 +32,21 @@ def test_only_branches_with_weight_are_evaluated_and_the_result_is_eq_7(pose_sca
 
     assert set(weights) == branches
     torch.testing.assert_close(combined, published, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "start", "stop", "expected"),
+    [
+        (4, 0.0, 1.0, [0, 1, 2, 3]),
+        (4, 0.25, 0.75, [1, 2]),
+        (4, 0.3, 1.0, [2, 3]),  # a step that begins before the interval is outside
+        (4, 0.0, 0.7, [0, 1]),  # and so is one that ends after it
+        (10, 0.3, 0.7, [3, 4, 5, 6]),
+        (3, 0.5, 0.6, []),
+    ],
+)
+def test_an_interval_holds_the_steps_that_lie_wholly_in_it(num_steps, start, stop, expected):
+    assert [step for step in range(num_steps) if acts_at(step, num_steps, start, stop)] == expected
 
 
 def test_a_single_branch_is_returned_untouched():

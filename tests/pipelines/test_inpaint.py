@@ -103,6 +103,15 @@ def test_a_full_mask_is_plain_pose_transfer(pipe, reference):
     assert np.abs(np.asarray(result, dtype=int) - expected).max() <= 1
 
 
+def test_guidance_acts_in_its_interval(pipe, reference, quick):
+    batches = []
+    hook = pipe.unet.register_forward_pre_hook(lambda module, args: batches.append(args[0].shape[0]))
+    options = {**quick, "num_inference_steps": 2, "guidance_scale": 2.0, "guidance_interval": (0.5, 1)}
+    edit(pipe, image=reference, **options)
+    hook.remove()
+    assert batches == [1, 2]
+
+
 def test_the_latents_outside_are_the_references_own(pipe, reference):
     latents = edit(pipe, image=reference, output_type="latent")
     frame = choose_crop(SIZE)

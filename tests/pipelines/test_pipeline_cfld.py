@@ -138,6 +138,22 @@ class TestArguments:
             hook.remove()
         assert batches == [evaluated] * 2
 
+    def test_outside_its_interval_guidance_takes_one_evaluation_and_does_nothing(self, pipe):
+        def turn_off(pipe, step, timestep, tensors):
+            pipe._guidance_scale = 1.0
+            return {}
+
+        batches = []
+        hook = pipe.unet.register_forward_pre_hook(lambda module, args: batches.append(args[0].shape[0]))
+        try:
+            guided = run(pipe, guidance_scale=3.0, guidance_interval=(0.0, 0.5), guidance_rescale=0.7)
+        finally:
+            hook.remove()
+        assert batches == [2, 1]
+        callback = {"callback_on_step_end": turn_off}
+        assert torch.equal(guided, run(pipe, guidance_scale=3.0, guidance_rescale=0.7, **callback))
+        assert torch.equal(run(pipe), run(pipe, guidance_interval=(0, 1)))
+
     def test_source_and_pose_are_encoded_once_a_call(self, pipe):
         calls = []
         models = (pipe.source_encoder, pipe.prompt_decoder, pipe.appearance_encoder, pipe.pose_adapter)

@@ -199,6 +199,13 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--pose-guidance-scale", type=float, metavar="X", help="guidance scale of the pose")
     add("--appearance-guidance-scale", type=float, metavar="X", help="guidance scale of the appearance")
+    add(
+        "--guidance-interval",
+        nargs=2,
+        type=float,
+        metavar=("START", "STOP"),
+        help="guide only between these fractions of the steps, which saves time at the others (default 0 1)",
+    )
     add("--height", type=int, metavar="H", help="height to generate, in pixels, a multiple of 8")
     add("--width", type=int, metavar="W", help="width to generate, in pixels, a multiple of 8")
     add(
@@ -219,7 +226,8 @@ def sampling_arguments(args: argparse.Namespace, pipe: CFLDPipeline) -> dict[str
     Returns:
         Keyword arguments. For the small model, options that are not given have values that suit it.
     """
-    names = ("guidance_scale", "pose_guidance_scale", "appearance_guidance_scale", "height", "width", "output_size")
+    names = ["guidance_scale", "pose_guidance_scale", "appearance_guidance_scale", "guidance_interval"]
+    names += ["height", "width", "output_size"]
     given = {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in names}}
     return {
         **(SAMPLING_OPTIONS if args.model is None else {}),

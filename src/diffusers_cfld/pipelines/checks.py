@@ -150,16 +150,22 @@ def check_call(
             "may be any other size."
         )
     if pipe.unet.config.time_cond_proj_dim is not None and (
-        pipe._pose_guidance_scale is not None or pipe._appearance_guidance_scale is not None
+        pipe._pose_guidance_scale is not None
+        or pipe._appearance_guidance_scale is not None
+        or pipe._guidance_interval is not None
     ):
         raise ValueError(
             "This U-Net takes a single guidance scale as an input (`time_cond_proj_dim`): pass `guidance_scale`, "
-            "without `pose_guidance_scale` and `appearance_guidance_scale`."
+            "without `pose_guidance_scale`, `appearance_guidance_scale` and `guidance_interval`."
         )
     for name in ("guidance_scale", "pose_guidance_scale", "appearance_guidance_scale"):
         scale = getattr(pipe, name)
         if scale is None or not 0 <= scale < math.inf:
             raise ValueError(f"`{name}` must be a finite number >= 0, got {scale}.")
+    interval = pipe._guidance_interval
+    is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2
+    if interval is not None and not (is_pair and 0 <= interval[0] < interval[1] <= 1):
+        raise ValueError(f"`guidance_interval` must be (start, stop) with 0 <= start < stop <= 1, got {interval}.")
     if output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
     unknown = [name for name in callback_on_step_end_tensor_inputs if name not in pipe._callback_tensor_inputs]

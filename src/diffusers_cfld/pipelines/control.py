@@ -18,7 +18,7 @@ from diffusers import ControlNetModel, T2IAdapter
 from diffusers.utils.torch_utils import unwrap_module
 
 from .checks import compare_values
-from .guidance import BranchConditions, UNetConditions, micro_batches
+from .guidance import BranchConditions, UNetConditions, acts_at, micro_batches
 
 if TYPE_CHECKING:
     from .pipeline_utils import CFLDPipelineBase
@@ -160,7 +160,7 @@ class Controls:
             One for each ControlNet; 0 where it does not act yet, or no longer.
         """
         intervals = zip(self.control_guidance_start, self.control_guidance_end, strict=True)
-        acts = [start <= step / num_steps and (step + 1) / num_steps <= end for start, end in intervals]
+        acts = [acts_at(step, num_steps, start, end) for start, end in intervals]
         return [scale * act for scale, act in zip(self.controlnet_conditioning_scale, acts, strict=True)]
 
 

@@ -57,6 +57,21 @@ def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: floa
     return {branch: weight for branch, weight in weights.items() if weight != 0}
 
 
+def acts_at(step: int, num_steps: int, start: float, stop: float) -> bool:
+    """Decide whether something acts at a step, by the rule of diffusers' `control_guidance_start` and `..._end`.
+
+    Args:
+        step: Index of the step, from 0.
+        num_steps: Number of steps.
+        start: Fraction of the steps after which it begins to act.
+        stop: Fraction of the steps after which it no longer acts.
+
+    Returns:
+        Whether the whole step lies between the two.
+    """
+    return start <= step / num_steps and (step + 1) / num_steps <= stop
+
+
 def combine_guidance(noise_preds: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """Combine the branches' predictions.
 
@@ -95,6 +110,7 @@ class BranchConditions:
         control_images: One per ControlNet, (n, C, H, W), [0, 1], for all branches.
         control_scales: Factors of the ControlNets' residuals at the running step.
         timestep_cond: (1, E), the embedded guidance scale of a U-Net that takes one.
+        is_guided: Whether guidance acts at the running step.
     """
 
     batch_size: int
@@ -107,6 +123,7 @@ class BranchConditions:
     control_images: Sequence[torch.Tensor] = ()
     control_scales: Sequence[float] = ()
     timestep_cond: torch.Tensor | None = None
+    is_guided: bool = True
     _last: tuple[Any, UNetConditions] | None = None
 
     def replace_prompts(self, prompt_embeds: torch.Tensor, null_prompt_embeds: torch.Tensor) -> None:

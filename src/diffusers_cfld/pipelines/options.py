@@ -46,3 +46,4 @@ class SamplingOptions(TypedDict, total=False):
     control_guidance_end: float | list[float]
     adapter_image: ControlImageInput | None
     adapter_conditioning_scale: float | list[float]
+    guidance_interval: tuple[float, float] | None

@@ -26,7 +26,7 @@ from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput, split_images
 from .checks import check_call, check_finite, warn_of_photos
 from .control import Controls
-from .guidance import select_rows
+from .guidance import acts_at, select_rows
 from .options import ControlImageInput, Generators, SamplingOptions
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
 from .pipeline_utils import CFLDPipelineBase
@@ -195,6 +195,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         control_guidance_end: float | list[float] = 1.0,
         adapter_image: ControlImageInput | None = None,
         adapter_conditioning_scale: float | list[float] = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> CFLDPipelineOutput | tuple[Images]:
         """Edit reference images.
 
@@ -242,6 +243,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             control_guidance_end: As in [`CFLDPipeline`].
             adapter_image: As `control_image`.
             adapter_conditioning_scale: As in [`CFLDPipeline`].
+            guidance_interval: As in [`CFLDPipeline`].
 
         Returns:
             The results; those of one reference are next to each other. Where all masks are 0, their pixels are the
@@ -274,6 +276,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         self._guidance_scale = guidance_scale
         self._pose_guidance_scale = pose_guidance_scale
         self._appearance_guidance_scale = appearance_guidance_scale
+        self._guidance_interval = guidance_interval
         self._guidance_rescale = guidance_rescale
         self._cross_attention_kwargs = cross_attention_kwargs
         self._interrupt = False
@@ -397,6 +400,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
 
                 conditions.replace_prompts(prompt_embeds, null_prompt_embeds)
                 conditions.control_scales = controls.scales_at(i, len(timesteps))
+                conditions.is_guided = acts_at(i, len(timesteps), *(guidance_interval or (0.0, 1.0)))
                 latent_model_input = self.scheduler.scale_model_input(latents, t)
                 noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]

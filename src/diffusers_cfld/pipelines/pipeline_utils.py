@@ -310,7 +310,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the running step needs other predictions besides the fully conditioned one."""
+        """Whether steps with guidance need other predictions besides the fully conditioned one."""
         return self.pose_guidance_scale != 1 or self.appearance_guidance_scale != 1
 
     @property
@@ -645,7 +645,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             (B, C, h, w).
         """
         # A callback may change a scale between two steps.
-        weights = guidance_weights(self.pose_guidance_scale, self.appearance_guidance_scale)
+        scales = (self.pose_guidance_scale, self.appearance_guidance_scale) if conditions.is_guided else (1.0, 1.0)
+        weights = guidance_weights(*scales)
         guided = []
         for rows in micro_batches(len(latent_model_input), micro_batch_size):
             noise_preds = self.predict_branches(latent_model_input, timestep, conditions, tuple(weights), rows)
