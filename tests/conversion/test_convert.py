@@ -158,7 +158,7 @@ def test_tensors_that_share_memory(own_checkpoint: Path, tiny_base: Path, tiny_p
 @pytest.mark.parametrize(
     ("file", "key", "message"),
     [
-        (MODEL_FILE, "learnable_vector", "'learnable_vector' has at least 3 dimensions, got no such tensor"),
+        (MODEL_FILE, "learnable_vector", 'Missing key.*"null_prompt_embeds"'),
         (MODEL_FILE, "backbone.layers.1.blocks.0.norm1.bias", 'Missing key.*"backbone.layers.1.blocks.0.norm1.bias"'),
         (
             MODEL_FILE,
@@ -180,15 +180,19 @@ def test_missing_keys_are_named(
 @pytest.mark.parametrize(
     ("file", "key", "message"),
     [
-        (MODEL_FILE, "decoder.extra", "'decoder.extra' is not a key of a published CFLD checkpoint"),
-        (MODEL_FILE, "backbone.layers.0.blocks.7.norm1.weight", 'Unexpected key.*"backbone.layers.0.blocks.7.norm1'),
+        (MODEL_FILE, "decoder.extra", "unexpected or of the wrong shape: decoder.extra"),
+        (
+            MODEL_FILE,
+            "backbone.layers.0.blocks.7.norm1.weight",
+            "unexpected or of the wrong shape: backbone.layers.0.blocks.7",
+        ),
         (
             MODEL_FILE,
             "backbone.layers.2.blocks.1.attn_mask",
             "unexpected or of the wrong shape: .*2.blocks.1.attn_mask",
         ),
-        (UNET_FILE, "conv_in.bias", "'conv_in.bias' is not a key of a published CFLD checkpoint"),
-        (UNET_FILE, "model.extra", 'Unexpected key.*"extra"'),
+        (UNET_FILE, "conv_in.bias", "unexpected or of the wrong shape: conv_in.bias"),
+        (UNET_FILE, "model.extra", "unexpected or of the wrong shape: model.extra"),
     ],
 )
 def test_unexpected_keys_are_named(
@@ -224,6 +228,12 @@ def assert_refused(
     with pytest.raises(ValueError, match=f"(?s){message}"):
         convert_checkpoint(checkpoint, base, tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_checkpoint_of_other_sizes_needs_its_config(own_checkpoint: Path, tiny_base: Path, tmp_path: Path) -> None:
+    (own_checkpoint / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint', which has no config\.yaml with other sizes .* do not fit: "):
+        convert_checkpoint(own_checkpoint, tiny_base, tmp_path / "output")
 
 
 def test_base_of_another_unet_is_refused(tiny_checkpoint: Path, own_base: Path, tmp_path: Path) -> None:
@@ -350,7 +360,7 @@ def test_the_size_is_the_checkpoints_and_not_the_bases(tiny_checkpoint: Path, ow
 def test_ablations_are_refused(own_checkpoint: Path, tiny_base: Path, tmp_path: Path) -> None:
     file = own_checkpoint / "config.yaml"
     file.write_text(file.read_text().replace("TO_SELF_ATTN: false", "TO_SELF_ATTN: true"))
-    with pytest.raises(ValueError, match=r"TO_SELF_ATTN` in config\.yaml must be False .* Ablations"):
+    with pytest.raises(ValueError, match=r"TO_SELF_ATTN` in '.*config\.yaml' must be False .* Ablations"):
         convert_checkpoint(own_checkpoint, tiny_base, tmp_path / "output")
 
 

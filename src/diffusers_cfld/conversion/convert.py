@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub.utils.sha import sha_fileobj
@@ -21,15 +20,8 @@ from ..models.prompt_decoder import PerceptionRefinedDecoder
 from ..models.source_encoder import SwinImageEncoder
 from ..pipelines.model_card import make_model_card
 from ..pipelines.pipeline_cfld import CFLDPipeline
-from .published_config import (
-    ATTENTIONS_PER_BLOCK,
-    check_config,
-    make_config,
-    read_arguments,
-    read_config,
-    read_sample_size,
-)
-from .state_dict import UNET_COMPONENT, from_published_key, is_swin_buffer, to_published_key
+from .published_config import ATTENTIONS_PER_BLOCK, PATCH_SIZE, read_config, write_config
+from .state_dict import to_published_key
 from .weights_io import read_pickle, read_safetensors, staged_folder
 
 MODEL_FILE = "pytorch_model.bin"
@@ -42,7 +34,7 @@ _MODEL_CLASSES: dict[str, Any] = {
     "prompt_decoder": PerceptionRefinedDecoder,
     "appearance_encoder": AppearanceEncoder,
     "pose_adapter": PoseAdapter,
-    UNET_COMPONENT: UNet2DConditionModel,
+    "unet": UNet2DConditionModel,
 }
 _SCHEDULE: dict[str, Any] = {
     "clip_sample": False,
@@ -101,14 +93,15 @@ def convert_checkpoint(
         # Built anew, because the configuration of a loaded model names the folder it was loaded from, and copied,
         # because Windows cannot replace that folder while its weights are mapped into memory.
         weights = {key: tensor.clone() for key, tensor in vae.state_dict().items()}
-        vae = _build(AutoencoderKL, vae.config, weights, str(base), dtype)
+        vae = _load(_build(AutoencoderKL, vae.config), weights, f"'{base}'", dtype)
         pipe = CFLDPipeline(vae=vae, scheduler=DDPMScheduler.from_config(scheduler_config, **_SCHEDULE), **models)
+        files = [checkpoint / name for name in (MODEL_FILE, UNET_FILE, CONFIG_FILE)]
         card = make_model_card(
             pipe,
             "path/to/this/folder",
             base_model=_STABLE_DIFFUSION_ID if Path(base).is_dir() else str(base),
             variant=variant,
-            source_files={path.name: _sha256(path) for path in _published_files(checkpoint) if path.exists()},
+            source_files={path.name: _sha256(path) for path in files if path.exists()},
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         pipe.save_pretrained(str(folder), variant=variant)
@@ -139,27 +132,25 @@ def convert_to_original(
         raise FileNotFoundError(f"The model '{model}' must be the local folder of a saved CFLDPipeline.")
     weights = {name: read_safetensors(model / name, variant) for name in _MODEL_CLASSES}
     models = {
-        name: _build(model_class, model_class.load_config(model, subfolder=name), weights[name], str(model / name))
+        name: _load(
+            _build(model_class, model_class.load_config(model, subfolder=name)), weights[name], f"'{model / name}'"
+        )
         for name, model_class in _MODEL_CLASSES.items()
     }
     _refuse_other_layouts(models, DDPMScheduler.load_config(model, subfolder="scheduler"))
-    arguments = {name: models[name].config for name in _MODEL_CLASSES}
+    arguments = {name: model.config for name, model in models.items()}
     arguments["source_encoder"] = _swin_arguments(models["source_encoder"])
     vae_config = AutoencoderKL.load_config(model, subfolder="vae")
-    config = make_config(
-        arguments, models[UNET_COMPONENT].config.sample_size, 2 ** (len(vae_config["block_out_channels"]) - 1)
-    )
-    num_encoders = len(models["appearance_encoder"].encoders)
+    keys = _published_keys(models)
     published = {
-        name: {to_published_key(name, key, num_encoders): tensor for key, tensor in built.state_dict().items()}
-        for name, built in models.items()
+        name: {keys[name][key]: tensor for key, tensor in built.state_dict().items()} for name, built in models.items()
     }
-    unet = published.pop(UNET_COMPONENT)
+    unet = published.pop("unet")
     with staged_folder(output, overwrite=overwrite, marker=MODEL_FILE) as folder:
         tensors = {key: tensor for part in published.values() for key, tensor in part.items()}
         torch.save(tensors | _swin_buffers(models["source_encoder"]), folder / MODEL_FILE)
         torch.save(unet, folder / UNET_FILE)
-        (folder / CONFIG_FILE).write_text(yaml.safe_dump(config), encoding="utf-8")
+        write_config(folder / CONFIG_FILE, arguments, 2 ** (len(vae_config["block_out_channels"]) - 1))
     return output
 
 
@@ -206,55 +197,52 @@ def _load_published(
     checkpoint: Path, unet_config: Mapping[str, Any], vae_scale_factor: int, dtype: torch.dtype | None
 ) -> dict[str, Any]:
     """Build the models from both pickles; no key may be missing or left over."""
-    model_file, unet_file, config_file = _published_files(checkpoint)
-    config = read_config(config_file) if config_file.exists() else {}
-    published = read_pickle(model_file)
-    arguments = read_arguments(
-        {key: tensor.shape for key, tensor in published.items()}, config, len(unet_config["up_block_types"])
-    )
-    sample_size = read_sample_size(config, vae_scale_factor) or unet_config["sample_size"]
-    check_config(config, make_config(arguments, sample_size, vae_scale_factor))
-    encoder = arguments["appearance_encoder"]
-    num_encoders = len(encoder["up_block_indices"]) * encoder["attentions_per_block"]
-    components: dict[str, dict[str, torch.Tensor]] = {name: {} for name in _MODEL_CLASSES}
-    buffers = {key: published.pop(key).shape for key in list(published) if is_swin_buffer(key)}
-    published |= read_pickle(unet_file)
-    for key in list(published):
-        component, ours = from_published_key(key, num_encoders)
-        components[component][ours] = published.pop(key)
-    configs = {**arguments, UNET_COMPONENT: {**unet_config, "sample_size": sample_size}}
-    # One file after the other: if `dtype` changes the tensors, each pickle's memory is freed before the next is read.
-    models = {
-        name: _build(model_class, configs[name], components.pop(name), str(checkpoint), dtype)
-        for name, model_class in _MODEL_CLASSES.items()
-    }
-    expected = {key: buffer.shape for key, buffer in _swin_buffers(models["source_encoder"]).items()}
-    differing = sorted(key for key in buffers.keys() | expected.keys() if buffers.get(key) != expected.get(key))
+    arguments = read_config(checkpoint / CONFIG_FILE, vae_scale_factor)
+    arguments["unet"] = {**unet_config, **arguments["unet"]}
+    source = f"'{checkpoint}'"
+    if not (checkpoint / CONFIG_FILE).exists():
+        source += ", which has no config.yaml with other sizes than the published ones,"
+    published = read_pickle(checkpoint / MODEL_FILE) | read_pickle(checkpoint / UNET_FILE)
+    models = {name: _build(model_class, arguments[name]) for name, model_class in _MODEL_CLASSES.items()}
+    # One model after the other: if `dtype` changes the tensors, the memory of the others is freed before the next one.
+    for name, keys in _published_keys(models).items():
+        tensors = {ours: published.pop(key) for ours, key in keys.items() if key in published}
+        _load(models[name], tensors, source, dtype)
+    buffers = _swin_buffers(models["source_encoder"])
+    found = {key: published.pop(key).shape for key in list(buffers) if key in published}
+    differing = sorted({key for key, buffer in buffers.items() if found.get(key) != buffer.shape} | published.keys())
     if differing:
         raise ValueError(
-            f"'{model_file}' must have exactly the masks and indices of its Swin; these are missing, unexpected or of "
-            f"the wrong shape: {', '.join(differing)}."
+            f"'{checkpoint}' must have exactly the tensors of a published checkpoint with these sizes, masks and "
+            f"indices included; missing, unexpected or of the wrong shape: {', '.join(differing)}."
         )
     return models
 
 
-def _build(
-    model_class: Any,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    source: str,
-    dtype: torch.dtype | None = None,
-) -> Any:
-    """Build a model from tensors, which are not copied unless `dtype` changes them."""
+def _build(model_class: Any, config: Mapping[str, Any]) -> Any:
+    """Build a model without weights."""
+    with init_empty_weights():
+        return model_class.from_config({name: value for name, value in config.items() if not name.startswith("_")})
+
+
+def _load(model: Any, tensors: Mapping[str, torch.Tensor], source: str, dtype: torch.dtype | None = None) -> Any:
+    """Give a model its weights, which are not copied unless `dtype` changes them."""
     if dtype is not None:
         tensors = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
-    with init_empty_weights():
-        model = model_class.from_config({name: value for name, value in config.items() if not name.startswith("_")})
     try:
         model.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"The weights of '{source}' do not fit: {error}") from error
+        raise ValueError(f"The weights of {source} do not fit: {error}") from error
     return model
+
+
+def _published_keys(models: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The published key of each tensor of each model."""
+    num_encoders = len(models["appearance_encoder"].encoders)
+    return {
+        name: {key: to_published_key(name, key, num_encoders) for key in model.state_dict()}
+        for name, model in models.items()
+    }
 
 
 def _swin_buffers(encoder: SwinImageEncoder) -> dict[str, torch.Tensor]:
@@ -264,16 +252,14 @@ def _swin_buffers(encoder: SwinImageEncoder) -> dict[str, torch.Tensor]:
 
 def _refuse_other_layouts(models: Mapping[str, Any], scheduler_config: Mapping[str, Any]) -> None:
     """Refuse settings that the published layout cannot store and that would be lost."""
-    encoder, unet = models["appearance_encoder"], models[UNET_COMPONENT]
-    num_levels, num_up_blocks = len(encoder.stages), len(unet.config.up_block_types)
+    source_encoder, encoder = models["source_encoder"], models["appearance_encoder"]
+    up_blocks = tuple(encoder.config.up_block_indices)
     settings: dict[str, tuple[Any, Any]] = {
-        "backbone": (type(models["source_encoder"].backbone).__name__, "SwinTransformer"),
-        "up_block_indices": (
-            tuple(encoder.config.up_block_indices),
-            tuple(range(num_up_blocks)[: -num_levels - 1 : -1]),
-        ),
+        "backbone": (type(source_encoder.backbone).__name__, "SwinTransformer"),
+        "patch_size": (source_encoder.feature_strides[0], PATCH_SIZE),
+        "up_block_indices": (up_blocks, tuple(sorted(up_blocks, reverse=True))),
         "attentions_per_block": (encoder.config.attentions_per_block, ATTENTIONS_PER_BLOCK),
-        "feature_stages": (encoder.stages, tuple(range(1, num_levels + 1))),
+        "feature_stages": (encoder.stages, tuple(range(1, len(up_blocks) + 1))),
         "norm_num_groups": (models["pose_adapter"].config.norm_num_groups, 32),
         "prediction_type": (scheduler_config.get("prediction_type", "epsilon"), "epsilon"),
     }
@@ -290,13 +276,8 @@ def _swin_arguments(encoder: SwinImageEncoder) -> dict[str, Any]:
         "embed_dim": encoder.feature_channels[0],
         "depths": tuple(len(blocks) for blocks in stages),
         "num_heads": tuple(blocks[0].attn.num_heads for blocks in stages),
-        "patch_size": encoder.feature_strides[0],
         "drop_path_rate": encoder.config.drop_path_rate,
     }
-
-
-def _published_files(checkpoint: Path) -> list[Path]:
-    return [checkpoint / name for name in (MODEL_FILE, UNET_FILE, CONFIG_FILE)]
 
 
 def _sha256(path: Path) -> str:

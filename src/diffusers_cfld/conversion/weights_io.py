@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,16 +29,17 @@ def read_pickle(path: str | Path) -> dict[str, torch.Tensor]:
         OSError: The file cannot be read.
         ValueError: The file is damaged or holds anything but tensors by key.
     """
-    content: Any = None
     try:
         # Only torch's current zip format can be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if not all(isinstance(value, torch.Tensor) for value in content.values()):
+            raise TypeError("Some values are no tensors.")
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise any error
-        raise ValueError(_describe(path)) from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(_describe(path))
+        raise ValueError(
+            f"'{path}' must be a state dict written by `torch.save`, but it is damaged or holds more than tensors."
+        ) from error
     return content
 
 
@@ -112,7 +112,3 @@ def staged_folder(output: Path, *, overwrite: bool, marker: str, made_by: str = 
             shutil.rmtree(temporary, ignore_errors=True)
     with suppress(OSError):  # Windows keeps the folder while the lock in it is open
         temporary.rmdir()
-
-
-def _describe(path: str | Path) -> str:
-    return f"'{path}' must be a state dict written by `torch.save`, but it is damaged or holds more than tensors."
