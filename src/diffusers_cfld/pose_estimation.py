@@ -8,5 +8,3 @@ from .pose.estimation import PoseEstimator as PoseEstimator
 from .pose.estimation import RTMPoseEstimator as RTMPoseEstimator
 from .pose.estimation import ViTPoseEstimator as ViTPoseEstimator
 from .pose.estimation import estimate_pose as estimate_pose
-
-__all__ = ["PoseEstimator", "RTMPoseEstimator", "ViTPoseEstimator", "estimate_pose"]

@@ -107,10 +107,10 @@ def test_people_are_counted_from_left_to_right():
     canvas = draw_openpose([(right, ALL), (left, ALL)], size=(720, 900))
     assert is_close(read(canvas, person=0), left)
     assert is_close(read(canvas, person=1), right)
-    with pytest.raises(ValueError, match="shows 2 skeletons: choose one with `person=0`, the leftmost, to `person=1`"):
+    with pytest.raises(ValueError, match=r"From left to right, .* 2 people: choose one with `person=0` to `person=1`"):
         read(canvas)
     for person in (2, -1):
-        with pytest.raises(NobodyError, match=f"shows 2 skeletons, counted from 0, so there is no `person={person}`"):
+        with pytest.raises(NobodyError, match=f"shows 2 people, counted from 0, so there is no `person={person}`"):
             read(canvas, person=person)
 
 

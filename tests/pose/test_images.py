@@ -49,7 +49,7 @@ def test_a_drawn_skeleton_is_read_without_an_estimator_and_a_photo_with_one(pose
     assert find_person(photo, lambda image: poses[1:], person=1) == (poses[2], True)
     with pytest.raises(ValueError, match=r"no skeleton.*; there is no pose estimator: set `pipe.pose_estimator`"):
         find_people(photo, None)
-    with pytest.raises(ValueError, match="`person` must be from 0 to 0, since the image shows 1, got 1"):
+    with pytest.raises(ValueError, match="shows 1 person, counted from 0, so there is no `person=1`"):
         find_person(drawing, None, person=1)
     for estimator in (None, lambda image: []):
         assert find_people(PIL.Image.new("RGB", (9, 9)), estimator)[0] == []

@@ -12,25 +12,14 @@ import numpy as np
 
 from .formats import FloatArray
 from .keypoints import Keypoints
-from .skeleton import LIMBS
-
-__all__ = ["align_pose"]
+from .skeleton import JOINT_NAMES, LIMBS
 
 _NECK = 1
 _PARENTS = {end: start for start, end in LIMBS}
-# Bones that have the same length on the right and on the left.
-_GROUPS = (
-    ((1, 2), (1, 5)),
-    ((2, 3), (5, 6)),
-    ((3, 4), (6, 7)),
-    ((1, 8), (1, 11)),
-    ((8, 9), (11, 12)),
-    ((9, 10), (12, 13)),
-    ((1, 0),),
-    ((0, 14), (0, 15)),
-    ((14, 16), (15, 17)),
-)
-_GROUP_OF_BONE = {bone: index for index, group in enumerate(_GROUPS) for bone in group}
+# Of each bone, the kind: those that have the same length on the right and on the left have the same names otherwise.
+_NAMES_OF_BONES = {bone: tuple(JOINT_NAMES[joint].split("_")[-1] for joint in bone) for bone in LIMBS}
+_KINDS = sorted(set(_NAMES_OF_BONES.values()))
+_KIND_OF_BONE = {bone: _KINDS.index(names) for bone, names in _NAMES_OF_BONES.items()}
 # A bone that points at the camera looks short, so no bone's ratio may differ from the whole body's by more than this.
 _MAX_STRETCH = 1.5
 
@@ -78,7 +67,7 @@ def align_pose(target: Keypoints | Sequence[Keypoints], source: Keypoints) -> Ke
         )
     shared_ratios = source_lengths[shared] / target_lengths[shared]
     body_ratio = float(np.median(shared_ratios))
-    ratios = np.full(len(_GROUPS), body_ratio)
+    ratios = np.full(len(_KINDS), body_ratio)
     ratios[shared] = shared_ratios.clip(body_ratio / _MAX_STRETCH, body_ratio * _MAX_STRETCH)
     moved = [_scale_bones(pose, ratios, body_ratio) + body_ratio * (_root(pose) - _root(poses[0])) for pose in poses]
     anchors = source.visible & poses[0].visible
@@ -97,11 +86,11 @@ def align_pose(target: Keypoints | Sequence[Keypoints], source: Keypoints) -> Ke
 
 def _longest_bones(poses: Sequence[Keypoints]) -> FloatArray:
     """The longest bone of each kind in all poses, pixels; 0 where there is none."""
-    lengths = np.zeros(len(_GROUPS))
+    lengths = np.zeros(len(_KINDS))
     for pose in poses:
-        for (start, end), group in _GROUP_OF_BONE.items():
+        for (start, end), kind in _KIND_OF_BONE.items():
             if pose.visible[start] and pose.visible[end]:
-                lengths[group] = max(lengths[group], float(np.linalg.norm(pose.xy[end] - pose.xy[start])))
+                lengths[kind] = max(lengths[kind], float(np.linalg.norm(pose.xy[end] - pose.xy[start])))
     return lengths
 
 
@@ -122,6 +111,6 @@ def _scale_bones(pose: Keypoints, ratios: FloatArray, body_ratio: float) -> Floa
         if ancestor is None:
             scaled[end] = body_ratio * (pose.xy[end] - root)
         else:
-            ratio = ratios[_GROUP_OF_BONE[start, end]] if ancestor == start else body_ratio
+            ratio = ratios[_KIND_OF_BONE[start, end]] if ancestor == start else body_ratio
             scaled[end] = scaled[ancestor] + ratio * (pose.xy[end] - pose.xy[ancestor])
     return scaled

@@ -14,10 +14,8 @@ import PIL.Image
 import torch
 
 from ..image_utils import to_rgb
-from .formats import COCO_NAMES, NobodyError
+from .formats import COCO_NAMES, NobodyError, choose_one
 from .keypoints import Keypoints
-
-__all__ = ["PoseEstimator", "RTMPoseEstimator", "ViTPoseEstimator", "estimate_pose", "people_from_coco"]
 
 
 @runtime_checkable
@@ -54,26 +52,22 @@ def estimate_pose(image: PIL.Image.Image, estimator: PoseEstimator, person: int 
     return choose_person(estimator(to_rgb(image)), person)
 
 
-def choose_person(people: Sequence[Keypoints], person: int) -> Keypoints:
+def choose_person(people: Sequence[Keypoints], person: int | None) -> Keypoints:
     """Choose one of the people in an image.
 
     Args:
         people: Everyone in the image.
-        person: Which one, from 0.
+        person: Which one, from 0. None if there is only one.
 
     Returns:
         The pose.
 
     Raises:
-        ValueError: There is no such person in the image.
+        ValueError: There is no such person in the image, or none is chosen from several.
     """
     if not people:
         raise NobodyError("Nobody was found in the image: use one in which the person is large and fully visible.")
-    if not 0 <= person < len(people):
-        raise NobodyError(
-            f"`person` must be from 0 to {len(people) - 1}, since the image shows {len(people)}, got {person}."
-        )
-    return people[person]
+    return choose_one(people, person, "The image shows")
 
 
 class ViTPoseEstimator:
@@ -237,14 +231,9 @@ class RTMPoseEstimator:
                 f"RTMPose needs rtmlib and onnxruntime ({error}): `pip install 'diffusers-cfld[rtmlib]'`."
             ) from error
         self.min_confidence = min_confidence
-        self.pose_model = _load_onnx(RTMPose, pose, device)
-        self.detector = None if detector is None else _load_onnx(YOLOX, detector, device)
-        # rtmlib assumes the input sizes of its own files: (width, height) for RTMPose, (height, width) for YOLOX.
-        models: list[tuple[Any, int]] = [(self.pose_model, -1), (self.detector, 1)]
-        for model, order in models:
-            sides = () if model is None else model.session.get_inputs()[0].shape[2:]
-            if sides and all(isinstance(side, int) for side in sides):
-                model.model_input_size = tuple(sides[::order])
+        # rtmlib has input sizes as (width, height) for RTMPose and as (height, width) for YOLOX.
+        self.pose_model = _load_onnx(RTMPose, pose, device, -1)
+        self.detector = None if detector is None else _load_onnx(YOLOX, detector, device, 1)
 
     def __call__(self, image: PIL.Image.Image) -> list[Keypoints]:
         """Estimate the pose of everyone in an image.
@@ -268,14 +257,18 @@ class RTMPoseEstimator:
         return people_from_coco(joints, scores, (image.height, image.width), self.min_confidence)
 
 
-def _load_onnx(model_class: Any, path: str | os.PathLike[str], device: str) -> Any:
+def _load_onnx(model_class: Any, path: str | os.PathLike[str], device: str, size_order: int) -> Any:
     file = os.fspath(path)
     if not os.path.isfile(file):  # rtmlib would try to download it
         raise FileNotFoundError(
             f"There is no ONNX file at {file!r}: unpack one of the model zoo that rtmlib's README links to."
         )
     with contextlib.redirect_stdout(io.StringIO()):  # rtmlib prints what it loads
-        return model_class(file, backend="onnxruntime", device=device)
+        model = model_class(file, backend="onnxruntime", device=device)
+    sides = model.session.get_inputs()[0].shape[2:]
+    if all(isinstance(side, int) for side in sides):  # rtmlib assumes the sizes of its own files
+        model.model_input_size = tuple(sides[::size_order])
+    return model
 
 
 def people_from_coco(

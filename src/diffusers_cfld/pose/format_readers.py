@@ -150,11 +150,6 @@ def _read_candidates(data: Any, key: str) -> list[Person]:
     return _with_size(_read_numbers(_pick_candidates(data["candidate"], data["subset"], scores)), data)
 
 
-def _read_datum(data: Any, key: str) -> list[Person]:
-    joints = _get(data, key)
-    return _with_size(_read_numbers(joints) if np.ndim(joints) else [], data)  # without anybody, None or no dimension
-
-
 def _read_result(data: Any, key: str) -> list[Person]:
     """Joints with their scores under one of several names, of one person or of several."""
     joints = _get(data, key)
@@ -180,7 +175,7 @@ def _read_result(data: Any, key: str) -> list[Person]:
 def _read_numbers(value: Any) -> list[Person]:
     """Numbers, which their shape tells apart."""
     array = given = as_float_array(value, "A pose")
-    if array.size == 0:
+    if array.size == 0 or array.ndim == 0:  # OpenPose's `Datum` has no dimension if there is nobody
         return []
     normalized, default_size, length = False, None, array.shape[-1] if array.ndim else 0
     if array.ndim <= 2 and length in (39, 56, 57):  # Ultralytics' labels: class, box, joints, perhaps a confidence
@@ -219,7 +214,7 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[Any, str], list[Person]], bool]
     (("people", "instances", "annotations"), _read_inner, True),
     (("animals",), lambda data, key: [], True),
     (("pose_keypoints_2d", "pose_keypoints"), _read_openpose_person, False),
-    (("poseKeypoints",), _read_datum, True),
+    (("poseKeypoints",), _read_result, True),
     (("body",), _read_body, False),
     (("bodies",), _read_bodies, True),
     (("candidate",), _read_candidates, True),

@@ -6,8 +6,9 @@ The readers of the formats are in `format_readers.py`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from .skeleton import JOINT_NAMES, NUM_JOINTS
 logger = logging.getLogger(__name__)
 
 Size: TypeAlias = tuple[int, int]
+T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
@@ -161,6 +163,29 @@ class Person(NamedTuple):
         joints = Joints(rows[:, :2], ~np.isnan(rows[:, 0]), confidence, size)
         _check_measured(joints)
         return joints
+
+
+def choose_one(people: Sequence[T], person: int | None, source: str) -> T:
+    """Choose one of several people.
+
+    Args:
+        people: Everyone.
+        person: Which one, from 0. None if there is only one.
+        source: What has or shows them, with its verb, for the error.
+
+    Returns:
+        The person.
+
+    Raises:
+        ValueError: There is no such person, or none is chosen from several.
+    """
+    if person is None and len(people) > 1:
+        raise ValueError(f"{source} {len(people)} people: choose one with `person=0` to `person={len(people) - 1}`.")
+    if not 0 <= (person or 0) < len(people):
+        count = "1 person" if len(people) == 1 else f"{len(people)} people"
+        wanted = "" if person is None else f", counted from 0, so there is no `person={person}`"
+        raise NobodyError(f"{source} {count}{wanted}.")
+    return people[person or 0]
 
 
 def warn_if_swapped(xy: FloatArray, size: Size) -> None:

@@ -77,9 +77,9 @@ def find_person(
         ValueError: As in [`find_people`]; there is nobody, or no such person; or none of several skeletons is chosen.
     """
     people, is_estimated = find_people(image, estimator)
-    if person is None and len(people) > 1 and not is_estimated:
-        raise ValueError(f"The image shows {len(people)} skeletons: choose one, from 0, left to right.")
-    return choose_person(people, person or 0), is_estimated
+    if person is None and is_estimated:
+        person = 0
+    return choose_person(people, person), is_estimated
 
 
 def is_series(value: object) -> TypeGuard[str | os.PathLike[str]]:

@@ -20,14 +20,13 @@ from .formats import (
     Size,
     as_float_array,
     check_size,
+    choose_one,
 )
 from .reading import choose_image, load_images, read_pose
-from .skeleton import JOINT_NAMES, draw_image
+from .skeleton import JOINT_NAMES, draw_skeleton
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = ["Keypoints"]
 
 # For each joint, the index of the same joint on the other side.
 _MIRROR_ROWS = [
@@ -325,16 +324,7 @@ class Keypoints:
                 "The image shows no skeleton as OpenPose, ControlNet and DWPose draw it, with lines between discs in "
                 "their colours."
             )
-        if person is None and len(people) > 1:
-            raise ValueError(
-                f"The image shows {len(people)} skeletons: choose one with `person=0`, the leftmost, to "
-                f"`person={len(people) - 1}`."
-            )
-        if person is not None and not 0 <= person < len(people):
-            raise NobodyError(
-                f"The image shows {len(people)} skeletons, counted from 0, so there is no `person={person}`."
-            )
-        return cls(*people[person or 0])
+        return cls(*choose_one(people, person, "From left to right, the image shows"))
 
     # Writers ----------------------------------------------------------------------------------------------------
 
@@ -394,16 +384,25 @@ class Keypoints:
         """
         if not thickness > 0:
             raise ValueError(f"`thickness` must be above 0, got {thickness!r}.")
-        if background is not None:
-            from ..image_utils import to_rgb
+        from PIL import Image
 
+        from ..image_utils import to_rgb
+
+        if background is not None:
             background = to_rgb(background)
         if size is None:
             size = self.size if background is None else (background.height, background.width)
         height, width = check_size(size)
+        canvas = np.zeros((height, width, 3), dtype=np.uint8)
+        if background is not None:
+            # Dimmed a little, so that the dark bones stand out from bright clothes.
+            resized = background.resize((width, height), Image.Resampling.LANCZOS)
+            canvas = (np.asarray(resized) * 0.8).astype(np.uint8)
         # Pixel centres are at whole numbers, so +0.5 before and -0.5 after scaling keeps the drawing in place.
         xy = self.rescale((height, width)).xy + 0.5 * np.array([width, height]) / self.size[::-1] - 0.5
-        return draw_image(xy, self.visible, (height, width), background, thickness)
+        unit = thickness * max(height, width)
+        draw_skeleton(canvas, xy, self.visible, 0.014 * unit, 0.0075 * unit)
+        return Image.fromarray(canvas)
 
     # Geometry ---------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .format_readers import FORMS, parse_json, parse_people, split_by_image
-from .formats import JOINT_COUNTS, Joints, NobodyError, Person, Size, shorten, warn_if_swapped
+from .formats import JOINT_COUNTS, Joints, Person, Size, choose_one, shorten, warn_if_swapped
 
 FILE_SUFFIXES = (".json", ".csv", ".txt", ".npy", ".npz")
 """The suffixes of keypoint files."""
@@ -89,18 +89,11 @@ def choose_person(people: Sequence[Person], person: int | None, min_confidence: 
     Raises:
         ValueError: There is no such person, or none is chosen from several.
     """
-    if person is None and people:
-        seen = [one for one in people if len(people) == 1 or one.find_visible(min_confidence).any()]
+    if person is None and len(people) > 1:
+        seen = [number for number, one in enumerate(people) if one.find_visible(min_confidence).any()]
         if len(seen) < 2:
-            return (seen or people)[0]
-    if people and (person is None or person < 0):
-        raise ValueError(
-            f"The pose data has {len(people)} people: choose one with `person=0` to `person={len(people) - 1}`."
-        )
-    if person is None or person >= len(people):
-        wanted = "" if person is None else f", counted from 0, so there is no `person={person}`"
-        raise NobodyError(f"The pose data has {len(people)} people{wanted}.")
-    return people[person]
+            person = seen[0] if seen else 0
+    return choose_one(people, person, "The pose data has")
 
 
 def has_size(data: Any) -> bool:

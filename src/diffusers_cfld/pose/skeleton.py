@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import colorsys
 
 import numpy as np
 import numpy.typing as npt
 
-# OpenCV and Pillow are imported where something is drawn, since keypoints alone need only NumPy.
-if TYPE_CHECKING:
-    from PIL import Image
-
-__all__ = [
-    "BONE_COLORS",
-    "JOINT_COLORS",
-    "JOINT_NAMES",
-    "LIMBS",
-    "NUM_JOINTS",
-    "draw_image",
-    "draw_skeleton",
-]
-
 JOINT_NAMES: tuple[str, ...] = (
     "nose",
     "neck",
-    "right_shoulder",
-    "right_elbow",
-    "right_wrist",
-    "left_shoulder",
-    "left_elbow",
-    "left_wrist",
-    "right_hip",
-    "right_knee",
-    "right_ankle",
-    "left_hip",
-    "left_knee",
-    "left_ankle",
-    "right_eye",
-    "left_eye",
-    "right_ear",
-    "left_ear",
+    *(f"{side}_{part}" for side in ("right", "left") for part in ("shoulder", "elbow", "wrist")),
+    *(f"{side}_{part}" for side in ("right", "left") for part in ("hip", "knee", "ankle")),
+    *(f"{side}_{part}" for part in ("eye", "ear") for side in ("right", "left")),
 )
 """The 18 joints; right and left are the person's own."""
 
@@ -66,25 +39,9 @@ LIMBS: tuple[tuple[int, int], ...] = (
 )
 """The 17 bones as pairs of joint indices, in drawing order; bone i takes `BONE_COLORS[i]`."""
 
-JOINT_COLORS: tuple[tuple[int, int, int], ...] = (
-    (255, 0, 0),
-    (255, 85, 0),
-    (255, 170, 0),
-    (255, 255, 0),
-    (170, 255, 0),
-    (85, 255, 0),
-    (0, 255, 0),
-    (0, 255, 85),
-    (0, 255, 170),
-    (0, 255, 255),
-    (0, 170, 255),
-    (0, 85, 255),
-    (0, 0, 255),
-    (85, 0, 255),
-    (170, 0, 255),
-    (255, 0, 255),
-    (255, 0, 170),
-    (255, 0, 85),
+JOINT_COLORS: tuple[tuple[int, ...], ...] = tuple(
+    tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(number / NUM_JOINTS, 1, 1))
+    for number in range(NUM_JOINTS)
 )
 """RGB of each joint, 0 to 255: an 18-step hue wheel."""
 
@@ -115,7 +72,7 @@ def draw_skeleton(
         bone_radius: Half the width of a bone, pixels. None draws OpenCV's lines between whole pixels, 2 pixels wide,
             as in the published pose maps.
     """
-    import cv2
+    import cv2  # here, since keypoints alone need only NumPy
 
     xy = xy.clip(-_MAX_COORDINATE, _MAX_COORDINATE)
     points = np.rint(xy * 2**_SHIFT).astype(int).tolist()
@@ -131,38 +88,6 @@ def draw_skeleton(
     for point, joint_color, seen in zip(points, JOINT_COLORS, visible, strict=True):
         if seen:
             cv2.circle(canvas, point, round(joint_radius * 2**_SHIFT), joint_color, -1, cv2.LINE_AA, _SHIFT)
-
-
-def draw_image(
-    xy: npt.NDArray[np.float64],
-    visible: npt.NDArray[np.bool_],
-    size: tuple[int, int],
-    background: Image.Image | None = None,
-    thickness: float = 1.0,
-) -> Image.Image:
-    """Draw a skeleton for people to look at.
-
-    Args:
-        xy: (18, 2), pixels of the drawn image; pixel centres are at whole numbers.
-        visible: (18,), whether a joint is there.
-        size: (height, width) of the image, pixels.
-        background: An image to draw over, resized to `size`, or None for black.
-        thickness: Factor for the width of bones and joints.
-
-    Returns:
-        An RGB image.
-    """
-    from PIL import Image
-
-    height, width = size
-    canvas = np.zeros((height, width, 3), dtype=np.uint8)
-    if background is not None:
-        # Dimmed a little, so that the dark bones stand out from bright clothes.
-        resized = background.resize((width, height), Image.Resampling.LANCZOS)
-        canvas = (np.asarray(resized) * 0.8).astype(np.uint8)
-    unit = thickness * max(size)
-    draw_skeleton(canvas, xy, visible, 0.014 * unit, 0.0075 * unit)
-    return Image.fromarray(canvas)
 
 
 def _capsule(start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], radius: float) -> npt.NDArray[np.float64]:
