@@ -12,19 +12,6 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-__all__ = [
-    "as_pair",
-    "has_transparency",
-    "is_image",
-    "is_url",
-    "load_image",
-    "path_suffix",
-    "read_size",
-    "to_rgb",
-    "unsquash_size",
-    "upright",
-]
-
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """Rotate an image as its EXIF data says.

@@ -20,8 +20,6 @@ from ..pose.formats import DEEPFASHION_SIZE, Size, check_size
 from ..pose.keypoints import Keypoints
 from ..pose.skeleton import JOINT_NAMES
 
-__all__ = ["CropWindow", "FittedPhoto", "choose_crop", "fit_keypoints", "fit_photo"]
-
 Color: TypeAlias = str | tuple[int, int, int]
 Box: TypeAlias = tuple[float, float, float, float]
 

@@ -24,17 +24,7 @@ from ..pose.images import expand_series, find_person, is_series
 from ..pose.keypoints import Keypoints
 from ..pose.reading import FILE_SUFFIXES
 from ..pose.skeleton import NUM_JOINTS, draw_skeleton
-from .cropping import CropWindow, fit_keypoints, has_shape, padding_crop
-
-__all__ = [
-    "POSE_MAP_CHANNELS",
-    "PoseInput",
-    "PoseProcessor",
-    "read_pose_sequence",
-    "read_poses",
-    "render_pose_map",
-    "split_poses",
-]
+from .cropping import CropWindow, choose_crop, fit_keypoints, has_shape, padding_crop
 
 OnePose: TypeAlias = (
     Keypoints
@@ -171,9 +161,7 @@ class PoseProcessor(ConfigMixin):
         return torch.from_numpy(np.stack(maps))
 
 
-def read_poses(
-    pose: PoseInput, estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = DEEPFASHION_SIZE
-) -> Any:
+def read_poses(pose: PoseInput, estimator: PoseEstimator | None, *, shape: Size | None = DEEPFASHION_SIZE) -> Any:
     """Replace images, videos and paths among poses by keypoints.
 
     Args:
@@ -190,19 +178,15 @@ def read_poses(
             not hold a single pose.
         OSError: A file cannot be read.
     """
-    items = list(pose) if isinstance(pose, (list, tuple)) else [pose]
-    if any(map(is_series, items)):
-        return [read_poses(one, estimator, shape=shape) for one in _expand(items)]
-    if isinstance(pose, (list, tuple)) and any(map(_is_file, items)):
-        return [read_poses(item, estimator, shape=shape) for item in items]
-    if not _is_file(pose):
+    items = pose if isinstance(pose, (list, tuple)) else [pose]
+    if not any(is_series(item) or _is_file(item) for item in items):
         return pose
-    found, is_cropped = _read_file(pose, estimator, shape)
-    return fit_keypoints(found, shape=shape)[0] if shape is not None and is_cropped else found
+    poses = [_fit(*_read(item, estimator, shape)) for item in _expand(items)]
+    return poses if items is pose or is_series(pose) else poses[0]
 
 
 def read_pose_sequence(
-    poses: Sequence[OnePose], estimator: PoseEstimator | None, *, shape: tuple[int, int] | None = DEEPFASHION_SIZE
+    poses: Sequence[OnePose], estimator: PoseEstimator | None, *, shape: Size | None = DEEPFASHION_SIZE
 ) -> list[Any]:
     """Replace images, videos and paths among the poses of a sequence by keypoints.
 
@@ -218,20 +202,12 @@ def read_pose_sequence(
         ValueError: See [`read_poses`].
         OSError: A file cannot be read.
     """
-    read, found = [], {}
-    for number, pose in enumerate(_expand(poses)):
-        keypoints, is_cropped = _read_file(pose, estimator, shape) if _is_file(pose) else (pose, False)
-        read.append(keypoints)
-        if shape is not None and is_cropped:
-            found[number] = keypoints
-    people = list(found.values())
-    if len({pose.size for pose in people}) == 1:
-        fitted = fit_keypoints(people, shape=shape or DEEPFASHION_SIZE)
-    else:
-        fitted = [fit_keypoints(pose, shape=shape or DEEPFASHION_SIZE)[0] for pose in people]
-    for number, pose in zip(found, fitted, strict=True):
-        read[number] = pose
-    return read
+    read = [_read(pose, estimator, shape) for pose in _expand(poses)]
+    people = [found for found, crop_shape in read if crop_shape]
+    if len({pose.size for pose in people}) != 1:
+        return [_fit(found, crop_shape) for found, crop_shape in read]
+    window = choose_crop(people[0].size, people, shape=shape or DEEPFASHION_SIZE)
+    return [window.move(found) if crop_shape else found for found, crop_shape in read]
 
 
 def _expand(poses: Sequence[Any]) -> Iterator[Any]:
@@ -239,19 +215,24 @@ def _expand(poses: Sequence[Any]) -> Iterator[Any]:
         yield from expand_series(pose) if is_series(pose) else [pose]
 
 
-def _read_file(
-    pose: PIL.Image.Image | str | os.PathLike[str], estimator: PoseEstimator | None, shape: tuple[int, int] | None
-) -> tuple[Keypoints, bool]:
-    """Read the pose in an image or a file, and say whether the person should be cropped."""
+def _read(pose: Any, estimator: PoseEstimator | None, shape: Size | None) -> tuple[Any, Size | None]:
+    """A pose, read if it is an image or a file; and the shape that the person in it should be cropped to."""
+    if not _is_file(pose):
+        return pose, None
     if not isinstance(pose, PIL.Image.Image) and not is_image(pose):
-        return Keypoints.load(pose), False
+        return Keypoints.load(pose), None
     image = load_image(pose)
     try:
         found, is_estimated = find_person(image, estimator)
     except ValueError as error:
         name = "`pose`" if isinstance(pose, PIL.Image.Image) else repr(os.fspath(pose))
         raise type(error)(f"No pose can be read from {name}: {error}") from error
-    return found, is_estimated or (shape is not None and not has_shape(found.size, shape))
+    is_cropped = shape is not None and (is_estimated or not has_shape(found.size, shape))
+    return found, shape if is_cropped else None
+
+
+def _fit(pose: Any, crop_shape: Size | None) -> Any:
+    return pose if crop_shape is None else fit_keypoints(pose, shape=crop_shape)[0]
 
 
 def split_poses(pose: PoseInput) -> list[Any]:

@@ -21,8 +21,6 @@ from diffusers.image_processor import VaeImageProcessor
 from ..image_utils import load_image, to_rgb
 from .cropping import CropWindow, edge_strips, padding_crop
 
-__all__ = ["ImageInput", "SourceImageProcessor", "split_images"]
-
 OpenImage: TypeAlias = PIL.Image.Image | npt.NDArray[Any] | torch.Tensor
 OneImage: TypeAlias = OpenImage | str | os.PathLike[str]
 ImageInput: TypeAlias = OneImage | Sequence[OneImage]
