@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from ..image_utils import as_pair, read_size
 from ..pose.formats import DEEPFASHION_SIZE, Size
@@ -317,16 +317,8 @@ def collate_pose_pairs(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         The tensors, stacked along a new first axis; `index` as (B,), int64; and `skipped`, the joined lists of the
         items, for a [`SkipReport`].
     """
-    batch: dict[str, Any] = {}
-    for key, value in items[0].items():
-        values = [item[key] for item in items]
-        if isinstance(value, torch.Tensor):
-            batch[key] = torch.stack(values)
-        elif key == "skipped":
-            batch[key] = list(chain.from_iterable(values))
-        else:
-            batch[key] = torch.tensor(values, dtype=torch.int64)
-    return batch
+    numbers = [{key: value for key, value in item.items() if key != "skipped"} for item in items]
+    return {**default_collate(numbers), "skipped": [file for item in items for file in item["skipped"]]}
 
 
 def init_worker(worker_id: int) -> None:

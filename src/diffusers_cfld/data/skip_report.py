@@ -76,18 +76,17 @@ class SkipReport:
     def __init__(self) -> None:
         self.files: dict[str, dict[str, Any]] = {}
 
-    def add(self, path: str, reason: str, times: int = 1) -> None:
+    def add(self, path: str, reason: str) -> None:
         """Add a file.
 
         Args:
             path: The file, or its name in the data set.
             reason: What is wrong with it; the first reason given for a file is kept.
-            times: How often it was skipped.
         """
         if path in self.files:
-            self.files[path]["times"] += times
+            self.files[path]["times"] += 1
             return
-        self.files[path] = {"reason": reason, "times": times}
+        self.files[path] = {"reason": reason, "times": 1}
         if len(self) <= _MAX_LOGGED:
             logger.warning("Skipping '%s': %s.", path, reason)
         elif len(self) == _MAX_LOGGED + 1:

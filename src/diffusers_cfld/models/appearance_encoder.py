@@ -103,6 +103,10 @@ class AppearanceEncoder(CFLDModelMixin, ConfigMixin, AttentionMixin):
         feature_stages: Number of the feature map that each level reads, 1 for the finest; `None` for 1, 2, ... It
             costs least to read a map of about the size at which the up block works; other biases are resized.
 
+    Attributes:
+        layer_stages: For each biased layer of the U-Net, the name of the feature map that its bias is computed from.
+        layer_widths: For each biased layer, the channels of its bias.
+
     Raises:
         ValueError: The per-level arguments differ in length, an up block has two levels, or a width is not divisible
             by its number of heads.
@@ -142,12 +146,14 @@ class AppearanceEncoder(CFLDModelMixin, ConfigMixin, AttentionMixin):
                     f"`num_attention_heads` must divide `hidden_channels`, got {heads} heads for {width} channels."
                 )
         self.layer_stages: dict[str, str] = {}
+        self.layer_widths: dict[str, int] = {}
         encoders = []
         # In the order of the U-Net's layers, from the coarsest level to the finest.
         for level in sorted(range(len(up_block_indices)), key=lambda level: up_block_indices[level]):
             for attention in range(attentions_per_block):
                 name = f"up_blocks.{up_block_indices[level]}.attentions.{attention}.transformer_blocks.0.attn2"
                 self.layer_stages[name] = f"stage{stages[level]}"
+                self.layer_widths[name] = query_channels[level]
                 encoders.append(
                     QueryBiasEncoder(
                         feature_channels[level],
@@ -163,13 +169,6 @@ class AppearanceEncoder(CFLDModelMixin, ConfigMixin, AttentionMixin):
     def layer_names(self) -> tuple[str, ...]:
         """Names of the biased layers in the U-Net, in the order of `encoders`."""
         return tuple(self.layer_stages)
-
-    @property
-    def layer_widths(self) -> dict[str, int]:
-        """Channels of the bias of each biased layer."""
-        config = self.config
-        widths = dict(zip(config.up_block_indices, config.query_channels, strict=True))
-        return {name: widths[int(name.split(".")[1])] for name in self.layer_stages}
 
     def forward(
         self, feature_maps: Mapping[str, torch.Tensor], return_dict: bool = True

@@ -89,18 +89,15 @@ class SwinImageEncoder(CFLDModelMixin, ConfigMixin):
         drop_path_rate: float = 0.2,
     ) -> None:
         super().__init__()
-        options = {
-            "window_size": window_size,
-            "embed_dim": embed_dim,
-            "depths": tuple(depths) if depths is not None else None,
-            "num_heads": tuple(num_heads) if num_heads is not None else None,
-            "patch_size": patch_size,
-        }
         self.backbone = _create_swin(
             model_name,
             img_size=as_pair(image_size),
+            window_size=window_size,
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            patch_size=patch_size,
             drop_path_rate=drop_path_rate,
-            **{name: value for name, value in options.items() if value is not None},
         )
         self.gradient_checkpointing = False
         self.eval()  # new models of diffusers are deterministic
@@ -212,11 +209,12 @@ def _create_swin(model_name: str, img_size: tuple[int, int], **options: Any) -> 
     import timm  # here, because it takes as long to import as diffusers
 
     architecture = model_name.split(".")[0]
-    if not architecture.startswith("swin") or architecture not in timm.list_models("swin*"):
+    if architecture not in timm.list_models("swin*"):
         raise ValueError(
             f"`model_name` must be a Swin Transformer of timm, got {model_name!r}. "
             '`timm.list_models("swin*")` lists them.'
         )
+    options = {name: value for name, value in options.items() if value is not None}
     stride = options.get("patch_size", 4) * 2 ** (len(options.get("depths", (0,) * 4)) - 1)
     if any(side <= 0 or side % stride for side in img_size):
         raise ValueError(

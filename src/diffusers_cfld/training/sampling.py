@@ -79,13 +79,8 @@ def sample_pair_randomness(
     for index in indices:
         state = np.random.SeedSequence([seed, epoch, int(index)]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        drawn.append(
-            (
-                torch.randn(2, *latent_shape, generator=generator),
-                torch.randn(2, *latent_shape, generator=generator),
-                torch.rand(2, generator=generator),
-                torch.rand(2, generator=generator),
-            )
-        )
+        normal = [torch.randn(2, *latent_shape, generator=generator) for _ in range(2)]
+        uniform = [torch.rand(2, generator=generator) for _ in range(2)]
+        drawn.append(normal + uniform)
     # From B tensors (2, ...) to one (2B, ...)
     return PairRandomness(*(torch.stack(tensors, dim=1).flatten(0, 1) for tensors in zip(*drawn, strict=True)))
