@@ -294,13 +294,11 @@ def people_from_coco(
         raise ValueError(
             f"The pose model must return COCO's 17 body joints first, got shape {joints.shape[1:]} per person."
         )
-    people = []
-    for xy, score in zip(joints[:, :count].astype(float), scores[:, :count].astype(float), strict=True):
-        # Written so that NaN counts as outside.
-        seen = (score > threshold) & ((xy >= 0) & (xy <= size[::-1])).all(axis=1)
-        if seen.any():
-            rows = np.where(seen[:, None], np.column_stack([xy, score.clip(0, 1)]), (-1.0, -1.0, 0.0))
-            people.append(Keypoints.from_coco(rows, size))
+    joints, scores = joints[:, :count].astype(float), scores[:, :count].astype(float)
+    # Written so that NaN counts as outside.
+    seen = (scores > threshold) & ((joints >= 0) & (joints <= size[::-1])).all(axis=2)
+    rows = np.dstack([joints, np.where(seen, scores.clip(0, 1), 0.0)])  # confidence 0 means missing
+    people = [Keypoints.from_coco(person, size) for person in rows[seen.any(axis=1)]]
     return sorted(people, key=_prominence, reverse=True)
 
 
