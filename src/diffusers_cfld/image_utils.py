@@ -51,18 +51,6 @@ def read_size(image: PIL.Image.Image) -> tuple[int, int]:
     return image.size if is_turned else (image.height, image.width)
 
 
-def has_transparency(image: PIL.Image.Image) -> bool:
-    """Return whether an image has transparent parts, or could have some.
-
-    Args:
-        image: The image.
-
-    Returns:
-        Whether its mode or its palette has transparency.
-    """
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-
-
 def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> PIL.Image.Image:
     """Convert an image to RGB: rotate it as its EXIF data says, lay it over a colour, convert grey and 16-bit values.
 
@@ -87,7 +75,7 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
             )
         scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
         image = PIL.Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
-    if has_transparency(image):
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (*background, 255)), image)
     return image.convert("RGB")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageColor
 
-from ..image_utils import has_transparency, to_rgb, upright
+from ..image_utils import to_rgb, upright
 from ..pose.formats import DEEPFASHION_SIZE, Size, check_size
 from ..pose.keypoints import Keypoints
 from ..pose.skeleton import JOINT_NAMES
@@ -91,7 +91,7 @@ class CropWindow:
         image = upright(image)
         self._check_image(image)
         color = None if background is None else parse_color(background)
-        if self.is_whole_image and not has_transparency(image):
+        if self.is_whole_image and not image.has_transparency_data:
             return image
         image = to_rgb(image, color or (255, 255, 255))
         if self.is_whole_image:
