@@ -22,6 +22,7 @@ import PIL.Image
 import published_way
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusers_cfld import (
     AppearanceEncoder,
@@ -31,6 +32,7 @@ from diffusers_cfld import (
     SwinImageEncoder,
 )
 from diffusers_cfld.data import PosePair, PosePairDataset
+from diffusers_cfld.openvino import use_openvino
 from diffusers_cfld.processors.pose_map import render_pose_map
 from diffusers_cfld.small_model import example_poses, load_small_model
 from diffusers_cfld.training import CFLDTrainingModule, cfld_loss, encode_moments, sample_latents
@@ -307,6 +309,45 @@ def _compiled_channels_last(bench: Bench) -> Call:
     unet = copy.deepcopy(bench.pipe.unet).to(memory_format=torch.channels_last)
     unet.compile_repeated_blocks(fullgraph=True)
     return bench.denoise_with(unet)
+
+
+@option("OpenVINO")
+def _openvino(bench: Bench) -> Call:
+    unet = sharing_weights(bench.float32_pipe.unet)
+    use_openvino(unet)
+    return bench.denoise_with(unet)
+
+
+@option("OpenVINO, bfloat16", tolerance=math.inf)
+def _openvino_bfloat16(bench: Bench) -> Call:
+    unet = sharing_weights(bench.float32_pipe.unet)
+    use_openvino(unet, precision="bf16")
+    return bench.denoise_with(unet)
+
+
+@option("compile, CUDA graphs, channels_last")
+def _cuda_graphs(bench: Bench) -> Call:
+    if bench.device.type != "cuda":
+        raise RuntimeError("CUDA graphs need a GPU")
+    torch.compiler.reset()
+    unet = copy.deepcopy(bench.pipe.unet).to(memory_format=torch.channels_last)
+    unet.compile(mode="reduce-overhead")
+    return bench.denoise_with(unet)
+
+
+for _backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+
+    @option(f"sdpa_kernel({_backend.name})")
+    def _attention_backend(bench: Bench, backend: SDPBackend = _backend) -> Call:
+        if bench.device.type != "cuda":
+            raise RuntimeError("a CPU has one fast kernel of attention")
+        call = bench.denoise()
+
+        def run() -> torch.Tensor:
+            with sdpa_kernel(backend):
+                return call()
+
+        return run
 
 
 @option("attention slicing")
