@@ -15,7 +15,7 @@ LAYERS = [
     {"pose", "models"},
     {"processors", "pose_estimation"},
     {"pipelines"},
-    {"inspection", "inversion", "sequences", "small_model", "conversion", "training", "data"},
+    {"inspection", "inversion", "openvino", "sequences", "small_model", "conversion", "training", "data"},
     {"cli"},
     {"__main__"},
 ]
