@@ -28,9 +28,11 @@ from diffusers_cfld import (
 DATA = Path(__file__).parent / "data"
 FIGURES = DATA / "figures"  # six drawn people in two poses each, 128x96, as a folder of pairs
 
-# The published layers at an eighth and less of their width: source and pose 64x64, latents 16x16, images 128x128.
+# The published layers at an eighth and less of their width, one for two in the U-Net's blocks: source and pose 64x64,
+# latents 16x16, images 128x128.
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": 16,
+    "layers_per_block": 1,
     "block_out_channels": (16, 24, 32, 32),
     "norm_num_groups": 8,
     "cross_attention_dim": 48,
@@ -57,6 +59,7 @@ APPEARANCE_ENCODER_CONFIG: dict[str, Any] = {
     "query_channels": (16, 24, 32),
     "num_attention_heads": (1, 2, 2),
     "num_layers": 1,
+    "attentions_per_block": 2,
 }
 POSE_ADAPTER_CONFIG: dict[str, Any] = {"block_out_channels": (16, 24, 32), "norm_num_groups": 8}
 VAE_CONFIG: dict[str, Any] = {

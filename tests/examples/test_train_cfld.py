@@ -316,7 +316,7 @@ def test_lora_instead_of_keys_and_values(script, start, data, tmp_path):
     output = tmp_path / "out"
     train(script, start, data, output, "--unet_lora_rank=2", "--learning_rate=0.1", steps=2)
     lora = {name: weight for name, weight in weights_of(output / "checkpoint-2").items() if "lora" in name}
-    assert len(lora) == 9 * 2 * 2
+    assert len(lora) == 6 * 2 * 2
 
     pipe = CFLDPipeline.from_pretrained(output)
     assert_bit_equal(pipe.unet.state_dict(), CFLDPipeline.from_pretrained(start).unet.state_dict())

@@ -295,8 +295,8 @@ def test_ip_adapter_cutoff_callback_reaches_every_layer(pipe):
     callback = IPAdapterScaleCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
     run(pipe, ip_adapter_image_embeds=image_embeds(), callback_on_step_end=callback)
     adapters = [p for p in pipe.unet.attn_processors.values() if isinstance(p, IPAdapterAttnProcessor2_0)]
-    assert len(adapters) == 16
-    assert [adapter.scale for adapter in adapters] == [[0.0]] * 16
+    assert len(adapters) == 10
+    assert [adapter.scale for adapter in adapters] == [[0.0]] * 10
 
 
 # Attention and U-Net options

@@ -372,8 +372,8 @@ def test_images_without_models_and_in_wrong_numbers_are_refused(run, plain, cont
         ("controlnet", lambda: make_controlnet(in_channels=8), "controlnet's in_channels .* got 8 and 4"),
         (
             "controlnet",
-            lambda: make_controlnet(layers_per_block=1),
-            "controlnet's number of residuals .* got 8 and 12",
+            lambda: make_controlnet(layers_per_block=2),
+            "controlnet's number of residuals .* got 12 and 8",
         ),
         ("controlnet", lambda: make_controlnet(global_pool_conditions=True), "controlnet's global_pool_conditions"),
         (
@@ -396,7 +396,7 @@ def test_models_that_do_not_fit_are_refused(plain, name, make, message):
 
 def test_models_that_are_assigned_are_checked_too(run, plain, controlnet):
     pipe = extend(plain)
-    for model in ([controlnet, controlnet], make_controlnet(layers_per_block=1)):
+    for model in ([controlnet, controlnet], make_controlnet(layers_per_block=2)):
         pipe.controlnet = model
         with pytest.raises(ValueError, match=r"a list of them in `from_pipe`, got list|number of residuals"):
             run(pipe, control_image=CONTROL)
