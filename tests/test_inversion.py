@@ -1,5 +1,7 @@
 """DDIM inversion: an image becomes noise, and the noise becomes the image again."""
 
+import inspect
+
 import PIL.Image
 import pytest
 import torch
@@ -41,27 +43,25 @@ def psnr(pipe, one, other):
     return -10 * torch.log10((first - second).square().mean()).item()
 
 
-def test_inversion_and_back_gives_the_image(small):
+def test_inversion_and_back_gives_the_image_the_better_the_more_steps(small):
     pipe, image, pose, encoded = small
-    latents = invert(pipe, image, pose, num_inference_steps=50)
+    quality = []
+    for steps in (5, 32):
+        latents = invert(pipe, image, pose, num_inference_steps=steps)
+        options = {"image": image, "num_inference_steps": steps, "output_type": "latent"}
+        quality.append(psnr(pipe, encoded, reconstruct(pipe, latents, pose, **options).images))
     assert latents.shape == encoded.shape
     assert 0.5 < latents.std() < 1.5
-    back = reconstruct(pipe, latents, pose, image=image, output_type="latent").images
-    assert psnr(pipe, encoded, back) > 30
+    assert quality[1] > max(30, quality[0] + 3)
     # Another person's appearance on the same noise is another image in the same pose.
-    options = {"image": example_sources()[1], "num_inference_steps": 10, "output_type": "latent"}
+    options = {"image": example_sources()[1], "num_inference_steps": 3, "output_type": "latent"}
     other = reconstruct(pipe, latents, pose, **options).images
     assert psnr(pipe, encoded, other) < 20
 
 
-def test_more_steps_invert_better(small):
-    pipe, image, pose, encoded = small
-    quality = []
-    for steps in (5, 20):
-        latents = invert(pipe, image, pose, num_inference_steps=steps)
-        options = {"image": image, "num_inference_steps": steps, "output_type": "latent"}
-        quality.append(psnr(pipe, encoded, reconstruct(pipe, latents, pose, **options).images))
-    assert quality[1] > quality[0] + 3
+def test_both_ways_have_the_same_steps_unless_told_otherwise():
+    way, back = (inspect.signature(function).parameters["num_inference_steps"] for function in (invert, reconstruct))
+    assert way.default == back.default == 50
 
 
 @pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])

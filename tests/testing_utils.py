@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
@@ -101,12 +102,11 @@ def scheduler_config() -> dict[str, Any]:
 
 def tiny_components() -> dict[str, Any]:
     """Components of a pipeline whose every condition changes the result, in eval mode."""
-    pickled, tensors = _pickled_components()
-    return _Unpickler(io.BytesIO(pickled), tensors).load()
+    return _unpack(_packed_components())
 
 
 @cache
-def _pickled_components() -> tuple[bytes, list[torch.Tensor]]:
+def _packed_components() -> tuple[bytes, list[torch.Tensor]]:
     """Copies are made in a fraction of the time."""
     components = {
         "vae": fill(AutoencoderKL(**VAE_CONFIG), "vae"),
@@ -119,10 +119,18 @@ def _pickled_components() -> tuple[bytes, list[torch.Tensor]]:
         "feature_extractor": None,
         "image_encoder": None,
     }
+    return _pack(components)
+
+
+def _pack(value: Any) -> tuple[bytes, list[torch.Tensor]]:
     buffer = io.BytesIO()
     pickler = _Pickler(buffer)
-    pickler.dump(components)
+    pickler.dump(value)
     return buffer.getvalue(), pickler.tensors
+
+
+def _unpack(packed: tuple[bytes, list[torch.Tensor]]) -> Any:
+    return _Unpickler(io.BytesIO(packed[0]), packed[1]).load()
 
 
 class _Pickler(pickle.Pickler):
@@ -150,6 +158,24 @@ class _Unpickler(pickle.Unpickler):
         return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
 
+_loaded: dict[tuple[str, str], tuple[bytes, list[torch.Tensor]]] = {}
+
+
+def load_each_folder_once(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Let the files of these folders, or of all, be read once: who loads one again gets a copy of what was read."""
+    load = CFLDPipeline.from_pretrained
+
+    def load_or_copy(folder: str | Path, **options: Any) -> CFLDPipeline:
+        if folders and Path(folder) not in folders:
+            return load(folder, **options)
+        key = (str(folder), str(options))
+        if key not in _loaded:
+            _loaded[key] = _pack(load(folder, **options))
+        return _unpack(_loaded[key])
+
+    monkeypatch.setattr(CFLDPipeline, "from_pretrained", load_or_copy)
+
+
 def tiny_pipeline() -> CFLDPipeline:
     """A pipeline of [`tiny_components`] without progress bar."""
     pipe = CFLDPipeline(**tiny_components())
@@ -165,6 +191,13 @@ def tiny_image(seed: int = 0, batch_size: int = 1, size: int = 64) -> torch.Tens
 def tiny_pose(seed: int = 0, batch_size: int = 1, size: int = 64) -> torch.Tensor:
     """(B, 21, size, size) in [0, 1]."""
     return torch.rand(batch_size, 21, size, size, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+@cache
+def tiny_conditions() -> dict[str, Any]:
+    """`appearance` and `pose` of [`tiny_image`] and [`tiny_pose`], which need not be encoded for every call."""
+    pipe = tiny_pipeline()
+    return {"appearance": pipe.encode_appearance(tiny_image()), "pose": pipe.encode_pose(tiny_pose())}
 
 
 def load_reference(name: str) -> dict[str, torch.Tensor]:

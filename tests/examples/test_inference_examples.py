@@ -6,22 +6,24 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from testing_utils import load_each_folder_once
 
 from diffusers_cfld.pipelines import pipeline_cfld, pipeline_cfld_inpaint
+from diffusers_cfld.small_model import SMALL_MODEL
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "inference"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
 @pytest.fixture
-def few_steps(monkeypatch):
-    """At most two denoising steps, whatever a script asks for: enough for an image that is no noise."""
+def one_step(monkeypatch):
+    """A single denoising step, whatever a script asks for: enough for an image that is not of one colour."""
     for module in (pipeline_cfld, pipeline_cfld_inpaint):
 
-        def retrieve_few(scheduler, steps, *args, all_of=module.retrieve_timesteps):
-            return all_of(scheduler, min(steps, 2), *args)
+        def retrieve_one(scheduler, steps, *args, all_of=module.retrieve_timesteps):
+            return all_of(scheduler, 1, *args)
 
-        monkeypatch.setattr(module, "retrieve_timesteps", retrieve_few)
+        monkeypatch.setattr(module, "retrieve_timesteps", retrieve_one)
 
 
 def test_every_example_is_short():
@@ -33,7 +35,8 @@ def test_every_example_is_short():
 @pytest.mark.parametrize("name", NAMES)
 def test_it_writes_its_image(name, tmp_path, monkeypatch, request):
     if name != "guidance":  # which shows the steps 0, 5, 10 and 19
-        request.getfixturevalue("few_steps")
+        request.getfixturevalue("one_step")
+    load_each_folder_once(monkeypatch, SMALL_MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [f"{name}.py"])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")

@@ -1,10 +1,12 @@
 """The training example as its users run it: real data on disk, real files out, tiny models."""
 
+import itertools
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,15 @@ from miniature_sets import NAMES, save_image, write_lists
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from testing_utils import SOURCE_ENCODER_CONFIG, fill, relative_error, tiny_components, tiny_image, tiny_pose
+from testing_utils import (
+    SOURCE_ENCODER_CONFIG,
+    fill,
+    load_each_folder_once,
+    relative_error,
+    tiny_components,
+    tiny_image,
+    tiny_pose,
+)
 
 from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline, PoseAdapter, SwinImageEncoder
 from diffusers_cfld.data import load_pairs
@@ -54,6 +64,11 @@ def steady_start(tmp_path_factory):
     )
     CFLDPipeline(**components).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def load_once(monkeypatch, start, steady_start):
+    load_each_folder_once(monkeypatch, start, steady_start)
 
 
 @pytest.fixture(scope="module")
@@ -257,36 +272,41 @@ def test_it_starts_from_a_folder_of_the_inpaint_pipeline(script, start, data, tm
 
 
 @needs_fork
-def test_killed_and_resumed_is_bit_equal(script, start, more_data, tmp_path):
+def test_killed_and_resumed_is_bit_equal(script, start, more_data, tmp_path, monkeypatch):
     options = ["--checkpointing_steps=2", "--use_ema", "--lr_scheduler=cosine", "--max_grad_norm=1"]
     # 3 batches an epoch, so an accumulation crosses its end.
     options += ["--gradient_accumulation_steps=2", "--max_train_samples=3", "--train_batch_size=1"]
-    train(script, start, more_data, tmp_path / "whole", *options, steps=4)
+    train(script, start, more_data, tmp_path / "whole", *options, steps=3)
 
     AcceleratorState._reset_state(True)
     options.append("--resume_from_checkpoint=latest")
     killed = (script, start, more_data, tmp_path / "killed", *options)
-    process = multiprocessing.get_context("fork").Process(target=train, args=killed, kwargs={"steps": 4})
-    process.start()
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "killed" / "checkpoint-2").exists():
-        assert process.is_alive(), "the run ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.join()
+    with monkeypatch.context() as patch:
+        batches, cfld_loss = itertools.count(1), script.cfld_loss
+
+        def loss_until_killed(*args, **kwargs):
+            if next(batches) == 6:  # in the middle of the third step
+                os.kill(os.getpid(), signal.SIGKILL)
+            return cfld_loss(*args, **kwargs)
+
+        patch.setattr(script, "cfld_loss", loss_until_killed)
+        process = multiprocessing.get_context("fork").Process(target=train, args=killed, kwargs={"steps": 3})
+        process.start()
+        process.join(240)
+    assert process.exitcode == -signal.SIGKILL
+    assert [folder.name for folder in script.list_checkpoints(tmp_path / "killed")] == ["checkpoint-2"]
     assert not (tmp_path / "killed" / "model_index.json").exists()
-    train(*killed, steps=4)
+    train(*killed, steps=3)
 
     for name in ("model.safetensors", "ema.safetensors"):
-        one, other = (load_file(tmp_path / run / "checkpoint-4" / name) for run in ("whole", "killed"))
+        one, other = (load_file(tmp_path / run / "checkpoint-3" / name) for run in ("whole", "killed"))
         assert_bit_equal(one, other)
     assert not (tmp_path / "killed" / "checkpoint.part").exists()
 
     # Once more there is nothing left to do.
     AcceleratorState._reset_state(True)
-    train(*killed, steps=4)
-    assert script.list_checkpoints(tmp_path / "killed")[-1].name == "checkpoint-4"
+    train(*killed, steps=3)
+    assert script.list_checkpoints(tmp_path / "killed")[-1].name == "checkpoint-3"
 
 
 def test_accumulation_2x1_equals_1x2(script, steady_start, data, tmp_path):
@@ -314,8 +334,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(script, steady_start
 
 def test_lora_instead_of_keys_and_values(script, start, data, tmp_path):
     output = tmp_path / "out"
-    train(script, start, data, output, "--unet_lora_rank=2", "--learning_rate=0.1", steps=2)
-    lora = {name: weight for name, weight in weights_of(output / "checkpoint-2").items() if "lora" in name}
+    train(script, start, data, output, "--unet_lora_rank=2", "--learning_rate=0.1")
+    lora = {name: weight for name, weight in weights_of(output / "checkpoint-1").items() if "lora" in name}
     assert len(lora) == 6 * 2 * 2
 
     pipe = CFLDPipeline.from_pretrained(output)
@@ -367,12 +387,18 @@ def test_models_in_half_precision_get_what_they_take(script, start, data, tmp_pa
     assert weights["pose_adapter.conv_in.weight"].dtype == torch.bfloat16
 
 
-def test_cached_latents_change_nothing(script, start, data, tmp_path):
-    options = GRADIENT_SIZED_STEPS
-    train(script, start, data, tmp_path / "live", *options)
+@pytest.fixture(scope="module")
+def plain_run(script, start, data, tmp_path_factory):
+    """The folder of a run of one step without other options."""
+    output = tmp_path_factory.mktemp("plain") / "out"
+    train(script, start, data, output, *GRADIENT_SIZED_STEPS)
     AcceleratorState._reset_state(True)
-    train(script, start, data, tmp_path / "cached", *options, "--cache_latents")
-    assert_moved_alike(start, tmp_path / "live" / "checkpoint-1", tmp_path / "cached" / "checkpoint-1")
+    return output
+
+
+def test_cached_latents_change_nothing(script, start, data, plain_run, tmp_path):
+    train(script, start, data, tmp_path / "cached", *GRADIENT_SIZED_STEPS, "--cache_latents")
+    assert_moved_alike(start, plain_run / "checkpoint-1", tmp_path / "cached" / "checkpoint-1")
     state = json.loads((tmp_path / "cached" / "latents" / "moments.json").read_text())
     assert state["num_encoded"] == 2
 
@@ -381,32 +407,30 @@ def test_shards_are_streamed_and_resumed(script, start, more_data, tmp_path):
     load_example("write_shards").write_shards(load_pairs(more_data), tmp_path / "shards", pairs_per_shard=2)
     options = ["--checkpointing_steps=2"]
     train(script, start, tmp_path / "shards", tmp_path / "whole", *options, steps=4)
-    for steps in (2, 4):
-        AcceleratorState._reset_state(True)
-        again = [*options, "--resume_from_checkpoint=latest"]
-        train(script, start, tmp_path / "shards", tmp_path / "parts", *again, steps=steps)
-    assert_bit_equal(*(weights_of(tmp_path / run / "checkpoint-4") for run in ("whole", "parts")))
+    AcceleratorState._reset_state(True)
+    options.append(f"--resume_from_checkpoint={tmp_path / 'whole' / 'checkpoint-2'}")
+    train(script, start, tmp_path / "shards", tmp_path / "resumed", *options, steps=4)
+    assert_bit_equal(*(weights_of(tmp_path / run / "checkpoint-4") for run in ("whole", "resumed")))
     # Shards do not tell the size of their images.
     frames = [CFLDPipeline.from_pretrained(folder).config.frame_height for folder in (start, tmp_path / "whole")]
     assert frames[0] == frames[1]
 
 
-def test_options_of_the_objective(script, start, data, tmp_path):
+def test_options_of_the_objective(script, start, data, plain_run, tmp_path):
     """Each of them changes what is learned."""
     runs = {
-        "default": [],
         "uniform": ["--timestep_sampling=uniform"],
         "velocity": ["--prediction_type=v_prediction"],
         "min-snr": ["--snr_gamma=0.01"],
         "frozen": ["--freeze", "pose_adapter"],
         "published-drop": ["--condition_dropout_prob=1", "--dropped_conditions=prompt"],
     }
-    weights = {}
+    weights = {"default": PoseAdapter.from_pretrained(plain_run / "pose_adapter").conv_in.weight}
     for name, options in runs.items():
         AcceleratorState._reset_state(True)
         train(script, start, data, tmp_path / name, *GRADIENT_SIZED_STEPS, *options)
         weights[name] = PoseAdapter.from_pretrained(tmp_path / name / "pose_adapter").conv_in.weight
-    names = list(runs)
+    names = list(weights)
     for index, one in enumerate(names):
         for other in names[index + 1 :]:
             assert not torch.equal(weights[one], weights[other]), (one, other)

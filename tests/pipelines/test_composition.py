@@ -22,6 +22,7 @@ from testing_utils import (
     relative_error,
     scheduler_config,
     tiny_components,
+    tiny_conditions,
     tiny_image,
     tiny_pipeline,
     tiny_pose,
@@ -48,25 +49,20 @@ BRANCHES = {
 }
 
 
+WHOLE = {"image": tiny_image(), "pose": tiny_pose()}
+
+
 def run(pipe, **arguments):
-    """Two deterministic steps, without the final decoding."""
+    """Two deterministic steps, without the final decoding; with `WHOLE`, also of the encoders."""
     defaults = {
-        "image": tiny_image(),
-        "pose": tiny_pose(),
+        **tiny_conditions(),
         "num_inference_steps": 2,
         "output_type": "latent",
         "generator": torch.Generator().manual_seed(0),
     }
-    if "appearance" in arguments:
-        del defaults["image"]
+    if "image" in arguments:
+        del defaults["appearance"]
     return pipe(**{**defaults, **arguments}).images
-
-
-def without_biases(pipe):
-    """The source as the pipeline sees it, but for its query biases."""
-    appearance = pipe.encode_appearance(tiny_image())
-    zeros = {name: torch.zeros_like(bias) for name, bias in appearance.query_biases.items()}
-    return Appearance(appearance.prompt_embeds, appearance.null_prompt_embeds, zeros)
 
 
 def assert_clearly_different(a, b):
@@ -74,7 +70,11 @@ def assert_clearly_different(a, b):
 
 
 def assert_biases_matter(pipe, biased, **arguments):
-    assert_clearly_different(biased, run(pipe, appearance=without_biases(pipe), **arguments))
+    image = arguments.pop("image", None)
+    appearance = tiny_conditions()["appearance"] if image is None else pipe.encode_appearance(image)
+    zeros = {name: torch.zeros_like(bias) for name, bias in appearance.query_biases.items()}
+    appearance = Appearance(appearance.prompt_embeds, appearance.null_prompt_embeds, zeros)
+    assert_clearly_different(biased, run(pipe, appearance=appearance, **arguments))
 
 
 @contextmanager
@@ -100,8 +100,8 @@ def plain():
     """What the pipeline gives before a test adds anything."""
     pipe = tiny_pipeline()
     with assert_processors_unchanged(pipe.unet):
-        latents = run(pipe)
-    assert_biases_matter(pipe, latents)
+        latents = run(pipe, **WHOLE)
+    assert_biases_matter(pipe, latents, **WHOLE)
     return latents
 
 
@@ -602,7 +602,7 @@ def test_from_pipe_both_ways(pipe, plain):
     back.set_progress_bar_config(disable=True)
     assert back.unet is pipe.unet
     with assert_processors_unchanged(pipe.unet):
-        assert torch.equal(run(back), plain)
+        assert torch.equal(run(back, **WHOLE), plain)
 
 
 # Memory and precision
@@ -628,27 +628,27 @@ def test_offload_sequence_names_every_component():
 def test_hooked_like_sequential_offload(pipe):
     """What `enable_sequential_cpu_offload` does to each component, with the CPU as the device."""
     accelerate = importlib.import_module("accelerate")
-    expected = run(pipe, output_type="pt")
+    expected = run(pipe, **WHOLE, output_type="pt")
     for name in COMPONENTS:
         component = getattr(pipe, name)
         accelerate.cpu_offload(component, torch.device("cpu"), offload_buffers=len(component._parameters) > 0)
         assert all(parameter.is_meta for parameter in component.parameters())
     with assert_processors_unchanged(pipe.unet):
-        assert torch.equal(run(pipe, output_type="pt"), expected)
+        assert torch.equal(run(pipe, **WHOLE, output_type="pt"), expected)
     assert all(parameter.is_meta for parameter in pipe.unet.parameters())
 
 
 def test_hooked_like_model_offload(pipe):
     """What `enable_model_cpu_offload` does, with the CPU as the device: hooks on every component and freeing."""
     accelerate = importlib.import_module("accelerate")
-    expected = run(pipe, output_type="pt")
+    expected = run(pipe, **WHOLE, output_type="pt")
     hook = None
     pipe._all_hooks = []
     for name in pipe.model_cpu_offload_seq.split("->"):
         if isinstance(getattr(pipe, name), torch.nn.Module):
             _, hook = accelerate.cpu_offload_with_hook(getattr(pipe, name), "cpu", prev_module_hook=hook)
             pipe._all_hooks.append(hook)
-    assert torch.equal(run(pipe, output_type="pt"), expected)
+    assert torch.equal(run(pipe, **WHOLE, output_type="pt"), expected)
 
 
 @pytest.mark.parametrize(
@@ -656,7 +656,7 @@ def test_hooked_like_model_offload(pipe):
 )
 @pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
 def test_group_offload(pipe, offload_type, adapter):
-    arguments = {"output_type": "pt", **BRANCHES[1]}
+    arguments = {**WHOLE, "output_type": "pt", **BRANCHES[1]}
     if adapter:
         load_ip_adapter(pipe)
         arguments["ip_adapter_image_embeds"] = image_embeds(1)
@@ -676,10 +676,10 @@ def test_group_offload(pipe, offload_type, adapter):
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_layerwise_casting(pipe, name):
-    expected = run(pipe, output_type="pt", **BRANCHES[1])
+    expected = run(pipe, **WHOLE, output_type="pt", **BRANCHES[1])
     getattr(pipe, name).enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     assert torch.float8_e4m3fn in {parameter.dtype for parameter in getattr(pipe, name).parameters()}
-    images = run(pipe, output_type="pt", **BRANCHES[1])
+    images = run(pipe, **WHOLE, output_type="pt", **BRANCHES[1])
     assert images.shape == expected.shape
     assert images.isfinite().all()
     assert not torch.equal(images, expected)
@@ -690,18 +690,18 @@ def test_other_precisions(pipe, plain, dtype):
     pipe.to(dtype)
     assert {getattr(pipe, name).dtype for name in COMPONENTS} == {dtype}
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    latents = run(pipe, latents=noise)
+    latents = run(pipe, **WHOLE, latents=noise)
     assert latents.dtype == dtype
     assert latents.shape == plain.shape
     assert latents.isfinite().all()
-    assert_biases_matter(pipe, latents, latents=noise)
+    assert_biases_matter(pipe, latents, **WHOLE, latents=noise)
     assert pipe.decode_latents(latents).isfinite().all()
 
 
 def test_one_component_in_another_precision(pipe, plain):
     for name in ("source_encoder", "appearance_encoder"):
         getattr(pipe, name).to(torch.bfloat16)
-    latents = run(pipe)
+    latents = run(pipe, **WHOLE)
     assert latents.dtype == torch.float32
     # Rounded to 8 bits of mantissa on the way to the biases.
     assert relative_error(latents, plain) < 0.3
@@ -712,4 +712,4 @@ def test_pipeline_loads_in_bfloat16(pipe, tmp_path):
     loaded = CFLDPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     loaded.set_progress_bar_config(disable=True)
     assert {getattr(loaded, name).dtype for name in COMPONENTS} == {torch.bfloat16}
-    assert run(loaded, output_type="pt").isfinite().all()
+    assert run(loaded, **WHOLE, output_type="pt").isfinite().all()
