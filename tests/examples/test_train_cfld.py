@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from testing_utils import (
     SOURCE_ENCODER_CONFIG,
+    UNET_CONFIG,
     fill,
     load_each_folder_once,
     relative_error,
@@ -238,7 +239,8 @@ def test_the_defaults_are_the_papers(script, data, tmp_path):
 
 def test_it_starts_from_a_stable_diffusion_folder(script, data, tmp_path, monkeypatch):
     parts = tiny_components()
-    parts = {name: parts[name] for name in ("vae", "unet", "scheduler")}
+    parts = {name: parts[name] for name in ("vae", "scheduler")}
+    parts["unet"] = fill(UNet2DConditionModel(**{**UNET_CONFIG, "layers_per_block": 2}))  # as in Stable Diffusion
     others = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     StableDiffusionPipeline(**parts, **others, requires_safety_checker=False).save_pretrained(tmp_path / "sd")
 
