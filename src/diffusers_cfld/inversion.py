@@ -6,36 +6,19 @@ Paper: arXiv:2010.02502, Sec. 4.3, run backwards. As in the test script of Yanzu
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import PIL.Image
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from .image_utils import load_image
-
-if TYPE_CHECKING:
-    from .pipelines.pipeline_cfld import CFLDPipeline
-    from .pipelines.pipeline_output import Appearance, PoseFeatures
-    from .processors.pose_map import PoseInput
-    from .processors.source_image import ImageInput
-
-__all__ = ["invert", "reconstruct"]
-
-# The part of a scheduler's configuration that says how noise is added and what the U-Net predicts.
-_SCHEDULE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "set_alpha_to_one",
-    "rescale_betas_zero_snr",
-)
+from .pipelines.pipeline_cfld import CFLDPipeline
+from .pipelines.pipeline_output import Appearance, PoseFeatures
+from .processors.pose_map import PoseInput
+from .processors.source_image import ImageInput
 
 
 @torch.no_grad()
@@ -85,21 +68,21 @@ def invert(
         appearance = pipe.encode_appearance(image if source_image is None else source_image)
     reference = pipe.source_image_processor.to_rgb(load_image(image))
     size = (reference.height, reference.width)
-    latents = pipe.encode_reference_image(reference, pipe.pose_processor.choose_crop(size), height, width)
-    with _scheduler(pipe, DDIMInverseScheduler):
-        (inverted,) = pipe(
-            appearance=appearance,
-            pose=pipe.read_reference_pose(pose, size),
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            latents=latents,
-            output_type="latent",
-            return_dict=False,
-            **kwargs,
-        )
-    return inverted  # type: ignore[return-value]  # latents are a tensor
+    (inverted,) = _call(
+        pipe,
+        DDIMInverseScheduler,
+        appearance=appearance,
+        pose=pipe.read_reference_pose(pose, size),
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        latents=pipe.encode_reference_image(reference, height, width),
+        output_type="latent",
+        return_dict=False,
+        **kwargs,
+    )
+    return inverted
 
 
 @torch.no_grad()
@@ -132,19 +115,19 @@ def reconstruct(
     """
     height, width = (side * pipe.vae_scale_factor for side in latents.shape[2:])
     size: dict[str, Any] = {} if (height, width) == pipe.target_size else {"height": height, "width": width}
-    with _scheduler(pipe, DDIMScheduler):
-        return pipe(
-            pose=pose,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            latents=latents,
-            **{**size, **kwargs},
-        )
+    return _call(
+        pipe,
+        DDIMScheduler,
+        pose=pose,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        latents=latents,
+        **{**size, **kwargs},
+    )
 
 
-@contextmanager
-def _scheduler(pipe: CFLDPipeline, scheduler_class: Any) -> Iterator[None]:
-    """Replace the pipeline's scheduler by DDIM or its inverse, with the same noise schedule."""
+def _call(pipe: CFLDPipeline, scheduler_class: Any, **arguments: Any) -> Any:
+    """Call the pipeline with DDIM or its inverse as the scheduler, and the same noise schedule."""
     previous = pipe.scheduler
     config = previous.config
     if config.get("trained_betas") is None and not {"beta_start", "beta_end", "beta_schedule"} <= set(config):
@@ -152,13 +135,13 @@ def _scheduler(pipe: CFLDPipeline, scheduler_class: Any) -> Iterator[None]:
             f"Inversion needs a scheduler with betas, for noise or velocity prediction, such as `DDIMScheduler`, but "
             f"the pipeline has {type(previous).__name__}."
         )
-    options = {name: config[name] for name in _SCHEDULE if name in config}
+    options = {name: config[name] for name in inspect.signature(scheduler_class).parameters if name in config}
     # Both directions must agree on these, whatever the pipeline's own scheduler says or leaves open.
     spacing = config.get("timestep_spacing")
     options["timestep_spacing"] = spacing if spacing in ("leading", "trailing") else "leading"
     options["steps_offset"] = config.get("steps_offset", 0) if options["timestep_spacing"] == "leading" else 0
-    pipe.scheduler = scheduler_class(**options, clip_sample=False)
+    pipe.scheduler = scheduler_class(**{**options, "clip_sample": False, "thresholding": False})
     try:
-        yield
+        return pipe(**arguments)
     finally:
         pipe.scheduler = previous

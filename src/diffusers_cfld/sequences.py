@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
@@ -264,9 +265,7 @@ def _read_frames(file: Path) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 yield f", line {number}", line
     elif file.suffix.lower() == ".npy":
-        with file.open("rb") as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-        yield from ((f", frame {number}", pose) for number, pose in enumerate(array))
+        yield from ((f", frame {number}", pose) for number, pose in enumerate(np.load(file, allow_pickle=False)))
     else:
         file.stat()  # for the error of a file that does not exist
         raise ValueError("it must be a folder, or a file that ends in .json, .jsonl or .npy, or a video.")
@@ -353,8 +352,6 @@ def _write_gif(paths: Sequence[str | os.PathLike[str]], output: Path, frames_per
 
 
 def _write_mp4(paths: Sequence[str | os.PathLike[str]], output: Path, frames_per_second: float) -> None:
-    import cv2
-
     with PIL.Image.open(paths[0]) as image:
         width, height = image.size
     odd = height % 2, width % 2

@@ -74,11 +74,12 @@ def test_mean(appearances):
 
 def test_batches_are_put_together_and_taken_apart(pipe, appearances):
     both = Appearance.cat(appearances)
-    assert len(both) == both.batch_size == 2
+    assert len(both) == 2
     for index, single in enumerate(appearances):
         assert_same(both[index], single)
         assert_same(both[index - 2], single)
     assert_same(both[:], both)
+    assert_same(both[[1, 0, 1]][1:], both)
     assert_same(pipe.encode_appearance(example_sources()[:2]), both)
     # One against a batch.
     assert_same(both.lerp(appearances[0], 0.5)[1], appearances[1].lerp(appearances[0], 0.5))

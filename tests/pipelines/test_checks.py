@@ -77,6 +77,10 @@ def test_components_that_cannot_work_together_are_named():
     adapter = PoseAdapter.from_config(parts["pose_adapter"].config, pose_channels=3)
     with pytest.raises(ValueError, match=r"pose_adapter's pose_channels must .* got 3 and 21"):
         CFLDPipeline(**{**parts, "pose_adapter": adapter})
+    pipe = CFLDPipeline(**parts)
+    pipe.pose_adapter = adapter
+    with pytest.raises(ValueError, match=r"pose_adapter's pose_channels must .* got 3 and 21"):
+        call(pipe)
     size = 2 * parts["source_encoder"].config.image_size
     encoder = SwinImageEncoder.from_config(parts["source_encoder"].config, image_size=size)
     with pytest.raises(ValueError, match=r"feature_size must equal the size of the source_encoder's coarsest map"):

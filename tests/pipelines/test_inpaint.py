@@ -17,7 +17,6 @@ from diffusers import (
 from testing_utils import image_embeds, load_ip_adapter, tiny_conditions, tiny_image, tiny_pipeline, tiny_pose
 
 from diffusers_cfld import CFLDInpaintPipeline, CFLDPipeline
-from diffusers_cfld.processors.cropping import choose_crop
 from diffusers_cfld.small_model import example_poses, example_sources, load_small_model
 
 SIZE = (256, 176)
@@ -115,8 +114,7 @@ def test_guidance_acts_in_its_interval(pipe, reference, quick):
 
 def test_the_latents_outside_are_the_references_own(pipe, reference):
     latents = edit(pipe, image=reference, output_type="latent")
-    frame = choose_crop(SIZE)
-    expected = pipe.encode_reference_image(reference, frame, *pipe.target_size)
+    expected = pipe.encode_reference_image(reference, *pipe.target_size)
     # The mask's bounding cells may change; far from it nothing does.
     assert torch.allclose(latents[:, :, :2], expected[:, :, :2], atol=1e-5)
     assert torch.allclose(latents[:, :, -4:], expected[:, :, -4:], atol=1e-5)
@@ -190,7 +188,7 @@ def test_strength_keeps_what_was_in_the_region(reference):
     first, second = example_sources()[:2]
     pose = example_poses()[0]
     white = PIL.Image.new("L", first.size, 255)
-    latents = pipe.encode_reference_image(first, choose_crop(SIZE), *pipe.target_size)
+    latents = pipe.encode_reference_image(first, *pipe.target_size)
     distances = [
         (edit(pipe, image=first, mask_image=white, source_image=second, pose=pose, strength=strength,
               num_inference_steps=10, output_type="latent") - latents).abs().mean()
@@ -351,7 +349,7 @@ def test_second_order_schedulers_see_the_right_noise_outside_of_the_mask(pipe, r
     edit(pipe, image=reference, num_inference_steps=6, mask_image=rectangle(box=(40, 200, 120, 240)))
     hook.remove()
     alphas = pipe.scheduler.alphas_cumprod
-    latents = pipe.encode_reference_image(reference, choose_crop(SIZE), *pipe.target_size)[:, :, :2]
+    latents = pipe.encode_reference_image(reference, *pipe.target_size)[:, :, :2]
     for deviation, timestep in seen[::2]:
         alpha = alphas[round(float(timestep))]
         assert deviation == pytest.approx((alpha * latents.var() + 1 - alpha).sqrt().item(), rel=0.2)
@@ -443,7 +441,7 @@ def test_saved_and_loaded(pipe, reference, tmp_path):
                 "source_image": [tiny_image()] * 2,
                 "generator": [torch.Generator()] * 3,
             },
-            "a list with one per result, got 3 for 1",
+            "a list with one per image, got 3 for 1",
         ),
     ],
 )

@@ -99,8 +99,7 @@ def run(args: argparse.Namespace) -> int:
     frames = Path(args.frames or (output.with_name(f"{output.stem}-frames") if output.suffix else output))
     inputs = Inputs(args)
     with naming("--poses", "--pose-frame and --pose-person"):
-        size = tuple(args.pose_frame) if args.pose_frame else None
-        poses = load_pose_sequence(args.poses, size, args.pose_person, estimator=inputs.estimator)
+        poses = load_pose_sequence(args.poses, args.pose_frame, args.pose_person, estimator=inputs.estimator)
     pipe = load_pipeline(args)
     ((window, body),) = inputs.fit_sources(pipe)
     pipe.set_progress_bar_config(disable=True)

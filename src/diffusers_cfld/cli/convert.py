@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 from .options import DTYPES
 
-_SWIN_MODEL = "swin_base_patch4_window12_384"
-_SWIN_IMAGE_SIZE = 256
-_SWIN_WINDOW_SIZE = 16
-
-# For each of the three conversions, the options that it needs and those that it also takes.
-_MODES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "checkpoint": (("base", "output"), ("dtype", "variant", "overwrite", "token", "revision")),
-    "to_original": (("model", "output"), ("variant", "overwrite")),
-    "swin": (("output",), ("swin_model", "image_size", "window_size", "dtype", "variant", "overwrite")),
-}
+# The options that choose a conversion, each with its function; the function's arguments are the other options.
+_CONVERSIONS = {"checkpoint": "convert_checkpoint", "to_original": "convert_to_original", "swin": "convert_swin"}
 
 
 def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -49,15 +41,14 @@ def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
     modes.add_argument("--to-original", action="store_true", help="write the published layout from --model")
     parser.add_argument("--model", metavar="DIR", help="local pipeline folder, needed with --to-original")
     modes.add_argument("--swin", metavar="FILE", help="Swin weights (.safetensors, .pth, .bin) in either layout")
-    parser.add_argument("--swin-model", metavar="NAME", help=f"timm name of the architecture (default: {_SWIN_MODEL})")
     parser.add_argument(
-        "--image-size", type=int, metavar="N", help=f"side of the source image in pixels (default: {_SWIN_IMAGE_SIZE})"
+        "--swin-model", metavar="NAME", help="timm name of the architecture (default: swin_base_patch4_window12_384)"
     )
     parser.add_argument(
-        "--window-size",
-        type=int,
-        metavar="N",
-        help=f"side of the attention window in tokens (default: {_SWIN_WINDOW_SIZE})",
+        "--image-size", type=int, metavar="N", help="side of the source image in pixels (default: 256)"
+    )
+    parser.add_argument(
+        "--window-size", type=int, metavar="N", help="side of the attention window in tokens (default: 16)"
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write")
     parser.add_argument("--dtype", choices=DTYPES, help="data type of the written weights (default: unchanged)")
@@ -84,49 +75,28 @@ def run(args: argparse.Namespace) -> int:
         OSError: A file cannot be read or written.
         ValueError: Options contradict each other, or the conversion failed; the message says what to do.
     """
-    mode = _choose_mode(args)
-
     import torch
 
     from ..conversion import convert
 
-    dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    output_options = {"variant": args.variant, "overwrite": args.overwrite}
-    if mode == "checkpoint":
-        hub_options = {"token": args.token, "revision": args.revision}
-        convert.convert_checkpoint(
-            args.checkpoint, args.base, args.output, dtype=dtype, **output_options, **hub_options
-        )
-    elif mode == "to_original":
-        convert.convert_to_original(args.model, args.output, **output_options)
-    else:
-        convert.convert_swin(
-            args.swin,
-            args.output,
-            model_name=args.swin_model or _SWIN_MODEL,
-            image_size=_SWIN_IMAGE_SIZE if args.image_size is None else args.image_size,
-            window_size=_SWIN_WINDOW_SIZE if args.window_size is None else args.window_size,
-            dtype=dtype,
-            **output_options,
-        )
+    given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
+    del given["run"]
+    mode = next(name for name in _CONVERSIONS if name in given)
+    function = getattr(convert, _CONVERSIONS[mode])
+    parameters = inspect.signature(function).parameters.values()
+    missing = [one.name for one in parameters if one.default is one.empty and one.name not in given]
+    if missing:
+        raise ValueError(f"{_flags([mode])} also needs {_flags(missing)}.")
+    arguments = {one.name: given.pop(one.name) for one in parameters if one.name in given}
+    foreign = sorted(given.keys() - {mode})
+    if foreign:
+        raise ValueError(f"{_flags([mode])} does not take {_flags(foreign)}.")
+    if "dtype" in arguments:
+        arguments["dtype"] = getattr(torch, args.dtype)
+    function(**arguments)
     sys.stdout.write(f"Wrote {args.output}\n")
     return 0
 
 
-def _choose_mode(args: argparse.Namespace) -> str:
-    """Choose the conversion, and check that the options fit it."""
-    known = {name for needed, optional in _MODES.values() for name in (*needed, *optional)}
-    given = {name for name, value in vars(args).items() if value is not None and value is not False}
-    mode = next(mode for mode in _MODES if mode in given)
-    needed, optional = _MODES[mode]
-    missing = [name for name in needed if name not in given]
-    if missing:
-        raise ValueError(f"{_flags([mode])} also needs {_flags(missing)}.")
-    foreign = sorted((given & known) - {*needed, *optional})
-    if foreign:
-        raise ValueError(f"{_flags([mode])} does not take {_flags(foreign)}.")
-    return mode
-
-
-def _flags(names: Iterable[str]) -> str:
+def _flags(names: list[str]) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in names)

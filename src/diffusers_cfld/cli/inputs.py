@@ -130,7 +130,7 @@ class Inputs:
         if file == SAMPLE:
             pose = example_source_poses()[0]
         else:
-            size = tuple(args.source_frame) if args.source_frame else _size_unless_said(file, image_size)
+            size = args.source_frame or _size_unless_said(file, image_size)
             with naming("--source-pose", "--source-frame, --source-person and --source-row"):
                 pose = Keypoints.load(file, size=size, person=args.source_person, row=args.source_row)
         if not has_shape(pose.size, image_size):
@@ -160,8 +160,7 @@ class Inputs:
         from ..pose.images import expand_series, find_person, is_series
         from ..pose.keypoints import Keypoints
 
-        args, size = self.args, tuple(self.args.pose_frame) if self.args.pose_frame else None
-        targets = []
+        args, targets = self.args, []
         for path in paths:
             is_plain = path != SAMPLE and not is_series(path) and not is_image(path)
             hint = "--pose-frame, --pose-person and --pose-row" if is_plain else ""
@@ -172,7 +171,7 @@ class Inputs:
                     elif isinstance(item, PIL.Image.Image) or is_image(item):
                         targets.append(Target(*find_person(load_image(item), self.estimator, args.pose_person)))
                     else:
-                        pose = Keypoints.load(item, size=size, person=args.pose_person, row=args.pose_row)
+                        pose = Keypoints.load(item, size=args.pose_frame, person=args.pose_person, row=args.pose_row)
                         targets.append(Target(pose, False))
         return targets
 

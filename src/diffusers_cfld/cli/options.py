@@ -250,9 +250,8 @@ def choose_device(name: str | None) -> str:
     import torch
 
     if name is None:
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
+        fastest = torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if fastest is None else fastest.type
     with naming(f"--device {name} cannot be used here"):
         torch.empty(0, device=name)
     return name

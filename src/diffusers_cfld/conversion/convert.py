@@ -155,10 +155,10 @@ def convert_to_original(
 
 
 def convert_swin(
-    weights: str | Path,
+    swin: str | Path,
     output: str | Path,
     *,
-    model_name: str = "swin_base_patch4_window12_384",
+    swin_model: str = "swin_base_patch4_window12_384",
     image_size: int | tuple[int, int] = 256,
     window_size: int = 16,
     dtype: torch.dtype | None = None,
@@ -168,9 +168,9 @@ def convert_swin(
     """Convert a file of Swin weights into a folder for `SwinImageEncoder.from_pretrained`.
 
     Args:
-        weights: File in timm's or the original Swin's layout; see [`SwinImageEncoder.from_timm`].
+        swin: File in timm's or the original Swin's layout; see [`SwinImageEncoder.from_timm`].
         output: Folder to write.
-        model_name: timm name of the architecture.
+        swin_model: timm name of the architecture.
         image_size: Side of the source image in pixels, or (height, width).
         window_size: Side of the attention window in tokens; the relative position tables are resized to it.
         dtype: Data type of the written weights; `None` is float32.
@@ -187,7 +187,7 @@ def convert_swin(
     output = Path(output)
     with staged_folder(output, overwrite=overwrite, marker="config.json", made_by="SwinImageEncoder") as folder:
         encoder = SwinImageEncoder.from_timm(
-            model_name, checkpoint_path=str(weights), image_size=image_size, window_size=window_size
+            swin_model, checkpoint_path=str(swin), image_size=image_size, window_size=window_size
         )
         encoder.to(dtype).save_pretrained(folder, variant=variant)
     return output

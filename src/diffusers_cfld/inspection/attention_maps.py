@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -18,11 +18,9 @@ from torch import nn
 
 from ..models.attention_processor import HybridGranularityAttnProcessor, halve_size
 from ..pipelines.guidance import BranchConditions, GuidanceBranch
+from ..pipelines.pipeline_cfld import CFLDPipeline
 from ..pipelines.pipeline_output import Appearance
-
-if TYPE_CHECKING:
-    from ..pipelines.pipeline_cfld import CFLDPipeline
-    from ..processors.source_image import ImageInput
+from ..processors.source_image import ImageInput
 
 
 @torch.no_grad()

@@ -6,15 +6,13 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import PIL.Image
 import torch
 
 from ..pipelines.guidance import BranchConditions, GuidanceBranch
-
-if TYPE_CHECKING:
-    from ..pipelines.pipeline_cfld import CFLDPipeline
+from ..pipelines.pipeline_cfld import CFLDPipeline
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import ControlNetModel, T2IAdapter
+from diffusers.utils.torch_utils import unwrap_module
 
 from ..processors.pose_map import POSE_MAP_CHANNELS
 from ..processors.source_image import ImageInput, SourceImageProcessor
+from .control import list_models
 from .pipeline_output import Appearance
 
 if TYPE_CHECKING:
@@ -23,69 +25,65 @@ logger = logging.getLogger(__name__)
 _SMALL_MODEL = Path(__file__).resolve().parents[1] / "small_model" / "pipeline"
 
 
-def check_components(
-    vae: Any, unet: Any, source_encoder: Any, prompt_decoder: Any, appearance_encoder: Any, pose_adapter: Any
-) -> None:
-    """Check that the components of a pipeline fit together; any of them may be absent.
+def check_components(pipe: CFLDPipelineBase) -> None:
+    """Check that the components of a pipeline fit together.
 
     Args:
-        vae: Autoencoder, or None.
-        unet: U-Net, or None.
-        source_encoder: S, or None.
-        prompt_decoder: D, or None.
-        appearance_encoder: A, or None.
-        pose_adapter: P, or None.
+        pipe: The pipeline. Components may be absent; without U-Net or source encoder, nothing is checked.
 
     Raises:
-        ValueError: Two components do not fit together; the message names both and what must be equal.
+        ValueError: A ControlNet or adapter is of another kind, or two components do not fit together; the message
+            names both and what must be equal.
     """
-    if unet is not None and vae is not None:
-        compare_values(
-            "vae's latent_channels", vae.config.latent_channels, "unet's in_channels", unet.config.in_channels
-        )
-    if unet is not None and prompt_decoder is not None:
-        width = unet.config.cross_attention_dim
-        compare_values("prompt_decoder's dim", prompt_decoder.config.dim, "unet's cross_attention_dim", width)
-    if unet is not None and appearance_encoder is not None:
-        config = appearance_encoder.config
-        up_widths = dict(enumerate(reversed(unet.config.block_out_channels)))
-        expected = [up_widths.get(index) for index in config.up_block_indices]
-        name = "appearance_encoder's query_channels"
-        compare_values(name, config.query_channels, "unet's up blocks' channels", expected)
-    if source_encoder is not None and appearance_encoder is not None:
-        channels = dict(enumerate(source_encoder.feature_channels, start=1))
-        expected = [channels.get(stage) for stage in appearance_encoder.stages]
-        name = "appearance_encoder's feature_channels"
-        compare_values(
-            name, appearance_encoder.config.feature_channels, "channels of the source_encoder's stages", expected
-        )
-    if source_encoder is not None and prompt_decoder is not None:
-        name, last = "prompt_decoder's feature_channels", source_encoder.feature_channels[-1]
-        compare_values(name, prompt_decoder.config.feature_channels, "source_encoder's last stage's channels", last)
-        cells = [-(-side // source_encoder.feature_strides[-1]) for side in source_encoder.image_size]
-        name = "prompt_decoder's feature_size"
-        compare_values(name, prompt_decoder.feature_size, "size of the source_encoder's coarsest map", cells)
-    if pose_adapter is not None:
-        name = "pose_adapter's pose_channels"
-        compare_values(name, pose_adapter.config.pose_channels, "channels of a pose map", POSE_MAP_CHANNELS)
-    if unet is not None and pose_adapter is not None:
-        widths = pose_adapter.config.block_out_channels
-        expected = unet.config.block_out_channels[: len(widths)]
-        compare_values("pose_adapter's block_out_channels", widths, "unet's block_out_channels", expected)
+    for name, kind in (("controlnet", ControlNetModel), ("adapter", T2IAdapter)):
+        for model in list_models(getattr(pipe, name)):
+            if not isinstance(unwrap_module(model), kind):
+                wanted = f"{kind.__name__}, or a list of them in `from_pipe`"
+                raise ValueError(f"`{name}` must be a {wanted}, got {type(model).__name__}.")
+    unet, encoder = pipe.unet, pipe.source_encoder
+    if unet is None or encoder is None:
+        return
+    widths = unet.config.block_out_channels
+    if pipe.vae is not None:
+        channels = pipe.vae.config.latent_channels
+        _compare("vae's latent_channels", channels, "unet's in_channels", unet.config.in_channels)
+    if pipe.prompt_decoder is not None:
+        config = pipe.prompt_decoder.config
+        _compare("prompt_decoder's dim", config.dim, "unet's cross_attention_dim", unet.config.cross_attention_dim)
+        name, last = "source_encoder's last stage's channels", encoder.feature_channels[-1]
+        _compare("prompt_decoder's feature_channels", config.feature_channels, name, last)
+        size, stride = pipe.prompt_decoder.feature_size, encoder.feature_strides[-1]
+        cells = [-(-side // stride) for side in encoder.image_size]
+        _compare("prompt_decoder's feature_size", size, "size of the source_encoder's coarsest map", cells)
+    if pipe.appearance_encoder is not None:
+        config = pipe.appearance_encoder.config
+        channels = dict(enumerate(reversed(widths)))
+        expected = [channels.get(index) for index in config.up_block_indices]
+        _compare("appearance_encoder's query_channels", config.query_channels, "unet's up blocks' channels", expected)
+        channels = dict(enumerate(encoder.feature_channels, start=1))
+        expected = [channels.get(stage) for stage in pipe.appearance_encoder.stages]
+        name = "channels of the source_encoder's stages"
+        _compare("appearance_encoder's feature_channels", config.feature_channels, name, expected)
+    if pipe.pose_adapter is not None:
+        config = pipe.pose_adapter.config
+        _compare("pose_adapter's pose_channels", config.pose_channels, "channels of a pose map", POSE_MAP_CHANNELS)
+        name, expected = "unet's block_out_channels", widths[: len(config.block_out_channels)]
+        _compare("pose_adapter's block_out_channels", config.block_out_channels, name, expected)
+    for net in list_models(pipe.controlnet):
+        for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
+            _compare(f"controlnet's {key}", net.config[key], f"unet's {key}", unet.config[key])
+        name, num_skips = "controlnet's number of residuals", sum(len(block.resnets) for block in unet.up_blocks)
+        _compare(name, len(net.controlnet_down_blocks), "unet's number of skip connections", num_skips)
+        name, is_pooled = "controlnet's global_pool_conditions", net.config.global_pool_conditions
+        _compare(name, is_pooled, "value for acting in all branches", False)
+    for model in list_models(pipe.adapter):
+        channels, factor = model.config.channels, model.config.downscale_factor
+        _compare("adapter's channels", channels, "unet's block_out_channels", widths[: len(channels)])
+        _compare("adapter's downscale_factor", factor, "vae's", pipe.vae_scale_factor)
 
 
-def compare_values(name: str, value: Any, counterpart: str, expected: Any) -> None:
-    """Check that two values are equal.
-
-    Args:
-        name: Name of the first value, such as "vae's latent_channels".
-        value: The first value.
-        counterpart: Name of the second value.
-        expected: The second value; a list equals a tuple.
-
-    Raises:
-        ValueError: They differ; the message names both.
-    """
+def _compare(name: str, value: Any, counterpart: str, expected: Any) -> None:
+    """Check that two values are equal; a list equals a tuple."""
     value, expected = (tuple(one) if isinstance(one, list) else one for one in (value, expected))
     if value != expected:
         raise ValueError(f"The {name} must equal the {counterpart}, got {value} and {expected}.")
@@ -97,7 +95,9 @@ def check_call(
     appearance: Appearance | None,
     height: int,
     width: int,
-    counts: Mapping[str, int | None],
+    num_inference_steps: int,
+    num_images_per_prompt: int,
+    micro_batch_size: int | None,
     output_type: str,
     callback_on_step_end_tensor_inputs: list[str],
     ip_adapter_image: Any,
@@ -110,7 +110,9 @@ def check_call(
         appearance: As in the call.
         height: As in the call, with the default filled in.
         width: Likewise.
-        counts: The numbers of steps and images in the call, by name.
+        num_inference_steps: As in the call.
+        num_images_per_prompt: As in the call.
+        micro_batch_size: As in the call.
         output_type: As in the call.
         callback_on_step_end_tensor_inputs: As in the call.
         ip_adapter_image: As in the call.
@@ -121,6 +123,7 @@ def check_call(
         ValueError: A component or one of its weights is missing, or an argument is out of range or contradicts
             another.
     """
+    check_components(pipe)  # which may have been assigned
     optional = {*pipe._optional_components, *(["vae"] if output_type == "latent" else [])}
     for name, component in pipe.components.items():
         if component is None and name not in optional:
@@ -140,6 +143,11 @@ def check_call(
         if widths != pipe.appearance_encoder.layer_widths:
             # Missing biases would change the image without any error.
             raise ValueError("`appearance` was encoded by another model: encode it with this pipeline.")
+    counts = {
+        "num_inference_steps": num_inference_steps,
+        "num_images_per_prompt": num_images_per_prompt,
+        "micro_batch_size": micro_batch_size,
+    }
     for name, count in counts.items():
         if count is not None and not (isinstance(count, Integral) and count >= 1):
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")

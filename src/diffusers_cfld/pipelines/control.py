@@ -14,154 +14,138 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ControlNetModel, T2IAdapter
-from diffusers.utils.torch_utils import unwrap_module
 
-from .checks import compare_values
 from .guidance import BranchConditions, UNetConditions, acts_at, micro_batches
 
 if TYPE_CHECKING:
     from .pipeline_utils import CFLDPipelineBase
 
 
-def check_control_components(vae_scale_factor: int, unet: Any, controlnet: Any, adapter: Any) -> None:
-    """Check that ControlNets and T2I-Adapters fit to the U-Net; any of them may be absent.
-
-    Args:
-        vae_scale_factor: Pixels per latent cell.
-        unet: U-Net, or None.
-        controlnet: One `ControlNetModel` or `MultiControlNetModel`, or None.
-        adapter: One `T2IAdapter` or `MultiAdapter`, or None.
-
-    Raises:
-        ValueError: A model is of another kind or does not fit.
-    """
-    for name, component, kind in (("controlnet", controlnet, ControlNetModel), ("adapter", adapter, T2IAdapter)):
-        for model in list_models(component):
-            if not isinstance(unwrap_module(model), kind):
-                wanted = f"{kind.__name__}, or a list of them in `from_pipe`"
-                raise ValueError(f"`{name}` must be a {wanted}, got {type(model).__name__}.")
-    if unet is None:
-        return
-    for net in list_models(controlnet):
-        for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
-            compare_values(f"controlnet's {key}", net.config[key], f"unet's {key}", unet.config[key])
-        name, count = "controlnet's number of residuals", len(net.controlnet_down_blocks)
-        num_skips = sum(len(block.resnets) for block in unet.up_blocks)
-        compare_values(name, count, "unet's number of skip connections", num_skips)
-        name, is_pooled = "controlnet's global_pool_conditions", net.config.global_pool_conditions
-        compare_values(name, is_pooled, "value for acting in all branches", False)
-    for model in list_models(adapter):
-        widths, factor = model.config.channels, model.config.downscale_factor
-        expected = unet.config.block_out_channels[: len(widths)]
-        compare_values("adapter's channels", widths, "unet's block_out_channels", expected)
-        compare_values("adapter's downscale_factor", factor, "vae's", vae_scale_factor)
-
-
 @dataclass
-class Controls:
-    """The arguments of a call for ControlNets and adapters, checked and sorted: one entry per model.
+class Control:
+    """A ControlNet or T2I-Adapter, and what a call gives it.
 
     Args:
-        pipe: The pipeline.
-        control_image: As in the call; afterwards one image or a batch for each ControlNet.
-        controlnet_conditioning_scale: As in the call; afterwards a list.
-        control_guidance_start: Likewise.
-        control_guidance_end: Likewise.
-        adapter_image: As in the call; afterwards one image or a batch for each adapter.
-        adapter_conditioning_scale: As in the call; afterwards a list.
-
-    Raises:
-        ValueError: A model has no image, an image has no model, or a number is out of range.
+        model: The model.
+        image: One image or a batch.
+        scale: Factor of the model's residuals.
+        start: Fraction of the steps after which a ControlNet begins to act.
+        end: Fraction of the steps after which it no longer acts.
     """
 
-    pipe: CFLDPipelineBase
-    control_image: Any
-    controlnet_conditioning_scale: Any
-    control_guidance_start: Any
-    control_guidance_end: Any
-    adapter_image: Any
-    adapter_conditioning_scale: Any
+    model: Any
+    image: Any
+    scale: float
+    start: float = 0.0
+    end: float = 1.0
 
-    def __post_init__(self) -> None:
-        pipe = self.pipe
-        check_control_components(pipe.vae_scale_factor, pipe.unet, pipe.controlnet, pipe.adapter)  # may be assigned
-        controlnets, adapters = len(list_models(pipe.controlnet)), len(list_models(pipe.adapter))
-        self.control_image = _sort_images("control_image", self.control_image, "controlnet", controlnets)
-        self.adapter_image = _sort_images("adapter_image", self.adapter_image, "adapter", adapters)
-        for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
-            setattr(self, name, _sort_numbers(name, getattr(self, name), controlnets))
-        name = "adapter_conditioning_scale"
-        self.adapter_conditioning_scale = _sort_numbers(name, self.adapter_conditioning_scale, adapters)
-        for start, end in zip(self.control_guidance_start, self.control_guidance_end, strict=True):
-            if not 0 <= start < end <= 1:
-                names = "`control_guidance_start` and `control_guidance_end`"
-                raise ValueError(f"{names} must have 0 <= start < end <= 1, got {start} and {end}.")
-
-    def encode(
-        self,
-        conditions: BranchConditions,
-        size: tuple[int, int],
-        num_images_per_prompt: int,
-        micro_batch_size: int | None,
-    ) -> None:
-        """Prepare the control images and evaluate the adapters, once for all steps.
-
-        Args:
-            conditions: Get both.
-            size: (height, width) of the generated image in pixels.
-            num_images_per_prompt: As in the call.
-            micro_batch_size: As in the call.
-
-        Raises:
-            TypeError: See [`SourceImageProcessor.preprocess`].
-            ValueError: See [`SourceImageProcessor.preprocess`]; or the number of images does not fit.
-        """
-        counts = sorted({1, conditions.batch_size // num_images_per_prompt, conditions.batch_size})
-
-        def prepare(name: str, image: Any, model: Any, channels: int) -> torch.Tensor:
-            try:
-                # In the frame that the model sees, squashed, like keypoints that were measured on the image.
-                pixels = self.pipe.source_image_processor.preprocess(image, size) / 2 + 0.5
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"`{name}`: {error}") from error
-            if len(pixels) not in counts:
-                expected = " or ".join(map(str, counts))
-                raise ValueError(f"`{name}` must hold {expected} images for each model, got {len(pixels)}.")
-            pixels = pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels
-            return pixels.to(self.pipe._execution_device, model.dtype)
-
-        nets = zip(self.control_image, list_models(self.pipe.controlnet), strict=True)
-        conditions.control_images = [
-            prepare("control_image", image, net, net.config.conditioning_channels) for image, net in nets
-        ]
-        adapters = zip(self.adapter_image, list_models(self.pipe.adapter), strict=True)
-        images = [prepare("adapter_image", image, adapter, adapter.config.in_channels) for image, adapter in adapters]
-        if not images:
-            return
-        num_rows, scales = max(map(len, images)), self.adapter_conditioning_scale
-        images = [image.repeat_interleave(num_rows // len(image), dim=0) for image in images]
-        parts = []
-        for rows in micro_batches(num_rows, micro_batch_size):
-            if len(images) > 1:
-                parts.append(self.pipe.adapter([image[rows] for image in images], scales))
-            else:
-                parts.append([scales[0] * residual for residual in self.pipe.adapter(images[0][rows])])
-        conditions.adapter_residuals = [torch.cat(part).to(self.pipe.unet.dtype) for part in zip(*parts, strict=True)]
-
-    def scales_at(self, step: int, num_steps: int) -> list[float]:
-        """Compute the factors of the ControlNets' residuals at one step.
+    def scale_at(self, step: int, num_steps: int) -> float:
+        """Compute the factor of a ControlNet's residuals at one step.
 
         Args:
             step: Index of the step, from 0.
             num_steps: Number of steps.
 
         Returns:
-            One for each ControlNet; 0 where it does not act yet, or no longer.
+            The factor; 0 where the ControlNet does not act yet, or no longer.
         """
-        intervals = zip(self.control_guidance_start, self.control_guidance_end, strict=True)
-        acts = [acts_at(step, num_steps, start, end) for start, end in intervals]
-        return [scale * act for scale, act in zip(self.controlnet_conditioning_scale, acts, strict=True)]
+        return self.scale * acts_at(step, num_steps, self.start, self.end)
+
+
+def match_controls(
+    component: str, model: Any, images: Any, scales: Any, starts: Any = 0.0, ends: Any = 1.0
+) -> list[Control]:
+    """Match the arguments of a call to the models of a component.
+
+    Args:
+        component: `"controlnet"` or `"adapter"`.
+        model: The component.
+        images: `control_image` or `adapter_image` of the call.
+        scales: `controlnet_conditioning_scale` or `adapter_conditioning_scale` of the call.
+        starts: `control_guidance_start` of the call.
+        ends: `control_guidance_end` of the call.
+
+    Returns:
+        One entry for each model.
+
+    Raises:
+        ValueError: A model has no image, an image has no model, or a number is out of range.
+    """
+    models = list_models(model)
+    image_name = "control_image" if component == "controlnet" else "adapter_image"
+    controls = [
+        Control(*parts)
+        for parts in zip(
+            models,
+            _match_images(image_name, images, component, len(models)),
+            _match_numbers(f"{component}_conditioning_scale", scales, len(models)),
+            _match_numbers("control_guidance_start", starts, len(models)),
+            _match_numbers("control_guidance_end", ends, len(models)),
+            strict=True,
+        )
+    ]
+    for control in controls:
+        if not 0 <= control.start < control.end <= 1:
+            raise ValueError(
+                "`control_guidance_start` and `control_guidance_end` must have 0 <= start < end <= 1, got "
+                f"{control.start} and {control.end}."
+            )
+    return controls
+
+
+def encode_controls(
+    pipe: CFLDPipelineBase,
+    conditions: BranchConditions,
+    controlnets: Sequence[Control],
+    adapters: Sequence[Control],
+    size: tuple[int, int],
+    num_images_per_prompt: int,
+    micro_batch_size: int | None,
+) -> None:
+    """Prepare the control images and evaluate the adapters, once for all steps.
+
+    Args:
+        pipe: The pipeline.
+        conditions: Get both.
+        controlnets: The ControlNets with their images.
+        adapters: The T2I-Adapters with theirs.
+        size: (height, width) of the generated image in pixels.
+        num_images_per_prompt: As in the call.
+        micro_batch_size: As in the call.
+
+    Raises:
+        TypeError: See [`SourceImageProcessor.preprocess`].
+        ValueError: See [`SourceImageProcessor.preprocess`]; or the number of images does not fit.
+    """
+    counts = sorted({1, conditions.batch_size // num_images_per_prompt, conditions.batch_size})
+
+    def prepare(name: str, control: Control, channels: int) -> torch.Tensor:
+        try:
+            # In the frame that the model sees, squashed, like keypoints that were measured on the image.
+            pixels = pipe.source_image_processor.preprocess(control.image, size) / 2 + 0.5
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`{name}`: {error}") from error
+        if len(pixels) not in counts:
+            expected = " or ".join(map(str, counts))
+            raise ValueError(f"`{name}` must hold {expected} images for each model, got {len(pixels)}.")
+        pixels = pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels
+        return pixels.to(conditions.prompt_embeds.device, control.model.dtype)
+
+    conditions.control_images = [
+        prepare("control_image", net, net.model.config.conditioning_channels) for net in controlnets
+    ]
+    images = [prepare("adapter_image", adapter, adapter.model.config.in_channels) for adapter in adapters]
+    if not images:
+        return
+    num_rows, scales = max(map(len, images)), [adapter.scale for adapter in adapters]
+    images = [image.repeat_interleave(num_rows // len(image), dim=0) for image in images]
+    parts = []
+    for rows in micro_batches(num_rows, micro_batch_size):
+        if len(images) > 1:
+            parts.append(pipe.adapter([image[rows] for image in images], scales))
+        else:
+            parts.append([scales[0] * residual for residual in pipe.adapter(images[0][rows])])
+    conditions.adapter_residuals = [torch.cat(part).to(pipe.unet.dtype) for part in zip(*parts, strict=True)]
 
 
 def evaluate_controlnet(
@@ -212,8 +196,8 @@ def list_models(component: Any) -> list[Any]:
     return list(getattr(component, "nets", getattr(component, "adapters", [component])))
 
 
-def _sort_images(name: str, images: Any, component: str, count: int) -> list[Any]:
-    """Sort images by model. As in diffusers, nested lists hold one list for each pair, with an image per model."""
+def _match_images(name: str, images: Any, component: str, count: int) -> list[Any]:
+    """Match images to models. As in diffusers, nested lists hold one list for each pair, with an image per model."""
     if images is None and count == 0:
         return []
     if count == 0:
@@ -232,8 +216,8 @@ def _sort_images(name: str, images: Any, component: str, count: int) -> list[Any
     return [list(of_model) for of_model in zip(*items, strict=True)] if is_nested else items
 
 
-def _sort_numbers(name: str, values: Any, count: int) -> list[float]:
-    """Sort numbers by model; a single one is for all."""
+def _match_numbers(name: str, values: Any, count: int) -> list[float]:
+    """Match numbers to models; a single one is for all."""
     numbers = list(values) if isinstance(values, (list, tuple)) else [values] * count
     if len(numbers) != count or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
         raise ValueError(f"`{name}` must be a finite number or a list of {count}, one for each model, got {values!r}.")

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from typing_extensions import Unpack
 
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput
 from .checks import check_call, check_finite
-from .control import Controls
+from .control import encode_controls, match_controls
 from .guidance import acts_at, select_rows
 from .options import ControlImageInput, Generators, SamplingOptions
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
 from .pipeline_utils import CFLDPipelineBase
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class CFLDPipeline(CFLDPipelineBase):
@@ -278,25 +276,17 @@ class CFLDPipeline(CFLDPipelineBase):
             appearance=appearance,
             height=height,
             width=width,
-            counts={
-                "num_inference_steps": num_inference_steps,
-                "num_images_per_prompt": num_images_per_prompt,
-                "micro_batch_size": micro_batch_size,
-            },
+            num_inference_steps=num_inference_steps,
+            num_images_per_prompt=num_images_per_prompt,
+            micro_batch_size=micro_batch_size,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
         )
-        controls = Controls(
-            self,
-            control_image,
-            controlnet_conditioning_scale,
-            control_guidance_start,
-            control_guidance_end,
-            adapter_image,
-            adapter_conditioning_scale,
-        )
+        scales, starts, ends = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
+        controlnets = match_controls("controlnet", self.controlnet, control_image, scales, starts, ends)
+        adapters = match_controls("adapter", self.adapter, adapter_image, adapter_conditioning_scale)
         device, dtype = self._execution_device, self.unet.dtype
 
         # 2. Encode source and pose, once for all steps, and pair them
@@ -311,7 +301,8 @@ class CFLDPipeline(CFLDPipelineBase):
             ip_adapter_image,
             ip_adapter_image_embeds,
         )
-        controls.encode(conditions, (height, width), num_images_per_prompt, micro_batch_size)
+        size = (height, width)
+        encode_controls(self, conditions, controlnets, adapters, size, num_images_per_prompt, micro_batch_size)
         batch_size = conditions.batch_size
         # Copies, because a callback may change them in place, and the appearance may be used again.
         prompt_embeds = select_rows(conditions.prompt_embeds, slice(None), batch_size).clone()
@@ -335,7 +326,7 @@ class CFLDPipeline(CFLDPipelineBase):
                     continue
 
                 conditions.replace_prompts(prompt_embeds, null_prompt_embeds)
-                conditions.control_scales = controls.scales_at(i, len(timesteps))
+                conditions.control_scales = [net.scale_at(i, len(timesteps)) for net in controlnets]
                 conditions.is_guided = acts_at(i, len(timesteps), *(guidance_interval or (0.0, 1.0)))
                 latent_model_input = self.scheduler.scale_model_input(latents, t)
                 noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)

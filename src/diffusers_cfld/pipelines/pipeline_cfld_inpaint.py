@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import cv2
 import numpy as np
@@ -19,20 +19,18 @@ import torch.nn.functional as F
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from typing_extensions import Unpack
 
 from ..image_utils import load_image, to_rgb
 from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput, split_images
 from .checks import check_call, check_finite, warn_of_photos
-from .control import Controls
+from .control import encode_controls, match_controls
 from .guidance import acts_at, select_rows
 from .options import ControlImageInput, Generators, SamplingOptions
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
 from .pipeline_utils import CFLDPipelineBase
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Mask: TypeAlias = "PIL.Image.Image | str | os.PathLike[str] | npt.NDArray[Any] | torch.Tensor"
 MaskInput: TypeAlias = "Mask | Sequence[Mask] | Sequence[Sequence[Mask]]"
@@ -102,8 +100,6 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             raise ValueError(f"`strength` must be above 0 and at most 1, got {strength}.")
         if not 0 <= feather < float("inf"):
             raise ValueError(f"`feather` must be a number of pixels >= 0, got {feather}.")
-        if self.vae is None:
-            raise ValueError("The pipeline has no `vae` to encode the reference with: load one.")
         if not hasattr(self.scheduler, "add_noise"):
             raise ValueError(
                 "`scheduler` must have `add_noise`, to add noise to the reference, but "
@@ -288,73 +284,69 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             appearance=appearance,
             height=height,
             width=width,
-            counts={
-                "num_inference_steps": num_inference_steps,
-                "num_images_per_prompt": num_images_per_prompt,
-                "micro_batch_size": micro_batch_size,
-            },
+            num_inference_steps=num_inference_steps,
+            num_images_per_prompt=num_images_per_prompt,
+            micro_batch_size=micro_batch_size,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
         )
-        controls = Controls(
-            self,
-            control_image,
-            controlnet_conditioning_scale,
-            control_guidance_start,
-            control_guidance_end,
-            adapter_image,
-            adapter_conditioning_scale,
-        )
+        scales, starts, ends = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
+        controlnets = match_controls("controlnet", self.controlnet, control_image, scales, starts, ends)
+        adapters = match_controls("adapter", self.adapter, adapter_image, adapter_conditioning_scale)
         device, dtype = self._execution_device, self.unet.dtype
 
         # 2. Read references, masks and poses
-        references = [self.source_image_processor.to_rgb(_to_pil(item)) for item in split_images(image)]  # type: ignore[arg-type]  # given
-        warn_of_photos(self, references)
-        sizes = [(reference.height, reference.width) for reference in references]
+        images = [self.source_image_processor.to_rgb(item) for item in split_images(image)]  # type: ignore[arg-type]  # given
+        warn_of_photos(self, images)
+        masks = _for_each(mask_image, len(images))
+        references = [
+            _Reference(one, _read_masks(mask, one.size), self.pose_processor.choose_crop((one.height, one.width)))
+            for one, mask in zip(images, masks, strict=True)
+        ]
+        sizes = [reference.crop.image_size for reference in references]
         if output_type in ("np", "pt") and len(set(sizes)) > 1:
             raise ValueError(f"`output_type` must be 'pil' or 'latent' for references of several sizes, got {sizes}.")
-        masks = [
-            _read_masks(item, size) for item, size in zip(_for_each(mask_image, len(sizes)), sizes, strict=True)
-        ]  # (R, H, W) each, R regions
-        crops = [self.pose_processor.choose_crop(size) for size in sizes]
         poses: Any = pose
         if not isinstance(pose, PoseFeatures):
-            found = references if pose is None else _for_each(pose, len(sizes))
+            found = images if pose is None else _for_each(pose, len(images))
             poses = [self.read_reference_pose(item, size) for item, size in zip(found, sizes, strict=True)]
-            poses = poses[0] if len(poses) == 1 else poses
 
-        # 3. Encode sources and poses; every region of every result is a sample
+        # 3. Encode sources and poses, once for all steps. Every region of every result is a sample: the regions are
+        # in order, and the results of a region are next to each other.
+        num_regions = [len(reference.masks) for reference in references]
+        owners = [number for number, count in enumerate(num_regions) for _ in range(count)]  # of each region
         nested: list[int] = []  # sources of each reference, if they are in lists as the masks are
         if appearance is None:
             items: list[Any] = list(source_image) if isinstance(source_image, (list, tuple)) else [source_image]
             flat: list[Any] = [one for item in items for one in (item if isinstance(item, (list, tuple)) else [item])]
             nested = [len(item) for item in items if isinstance(item, (list, tuple))]
             appearance = self.encode_appearance(split_images(flat), micro_batch_size)
-        num_regions = [len(reference_masks) for reference_masks in masks]
-        if len(appearance) != sum(num_regions) or (len(nested) == len(masks) > 1 and nested != num_regions):
+        if len(appearance) != len(owners) or (len(nested) == len(references) > 1 and nested != num_regions):
             raise ValueError(
                 f"There must be one source for each mask, got {nested or len(appearance)} sources and {num_regions} "
                 "masks."
             )
-        layout = _Layout.of(num_regions, num_images_per_prompt, device)
-        for given in (controls.control_image, controls.adapter_image):
-            fitted = [self._fit_control(items, references, crops) for items in given]
-            given[:] = [[items[owner] for owner in layout.reference_of_region.tolist()] for items in fitted]
         pose_features = self.encode_pose(poses, micro_batch_size)
         if len(pose_features) != len(references):
             raise ValueError(
                 f"There must be one pose for each reference, got {len(pose_features)} for {len(references)}."
             )
-        if len(pose_features) > 1:
-            pose_features = PoseFeatures(
-                {name: value[layout.reference_of_region] for name, value in pose_features.residuals.items()}
-            )
         conditions = self.prepare_conditions(
-            appearance, pose_features, height, width, num_images_per_prompt, ip_adapter_image, ip_adapter_image_embeds
+            appearance,
+            pose_features[owners],
+            height,
+            width,
+            num_images_per_prompt,
+            ip_adapter_image,
+            ip_adapter_image_embeds,
         )
-        controls.encode(conditions, (height, width), num_images_per_prompt, micro_batch_size)
+        for control in (*controlnets, *adapters):
+            fitted = self._fit_control_images(control.image, references)
+            control.image = [fitted[owner] for owner in owners]
+        size = (height, width)
+        encode_controls(self, conditions, controlnets, adapters, size, num_images_per_prompt, micro_batch_size)
         batch_size = conditions.batch_size
         prompt_embeds = select_rows(conditions.prompt_embeds, slice(None), batch_size).clone()
         null_prompt_embeds = conditions.null_prompt_embeds.clone()
@@ -367,28 +359,25 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         self._num_timesteps = len(timesteps)
 
         # 5. Prepare the references' latents, and noise that is the same for all regions of a result
+        num_results = len(references) * num_images_per_prompt
+        result_owners = [number // num_images_per_prompt for number in range(num_results)]
+        results = [owner * num_images_per_prompt + n for owner in owners for n in range(num_images_per_prompt)]
+        has_regions = len(results) > num_results
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        reference_latents = torch.cat(
-            [
-                self.encode_reference_image(reference, crop, height, width)
-                for reference, crop in zip(references, crops, strict=True)
-            ]
-        )[layout.reference_of_result]
-        region_masks = torch.cat(
-            [_shrink_masks(item, crop, latent_size) for item, crop in zip(masks, crops, strict=True)]
-        ).to(device, dtype)[layout.region_of_sample]
-        generator = _share_noise(generator, layout)
-        if latents is None:
-            latents = self.prepare_latents(batch_size, height, width, dtype, device, generator)
-        else:
-            latents = self.prepare_latents(len(reference_latents), height, width, dtype, device, None, latents)
-            latents = latents[layout.result_of_sample]
-        noise = latents[layout.sample_of_result] / self.scheduler.init_noise_sigma
+        region_masks = torch.cat([reference.shrink_masks(latent_size) for reference in references])
+        region_masks = region_masks.to(device, dtype).repeat_interleave(num_images_per_prompt, dim=0)
+        reference_latents = torch.cat([self.encode_reference_image(one, height, width) for one in images])
+        reference_latents = reference_latents[result_owners]
+        if has_regions and not isinstance(generator, list):
+            generator = _seed_generators(generator, num_results)
+        latents = self.prepare_latents(num_results, height, width, dtype, device, generator, latents)
+        noise = latents / self.scheduler.init_noise_sigma
         if strength < 1:
-            first = timesteps[:1].repeat(batch_size)  # type: ignore[union-attr]  # a tensor by now
-            latents = self.scheduler.add_noise(
-                reference_latents[layout.result_of_sample], noise[layout.result_of_sample], first
-            )
+            first = timesteps[:1].repeat(num_results)  # type: ignore[union-attr]  # a tensor by now
+            latents = self.scheduler.add_noise(reference_latents, noise, first)
+        latents = latents[results]
+        if has_regions and isinstance(generator, list):
+            generator = [_copy_generator(generator[result]) for result in results]
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         # 6. Denoise
@@ -399,7 +388,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                     continue
 
                 conditions.replace_prompts(prompt_embeds, null_prompt_embeds)
-                conditions.control_scales = controls.scales_at(i, len(timesteps))
+                conditions.control_scales = [net.scale_at(i, len(timesteps)) for net in controlnets]
                 conditions.is_guided = acts_at(i, len(timesteps), *(guidance_interval or (0.0, 1.0)))
                 latent_model_input = self.scheduler.scale_model_input(latents, t)
                 noise_pred = self.predict_noise(latent_model_input, t, conditions, micro_batch_size)
@@ -413,7 +402,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                     if not is_last:
                         following = timesteps[i + 1 : i + 2].repeat(len(noise))  # type: ignore[union-attr]
                         outside = self.scheduler.add_noise(reference_latents, noise, following)
-                    latents = layout.blend(latents, region_masks, outside)
+                    latents = _blend(latents, region_masks, results, outside)
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
@@ -428,45 +417,37 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                     progress_bar.update()
 
         # 7. Decode, and paste the results into their references
-        images: Any = latents[layout.sample_of_result]
-        check_finite(self, images)
+        first_samples = [results.index(number) for number in range(num_results)]
+        output: Any = latents[first_samples]
+        check_finite(self, output)
         if output_type != "latent":
             if isinstance(generator, list):
-                generator = [generator[number] for number in layout.sample_of_result.tolist()]
-            decoded = self.decode_latents(images, None, generator, micro_batch_size)
+                generator = [generator[number] for number in first_samples]
+            decoded = self.decode_latents(output, None, generator, micro_batch_size)
             check_finite(self, decoded)
-            made = self.image_processor.postprocess(decoded, output_type="pil", do_denormalize=[False] * len(decoded))
-            feathered = [_feather(item.sum(axis=0).clip(max=1), feather) for item in masks]
-            alphas = [PIL.Image.fromarray(np.rint(255 * mask).astype(np.uint8)) for mask in feathered]
-            owners = layout.reference_of_result.tolist()
-            images = [crops[n].paste(result, references[n], alphas[n]) for result, n in zip(made, owners, strict=True)]
+            made = self.image_processor.postprocess(decoded, output_type="pil", do_denormalize=[False] * num_results)
+            output = [references[owner].paste(one, feather) for owner, one in zip(result_owners, made, strict=True)]
             if output_type != "pil":
-                images = np.stack([np.asarray(result, dtype=np.float32) / 255 for result in images])
+                output = np.stack([np.asarray(result, dtype=np.float32) / 255 for result in output])
             if output_type == "pt":
-                images = torch.from_numpy(images).permute(0, 3, 1, 2)
+                output = torch.from_numpy(output).permute(0, 3, 1, 2)
 
         # 8. Free the models' hooks
         self.maybe_free_model_hooks()
 
-        return CFLDPipelineOutput(images=images) if return_dict else (images,)
+        return CFLDPipelineOutput(images=output) if return_dict else (output,)
 
-    def _fit_control(
-        self, images: Any, references: list[PIL.Image.Image], crops: list[CropWindow]
-    ) -> list[PIL.Image.Image]:
+    def _fit_control_images(self, images: Any, references: list[_Reference]) -> list[PIL.Image.Image]:
         """Crop a model's control images as their references are cropped."""
-        items = [self.source_image_processor.to_rgb(_to_pil(item)) for item in split_images(images)]
+        items = [self.source_image_processor.to_rgb(item) for item in split_images(images)]
         shapes = [(item.height, item.width) for item in items]
-        if len(items) != len(references) or not all(
-            has_shape(shape, crop.image_size) for shape, crop in zip(shapes, crops, strict=True)
-        ):
+        sizes = [reference.crop.image_size for reference in references]
+        if len(items) != len(references) or not all(map(has_shape, shapes, sizes)):
             raise ValueError(
                 "Control images must be one for each reference, with the reference's aspect ratio, got "
-                f"{shapes} (height, width) for references of {[crop.image_size for crop in crops]}."
+                f"{shapes} (height, width) for references of {sizes}."
             )
-        return [
-            crop.crop(item.resize(reference.size))
-            for item, reference, crop in zip(items, references, crops, strict=True)
-        ]
+        return [one.crop.crop(item.resize(one.image.size)) for one, item in zip(references, items, strict=True)]
 
     def get_timesteps(self, timesteps: Any, num_inference_steps: int, strength: float) -> tuple[Any, int]:
         """Leave out the first timesteps, depending on `strength`.
@@ -490,31 +471,39 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
 
 
 @dataclass
-class _Layout:
-    """Which sample shows which region of which result; regions are in order, and the results of a region together."""
+class _Reference:
+    """A reference image and the regions of it that change.
 
-    region_of_sample: torch.Tensor
-    reference_of_region: torch.Tensor
-    reference_of_result: torch.Tensor
-    result_of_sample: torch.Tensor
-    sample_of_result: torch.Tensor  # that of the result's first region
+    Args:
+        image: RGB.
+        masks: (R, H, W), [0, 1], one for each region; their sum is at most 1 everywhere.
+        crop: The part of the image that the model sees.
+    """
 
-    @classmethod
-    def of(cls, num_regions: list[int], num_images: int, device: torch.device) -> _Layout:
-        regions = torch.tensor(num_regions, device=device)
-        reference_of_region = torch.arange(len(num_regions), device=device).repeat_interleave(regions)
-        region_of_sample = torch.arange(len(reference_of_region), device=device).repeat_interleave(num_images)
-        number = torch.arange(num_images, device=device)
-        result_of_sample = (reference_of_region[:, None] * num_images + number).flatten()
-        sample_of_result = ((regions.cumsum(0) - regions)[:, None] * num_images + number).flatten()
-        reference_of_result = torch.arange(len(num_regions), device=device).repeat_interleave(num_images)
-        return cls(region_of_sample, reference_of_region, reference_of_result, result_of_sample, sample_of_result)
+    image: PIL.Image.Image
+    masks: npt.NDArray[np.float32]
+    crop: CropWindow
 
-    def blend(self, latents: torch.Tensor, masks: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
-        """Blend the regions' latents (S, C, h, w) by masks (S, 1, h, w) with each result's latents outside them."""
-        inside = torch.zeros_like(outside).index_add(0, self.result_of_sample, (masks * latents).to(outside))
-        covered = torch.zeros_like(outside[:, :1]).index_add(0, self.result_of_sample, masks.to(outside))
-        return (inside + (1 - covered) * outside).to(latents)[self.result_of_sample]
+    def shrink_masks(self, latent_size: tuple[int, int]) -> torch.Tensor:
+        """Shrink the masks to the latents' size, (R, 1, h, w): each cell gets the largest value of its pixels."""
+        crop, (height, width) = self.crop, self.crop.image_size
+        window = np.zeros((len(self.masks), crop.height, crop.width), dtype=np.float32)
+        window[:, -crop.top : height - crop.top, -crop.left : width - crop.left] = self.masks
+        cells = F.adaptive_max_pool2d(torch.from_numpy(window)[:, None], latent_size)
+        return cells / cells.sum(dim=0).clamp(min=1)
+
+    def paste(self, result: PIL.Image.Image, feather: float) -> PIL.Image.Image:
+        """Paste a result into the regions, with a ramp inwards from their common edge."""
+        mask = _feather(self.masks.sum(axis=0).clip(max=1), feather)
+        return self.crop.paste(result, self.image, PIL.Image.fromarray(np.rint(255 * mask).astype(np.uint8)))
+
+
+def _blend(latents: torch.Tensor, masks: torch.Tensor, results: list[int], outside: torch.Tensor) -> torch.Tensor:
+    """Blend the samples of each result by their masks (S, 1, h, w), with the result's latents outside of them."""
+    owners = torch.tensor(results, device=latents.device)
+    inside = torch.zeros_like(outside).index_add(0, owners, (masks * latents).to(outside))
+    covered = torch.zeros_like(outside[:, :1]).index_add(0, owners, masks.to(outside))
+    return (inside + (1 - covered) * outside).to(latents)[owners]
 
 
 def _for_each(items: Any, count: int) -> list[Any]:
@@ -527,52 +516,32 @@ def _for_each(items: Any, count: int) -> list[Any]:
     return list(items)
 
 
-def _to_pil(image: Any) -> PIL.Image.Image:
-    """Convert a reference in any form to a PIL image."""
-    if isinstance(image, torch.Tensor):
-        image = image.detach().float().cpu().movedim(0, -1).numpy()
-    if isinstance(image, np.ndarray):
-        if image.dtype.kind == "f":
-            if not (image.min() >= -1e-4 and image.max() <= 1 + 1e-4):
-                raise ValueError(f"`image` must hold values in [0, 1], got {image.min():.4g} to {image.max():.4g}.")
-            image = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
-        return PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    if not isinstance(image, PIL.Image.Image):
-        raise TypeError(
-            f"`image` must be a PIL image, a path or URL, an array or a tensor, got {type(image).__name__}."
-        )
-    return image
-
-
 def _read_masks(mask_image: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Read the masks of one reference as (R, H, W) in [0, 1]; their sum is at most 1 everywhere."""
+    """Read the masks of a reference of `size` (width, height) as (R, H, W) in [0, 1], with a sum of at most 1."""
     if isinstance(mask_image, (list, tuple)) and len(mask_image) == 1 and isinstance(mask_image[0], (list, tuple)):
         (mask_image,) = mask_image  # a batch of one reference
-    is_array = isinstance(mask_image, (np.ndarray, torch.Tensor))
-    is_stack = is_array and mask_image.ndim == 3 and mask_image.shape[2] > 4  # else it has channels
-    items = list(mask_image) if isinstance(mask_image, (list, tuple)) or is_stack else [mask_image]
+    items = mask_image if isinstance(mask_image, (list, tuple)) else [mask_image]
     masks = np.stack([_read_mask(item, size) for item in items])
     # Overlapping regions share their pixels.
     return (masks / np.maximum(masks.sum(axis=0), 1)).astype(np.float32)
 
 
-def _read_mask(mask: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+def _read_mask(mask: Any, size: tuple[int, int]) -> Any:
     if isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.shape[2:] in ((3,), (4,)):
         mask = PIL.Image.fromarray(mask)
     values: Any = mask
     if isinstance(mask, (PIL.Image.Image, str, os.PathLike)):
         values = np.asarray(to_rgb(load_image(mask), background=(0, 0, 0)).convert("L"))
     elif isinstance(mask, torch.Tensor):
-        values = mask.detach().cpu().numpy() if not mask.is_floating_point() else mask.detach().float().cpu().numpy()
+        values = (mask.float() if mask.is_floating_point() else mask).numpy(force=True)
     elif not isinstance(mask, np.ndarray):
         raise TypeError(f"A mask must be a PIL image, path, URL, array or tensor, got {type(mask).__name__}.")
     values = values.squeeze()
     # 8-bit values of only 0 and 1 are labels.
     is_8_bit = values.dtype == np.uint8 and values.max(initial=0) > 1
     values = (values / np.float32(255 if is_8_bit else 1)).astype(np.float32)
-    height, width = size
-    has_shape = values.ndim == 2 and 0 not in values.shape
-    if not has_shape or abs(values.shape[0] / values.shape[1] / (height / width) - 1) > 0.02:
+    width, height = size
+    if values.ndim != 2 or 0 in values.shape or not has_shape(values.shape, (height, width)):
         raise ValueError(
             f"A mask must have one channel and its reference's aspect ratio, that of {height}x{width} pixels, got "
             f"shape {values.shape}."
@@ -582,19 +551,7 @@ def _read_mask(mask: Any, size: tuple[int, int]) -> npt.NDArray[np.float32]:
             "A mask must hold values in [0, 1] and be white where the reference should change, got "
             f"{values.min():.4g} to {values.max():.4g}."
         )
-    if values.shape != size:
-        values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
-    result: npt.NDArray[np.float32] = values.astype(np.float32)
-    return result
-
-
-def _shrink_masks(masks: npt.NDArray[np.float32], crop: CropWindow, latent_size: tuple[int, int]) -> torch.Tensor:
-    """Shrink masks to the latents' size, (R, 1, h, w): each cell gets the largest value of its pixels."""
-    height, width = crop.image_size
-    window = np.zeros((len(masks), crop.height, crop.width), dtype=np.float32)
-    window[:, -crop.top : height - crop.top, -crop.left : width - crop.left] = masks
-    cells = F.adaptive_max_pool2d(torch.from_numpy(window)[:, None], latent_size)
-    return cells / cells.sum(dim=0).clamp(min=1)
+    return values if values.shape == (height, width) else cv2.resize(values, size, interpolation=cv2.INTER_LINEAR)
 
 
 def _feather(mask: npt.NDArray[np.float32], feather: float) -> npt.NDArray[np.float32]:
@@ -607,18 +564,13 @@ def _feather(mask: npt.NDArray[np.float32], feather: float) -> npt.NDArray[np.fl
     return ramp
 
 
-def _share_noise(generator: Generators, layout: _Layout) -> Generators:
-    """Make generators from which all regions of a result draw the same noise at every step."""
-    num_results, samples = len(layout.sample_of_result), layout.result_of_sample.tolist()
-    if num_results == len(samples):
-        return generator
-    if not isinstance(generator, list):
-        device = torch.device("cpu") if generator is None else generator.device
-        seeds = torch.randint(2**62, (num_results,), generator=generator, device=device).tolist()
-        generator = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    elif len(generator) != num_results:
-        raise ValueError(
-            f"`generator` must be one generator or a list with one per result, got {len(generator)} for "
-            f"{num_results} results."
-        )
-    return [torch.Generator(one.device).set_state(one.get_state()) for one in (generator[n] for n in samples)]
+def _seed_generators(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
+    """Make generators, one for each result."""
+    device = torch.device("cpu") if generator is None else generator.device
+    seeds = torch.randint(2**62, (count,), generator=generator, device=device).tolist()
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def _copy_generator(generator: torch.Generator) -> torch.Generator:
+    """Make a generator that goes on with the same numbers, so that regions get the same noise at every step."""
+    return torch.Generator(generator.device).set_state(generator.get_state())

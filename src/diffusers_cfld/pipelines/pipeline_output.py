@@ -43,19 +43,15 @@ class Appearance:
     null_prompt_embeds: torch.Tensor
     query_biases: dict[str, torch.Tensor]
 
-    @property
-    def batch_size(self) -> int:
-        """Number of sources."""
-        return self.prompt_embeds.shape[0]
-
     def __len__(self) -> int:
-        return self.batch_size
+        """Number of sources."""
+        return len(self.prompt_embeds)
 
-    def __getitem__(self, index: int | slice) -> Appearance:
-        """Some of the sources, as views."""
-        index = _as_slice(index, len(self))
-        query_biases = {name: bias[index] for name, bias in self.query_biases.items()}
-        return Appearance(self.prompt_embeds[index], self.null_prompt_embeds, query_biases)
+    def __getitem__(self, index: int | slice | list[int]) -> Appearance:
+        """Some of the sources, as views unless `index` is a list."""
+        rows = _as_rows(index, len(self))
+        query_biases = {name: bias[rows] for name, bias in self.query_biases.items()}
+        return Appearance(self.prompt_embeds[rows], self.null_prompt_embeds, query_biases)
 
     def lerp(
         self,
@@ -147,18 +143,14 @@ class PoseFeatures:
 
     residuals: dict[str, torch.Tensor]
 
-    @property
-    def batch_size(self) -> int:
-        """Number of poses."""
-        return next(iter(self.residuals.values())).shape[0]
-
     def __len__(self) -> int:
-        return self.batch_size
+        """Number of poses."""
+        return len(next(iter(self.residuals.values())))
 
-    def __getitem__(self, index: int | slice) -> PoseFeatures:
-        """Some of the poses, as views."""
-        index = _as_slice(index, len(self))
-        return PoseFeatures({name: residual[index] for name, residual in self.residuals.items()})
+    def __getitem__(self, index: int | slice | list[int]) -> PoseFeatures:
+        """Some of the poses, as views unless `index` is a list."""
+        rows = _as_rows(index, len(self))
+        return PoseFeatures({name: residual[rows] for name, residual in self.residuals.items()})
 
     def to(self, *args: Any, **kwargs: Any) -> PoseFeatures:
         """Move or cast, as `torch.Tensor.to` does.
@@ -173,8 +165,8 @@ class PoseFeatures:
         return PoseFeatures({name: residual.to(*args, **kwargs) for name, residual in self.residuals.items()})
 
 
-def _as_slice(index: int | slice, length: int) -> slice:
-    if isinstance(index, slice):
+def _as_rows(index: int | slice | list[int], length: int) -> slice | list[int]:
+    if isinstance(index, (slice, list)):
         return index
     if not -length <= index < length:
         raise IndexError(f"Index {index} is out of range for a batch of {length}.")

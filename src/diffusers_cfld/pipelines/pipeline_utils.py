@@ -8,7 +8,7 @@ import os
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import PIL.Image
 import torch
@@ -34,6 +34,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo, file_exists, upload_folder
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from typing_extensions import Self
 
 from ..image_utils import as_pair, unsquash_size
 from ..io_utils import prepare_saving, write_file
@@ -45,18 +46,15 @@ from ..models.source_encoder import SwinImageEncoder
 from ..pose.estimation import PoseEstimator
 from ..pose.formats import DEEPFASHION_SIZE
 from ..pose.keypoints import Keypoints
-from ..processors.cropping import CropWindow, has_shape
+from ..processors.cropping import has_shape
 from ..processors.pose_map import PoseInput, PoseProcessor, is_pose_map, read_poses, split_poses
 from ..processors.source_image import ImageInput, SourceImageProcessor, split_images
 from .checks import check_components, warn_of_photos
-from .control import check_control_components, evaluate_controlnet
+from .control import evaluate_controlnet
 from .guidance import BranchConditions, GuidanceBranch, combine_guidance, guidance_weights, micro_batches
 from .model_card import make_model_card
 from .options import Generators
 from .pipeline_output import Appearance, PoseFeatures
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionLoraLoaderMixin, IPAdapterMixin):
@@ -79,6 +77,12 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
     prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
     get_guidance_scale_embedding = StableDiffusionPipeline.get_guidance_scale_embedding
 
+    # Arguments and state of the running call that it keeps in the same way. A callback may set `_interrupt`.
+    guidance_rescale = StableDiffusionPipeline.guidance_rescale
+    cross_attention_kwargs = StableDiffusionPipeline.cross_attention_kwargs
+    num_timesteps = StableDiffusionPipeline.num_timesteps
+    interrupt = StableDiffusionPipeline.interrupt
+
     def __init__(
         self,
         vae: AutoencoderKL | AsymmetricAutoencoderKL | AutoencoderTiny | ConsistencyDecoderVAE,
@@ -98,7 +102,6 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         super().__init__()
         controlnet = MultiControlNetModel(controlnet) if isinstance(controlnet, (list, tuple)) else controlnet
         adapter = MultiAdapter(adapter) if isinstance(adapter, (list, tuple)) else adapter
-        check_components(vae, unet, source_encoder, prompt_decoder, appearance_encoder, pose_adapter)
         sides = [side for side in (frame_height, frame_width) if side is not None]
         if len(sides) == 1 or min(sides, default=1) < 1:
             raise ValueError(
@@ -121,7 +124,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         # Two numbers, because diffusers would mistake a list in `model_index.json` for a component.
         self.register_to_config(frame_height=frame_height, frame_width=frame_width)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
-        check_control_components(self.vae_scale_factor, unet, controlnet, adapter)
+        check_components(self)
         sample_size = as_pair(unet.config.sample_size) if unet is not None else (64, 64)
         self.target_size = (sample_size[0] * self.vae_scale_factor, sample_size[1] * self.vae_scale_factor)
         self.image_shape = None if frame_height is None or frame_width is None else (frame_height, frame_width)
@@ -304,29 +307,9 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         return 1.0 if self.unet.config.time_cond_proj_dim is not None else max(self._guidance_scale, 1.0)
 
     @property
-    def guidance_rescale(self) -> float:
-        """Rescaling of the guided prediction in the running call."""
-        return self._guidance_rescale
-
-    @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether steps with guidance need other predictions besides the fully conditioned one."""
         return self.pose_guidance_scale != 1 or self.appearance_guidance_scale != 1
-
-    @property
-    def cross_attention_kwargs(self) -> dict[str, Any] | None:
-        """Arguments of the attention processors in the running call."""
-        return self._cross_attention_kwargs
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the running call."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether to skip the remaining steps; set `_interrupt` in a callback to do so."""
-        return self._interrupt
 
     # The steps of a call, in their order.
 
@@ -402,13 +385,11 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             ValueError: There are several poses, the pose was measured on an image of another shape, or it is a pose
                 map although the image is padded.
         """
-        poses: Any = pose
-        if not isinstance(pose, PoseFeatures):
-            poses = split_poses(read_poses(pose, self.pose_estimator, shape=None))
-        if len(poses) != 1:
-            raise ValueError(f"`pose` must be a single pose, that of the person in the image, got {len(poses)}.")
         if isinstance(pose, PoseFeatures):
             return pose
+        poses = split_poses(read_poses(pose, self.pose_estimator, shape=None))
+        if len(poses) != 1:
+            raise ValueError(f"`pose` must be a single pose, that of the person in the image, got {len(poses)}.")
         is_whole = self.pose_processor.choose_crop(size).is_whole_image
         if is_pose_map(poses[0]):
             if not is_whole:
@@ -429,20 +410,18 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         # The pose must get the crop of its image, which is not padded if it has the encoder's own size.
         return keypoints.rescale(size)
 
-    def encode_reference_image(
-        self, image: PIL.Image.Image, crop: CropWindow, height: int, width: int
-    ) -> torch.Tensor:
-        """Encode a reference image, squashed to the generated size like its pose.
+    def encode_reference_image(self, image: PIL.Image.Image, height: int, width: int) -> torch.Tensor:
+        """Encode a reference image, padded and squashed to the generated size like its pose.
 
         Args:
             image: RGB, upright.
-            crop: The part of the image that the model sees.
             height: Height of the generated image in pixels.
             width: Width of the generated image in pixels.
 
         Returns:
             (1, C, h, w), the mode of the latents' distribution.
         """
+        crop = self.pose_processor.choose_crop((image.height, image.width))
         pixels = self.image_processor.preprocess(crop.crop(image), height=height, width=width)
         encoded = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype))
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
@@ -483,7 +462,8 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
             )
         num_pairs = max(sources, poses)
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        to_unet = partial(torch.Tensor.to, device=self._execution_device, dtype=self.unet.dtype)
+        device = self._execution_device
+        to_unet = partial(torch.Tensor.to, device=device, dtype=self.unet.dtype)
         timestep_cond, dim = None, self.unet.config.time_cond_proj_dim
         if dim is not None:
             scale = torch.tensor([self.guidance_scale - 1.0])
@@ -501,7 +481,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
                 len(self.unet.config.up_block_types),
             ),
             image_embeds=self.prepare_image_embeds(
-                ip_adapter_image, ip_adapter_image_embeds, num_pairs, num_images_per_prompt
+                ip_adapter_image, ip_adapter_image_embeds, device, num_pairs, num_images_per_prompt
             ),
             timestep_cond=timestep_cond,
         )
@@ -510,6 +490,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         self,
         image: PipelineImageInput | None,
         image_embeds: list[torch.Tensor] | None,
+        device: torch.device,
         num_pairs: int,
         num_images_per_prompt: int,
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -518,6 +499,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         Args:
             image: `ip_adapter_image` of the pipeline's call.
             image_embeds: `ip_adapter_image_embeds` of the pipeline's call.
+            device: Device of the result.
             num_pairs: Number of pairs of source and pose.
             num_images_per_prompt: Images for each pair.
 
@@ -532,7 +514,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         # As in Stable Diffusion, embeddings that are passed without guidance are only the positive ones.
         guided = self.do_classifier_free_guidance
         if image_embeds is None:
-            image_embeds = self.prepare_ip_adapter_image_embeds(image, None, self._execution_device, 1, guided)
+            image_embeds = self.prepare_ip_adapter_image_embeds(image, None, device, 1, guided)
         counts = sorted({1, num_pairs, num_pairs * num_images_per_prompt})
         pairs = []
         for embed in image_embeds:
@@ -543,7 +525,7 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
                     f"with guidance the same number of negative ones before them, got {embed.shape[0]} in all with "
                     f"guidance {'on' if guided else 'off'}."
                 )
-            embed = embed.to(self._execution_device, self.unet.dtype)
+            embed = embed.to(device, self.unet.dtype)
             pairs.append(tuple(embed.chunk(2)) if guided else (torch.zeros_like(embed), embed))
         return pairs
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -84,10 +84,8 @@ class SourceImageProcessor(ConfigMixin):
     def _preprocess_one(self, image: OpenImage, size: tuple[int, int]) -> torch.Tensor:
         """Preprocess one image to (1, 3, height, width) in [-1, 1]."""
         height, width = size
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-            # The same 8-bit resize as for a PIL image, so that both forms of one image agree exactly.
-            image = PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-        if isinstance(image, PIL.Image.Image):
+        if isinstance(image, PIL.Image.Image) or _is_8_bit(image):
+            # The same 8-bit resize for both, so that both forms of one image agree exactly.
             rgb = self.to_rgb(image)
             rgb = self.choose_crop((rgb.height, rgb.width)).crop(rgb)
             return self.resizer.preprocess(rgb, height, width).contiguous()
@@ -141,20 +139,30 @@ class SourceImageProcessor(ConfigMixin):
         """
         return padding_crop(size, self.config.image_shape, (self.config.height, self.config.width))
 
-    def to_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """Convert an image of any mode to upright 8-bit RGB, with its transparent parts over the background.
+    def to_rgb(self, image: OpenImage) -> PIL.Image.Image:
+        """Convert an image to upright 8-bit RGB, with its transparent parts over the background.
 
         Args:
-            image: The image.
+            image: An image of any mode, an array or a tensor, as in [`SourceImageProcessor.preprocess`].
 
         Returns:
             An RGB image.
 
         Raises:
-            ValueError: Values of an image of mode `F` lie outside [0, 1].
+            TypeError: It is none of these.
+            ValueError: Values lie outside [0, 1], or an array or tensor has the wrong shape.
         """
+        if _is_8_bit(image):
+            image = PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+        if not isinstance(image, PIL.Image.Image):
+            (rgb,) = VaeImageProcessor.numpy_to_pil(self._to_tensor(image).clamp(0, 1).permute(1, 2, 0).numpy())
+            return rgb
         grey = round(255 * self.config.background)
         return to_rgb(image, (grey, grey, grey))
+
+
+def _is_8_bit(image: object) -> TypeGuard[npt.NDArray[np.uint8]]:
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3)
 
 
 def split_images(image: ImageInput) -> list[OpenImage]:

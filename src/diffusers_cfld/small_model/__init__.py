@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from ..pipelines.pipeline_cfld import CFLDPipeline
     from ..pose.keypoints import Keypoints
 
-__all__ = [
-    "SAMPLING_OPTIONS",
-    "SMALL_MODEL",
-    "example_poses",
-    "example_source_poses",
-    "example_sources",
-    "load_small_model",
-]
-
 _HERE = Path(__file__).parent
 
 SMALL_MODEL = _HERE / "pipeline"
@@ -45,10 +36,7 @@ def load_small_model(**kwargs: Any) -> CFLDPipeline:
     """
     from ..pipelines.pipeline_cfld import CFLDPipeline
 
-    pipe: CFLDPipeline = CFLDPipeline.from_pretrained(
-        SMALL_MODEL, **{"variant": "fp16", "local_files_only": True, **kwargs}
-    )
-    return pipe
+    return CFLDPipeline.from_pretrained(SMALL_MODEL, **{"variant": "fp16", "local_files_only": True, **kwargs})
 
 
 def example_sources() -> list[PIL.Image.Image]:
