@@ -145,15 +145,14 @@ def render_sequence(
     inputs.append(torch.tensor(list(setup.encode())))
     tensors = itertools.chain(inputs, map(pipe.pose_processor.preprocess, poses))
     digest = digest_arrays(tensor.float().cpu().numpy() for tensor in tensors)
-    digits = max(6, len(str(len(poses) - 1)))
     frames = Path(folder)
-    paths = [frames / f"{number:0{digits}d}.png" for number in range(len(poses))]
+    paths = [frames / f"{number:06d}.png" for number in range(len(poses))]
     options = {"seed": seed, "shared_noise": shared_noise, "scheduler": type(pipe.scheduler).__name__, **kwargs}
     if getattr(pipe.unet, "peft_config", None):
         options["adapters"] = pipe.get_active_adapters()
     claim_images(frames / "sequence.json", frames.glob("*.png"), pipe.name_or_path, options, digest)
     for first in range(0, len(poses), micro_batch_size):
-        batch = range(first, min(first + micro_batch_size, len(poses)))
+        batch = range(len(poses))[first : first + micro_batch_size]
         missing = [number for number in batch if not paths[number].is_file()]
         if missing:
             seeds = [seed if shared_noise else seed + number for number in missing]

@@ -91,35 +91,24 @@ def _compare(name: str, value: Any, counterpart: str, expected: Any) -> None:
 
 def check_call(
     pipe: CFLDPipelineBase,
-    *,
     appearance: Appearance | None,
     height: int,
     width: int,
-    num_inference_steps: int,
-    num_images_per_prompt: int,
-    micro_batch_size: int | None,
     output_type: str,
     callback_on_step_end_tensor_inputs: list[str],
-    ip_adapter_image: Any,
-    ip_adapter_image_embeds: Any,
 ) -> None:
-    """Check the arguments that the calls of all pipelines share.
+    """Check the components and the arguments that the calls of all pipelines share.
 
     Args:
         pipe: The pipeline.
         appearance: As in the call.
         height: As in the call, with the default filled in.
         width: Likewise.
-        num_inference_steps: As in the call.
-        num_images_per_prompt: As in the call.
-        micro_batch_size: As in the call.
         output_type: As in the call.
         callback_on_step_end_tensor_inputs: As in the call.
-        ip_adapter_image: As in the call.
-        ip_adapter_image_embeds: As in the call.
 
     Raises:
-        TypeError: `appearance` is not an [`Appearance`], or `ip_adapter_image_embeds` is not a list.
+        TypeError: `appearance` is not an [`Appearance`].
         ValueError: A component or one of its weights is missing, or an argument is out of range or contradicts
             another.
     """
@@ -143,14 +132,6 @@ def check_call(
         if widths != pipe.appearance_encoder.layer_widths:
             # Missing biases would change the image without any error.
             raise ValueError("`appearance` was encoded by another model: encode it with this pipeline.")
-    counts = {
-        "num_inference_steps": num_inference_steps,
-        "num_images_per_prompt": num_images_per_prompt,
-        "micro_batch_size": micro_batch_size,
-    }
-    for name, count in counts.items():
-        if count is not None and not (isinstance(count, Integral) and count >= 1):
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
     factor = pipe.vae_scale_factor
     if not all(isinstance(side, Integral) and side > 0 and side % factor == 0 for side in (height, width)):
         raise ValueError(
@@ -181,6 +162,34 @@ def check_call(
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` must be some of {pipe._callback_tensor_inputs}, got {unknown}."
         )
+
+
+def check_counts(**counts: int | None) -> None:
+    """Check the numbers of steps and images in a call.
+
+    Args:
+        **counts: The numbers by their names in the call.
+
+    Raises:
+        ValueError: One is less than 1, or not whole.
+    """
+    for name, count in counts.items():
+        if count is not None and not (isinstance(count, Integral) and count >= 1):
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
+
+
+def check_ip_adapter(pipe: CFLDPipelineBase, ip_adapter_image: Any, ip_adapter_image_embeds: Any) -> None:
+    """Check that there is one input for a loaded IP-Adapter, and none without.
+
+    Args:
+        pipe: The pipeline.
+        ip_adapter_image: As in the call.
+        ip_adapter_image_embeds: As in the call.
+
+    Raises:
+        TypeError: The embeddings are not a list.
+        ValueError: An input is missing, or has no IP-Adapter.
+    """
     if ip_adapter_image is not None and ip_adapter_image_embeds is not None:
         raise ValueError("Pass either `ip_adapter_image` or `ip_adapter_image_embeds`, not both.")
     has_adapter = getattr(pipe.unet, "encoder_hid_proj", None) is not None

@@ -21,16 +21,6 @@ class GuidanceBranch(Enum):
     POSE = "pose"  # null prompt, pose, no biases
     FULL = "full"  # prompt, pose and biases
 
-    @property
-    def has_pose(self) -> bool:
-        """Whether the branch sees the target pose."""
-        return self is not GuidanceBranch.NULL
-
-    @property
-    def has_appearance(self) -> bool:
-        """Whether the branch sees the source's prompt and query biases."""
-        return self is GuidanceBranch.FULL
-
 
 def guidance_weights(pose_guidance_scale: float, appearance_guidance_scale: float) -> dict[GuidanceBranch, float]:
     """Compute the weights of the predictions in Eq. 7, leaving out predictions with weight zero.
@@ -159,8 +149,8 @@ class BranchConditions:
             missing = torch.zeros_like(present) if absent is None else select_rows(absent, rows, self.batch_size)
             return torch.cat([present if is_seen else missing for is_seen in seen])
 
-        has_pose = [branch.has_pose for branch in branches]
-        has_appearance = [branch.has_appearance for branch in branches]
+        has_pose = [branch is not GuidanceBranch.NULL for branch in branches]
+        has_appearance = [branch is GuidanceBranch.FULL for branch in branches]
         prompts = lay_out(self.prompt_embeds, self.null_prompt_embeds, has_appearance)
         # Only the prompts may change from step to step: without micro-batches, all else is laid out once.
         key = (tuple(branches), rows.start, rows.stop)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
 from ..processors.source_image import ImageInput
@@ -15,6 +16,9 @@ ControlImageInput: TypeAlias = ImageInput | Sequence[ImageInput]
 """An image or a batch for one model; for several models a list with one for each, or a list of such lists."""
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
+StepCallback: TypeAlias = (
+    Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
+)
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -37,7 +41,7 @@ class SamplingOptions(TypedDict, total=False):
     ip_adapter_image_embeds: list[torch.Tensor] | None
     cross_attention_kwargs: dict[str, Any] | None
     guidance_rescale: float
-    callback_on_step_end: Any
+    callback_on_step_end: StepCallback | None
     callback_on_step_end_tensor_inputs: list[str]
     micro_batch_size: int | None
     control_image: ControlImageInput | None

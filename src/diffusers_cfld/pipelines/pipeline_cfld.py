@@ -5,7 +5,6 @@ Paper: arXiv:2402.18078, Fig. 2 and Eq. 7. Official code: `pose_transfer_test.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from numbers import Integral
 from typing import Any, Literal, overload
 
@@ -18,10 +17,10 @@ from typing_extensions import Unpack
 
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput
-from .checks import check_call, check_finite
+from .checks import check_call, check_counts, check_finite, check_ip_adapter
 from .control import encode_controls, match_controls
 from .guidance import acts_at, select_rows
-from .options import ControlImageInput, Generators, SamplingOptions
+from .options import ControlImageInput, Generators, SamplingOptions, StepCallback
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
 from .pipeline_utils import CFLDPipelineBase
 
@@ -159,10 +158,7 @@ class CFLDPipeline(CFLDPipelineBase):
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
         guidance_rescale: float = 0.0,
-        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
+        callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature; only read
         micro_batch_size: int | None = None,
         control_image: ControlImageInput | None = None,
@@ -271,19 +267,13 @@ class CFLDPipeline(CFLDPipelineBase):
 
         # 1. Check inputs
         self.check_inputs(image, pose, appearance, output_type, output_size)
-        check_call(
-            self,
-            appearance=appearance,
-            height=height,
-            width=width,
+        check_counts(
             num_inference_steps=num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
             micro_batch_size=micro_batch_size,
-            output_type=output_type,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            ip_adapter_image=ip_adapter_image,
-            ip_adapter_image_embeds=ip_adapter_image_embeds,
         )
+        check_call(self, appearance, height, width, output_type, callback_on_step_end_tensor_inputs)
+        check_ip_adapter(self, ip_adapter_image, ip_adapter_image_embeds)
         scales, starts, ends = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
         controlnets = match_controls("controlnet", self.controlnet, control_image, scales, starts, ends)
         adapters = match_controls("adapter", self.adapter, adapter_image, adapter_conditioning_scale)
@@ -292,14 +282,9 @@ class CFLDPipeline(CFLDPipelineBase):
         # 2. Encode source and pose, once for all steps, and pair them
         if appearance is None:
             appearance = self.encode_appearance(image, micro_batch_size)  # type: ignore[arg-type]  # given
+        pose_features = self.encode_pose(pose, micro_batch_size)  # type: ignore[arg-type]  # given
         conditions = self.prepare_conditions(
-            appearance,
-            self.encode_pose(pose, micro_batch_size),  # type: ignore[arg-type]  # given
-            height,
-            width,
-            num_images_per_prompt,
-            ip_adapter_image,
-            ip_adapter_image_embeds,
+            appearance, pose_features, height, width, num_images_per_prompt, ip_adapter_image, ip_adapter_image_embeds
         )
         size = (height, width)
         encode_controls(self, conditions, controlnets, adapters, size, num_images_per_prompt, micro_batch_size)

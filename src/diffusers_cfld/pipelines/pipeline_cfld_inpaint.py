@@ -6,7 +6,7 @@ Paper: arXiv:2402.18078, Sec. 4.6 and Fig. 6a, "style transfer", which needs no 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
 
@@ -25,10 +25,10 @@ from ..image_utils import load_image, to_rgb
 from ..processors.cropping import CropWindow, has_shape
 from ..processors.pose_map import PoseInput
 from ..processors.source_image import ImageInput, split_images
-from .checks import check_call, check_finite, warn_of_photos
+from .checks import check_call, check_counts, check_finite, check_ip_adapter, warn_of_photos
 from .control import encode_controls, match_controls
 from .guidance import acts_at, select_rows
-from .options import ControlImageInput, Generators, SamplingOptions
+from .options import ControlImageInput, Generators, SamplingOptions, StepCallback
 from .pipeline_output import Appearance, CFLDPipelineOutput, Images, PoseFeatures
 from .pipeline_utils import CFLDPipelineBase
 
@@ -179,10 +179,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
         guidance_rescale: float = 0.0,
-        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
+        callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature; only read
         micro_batch_size: int | None = None,
         control_image: ControlImageInput | None = None,
@@ -279,19 +276,13 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
 
         # 1. Check inputs
         self.check_inputs(image, mask_image, source_image, appearance, pose, strength, feather)
-        check_call(
-            self,
-            appearance=appearance,
-            height=height,
-            width=width,
+        check_counts(
             num_inference_steps=num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
             micro_batch_size=micro_batch_size,
-            output_type=output_type,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            ip_adapter_image=ip_adapter_image,
-            ip_adapter_image_embeds=ip_adapter_image_embeds,
         )
+        check_call(self, appearance, height, width, output_type, callback_on_step_end_tensor_inputs)
+        check_ip_adapter(self, ip_adapter_image, ip_adapter_image_embeds)
         scales, starts, ends = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
         controlnets = match_controls("controlnet", self.controlnet, control_image, scales, starts, ends)
         adapters = match_controls("adapter", self.adapter, adapter_image, adapter_conditioning_scale)
@@ -333,14 +324,9 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             raise ValueError(
                 f"There must be one pose for each reference, got {len(pose_features)} for {len(references)}."
             )
+        pose_features = pose_features[owners]
         conditions = self.prepare_conditions(
-            appearance,
-            pose_features[owners],
-            height,
-            width,
-            num_images_per_prompt,
-            ip_adapter_image,
-            ip_adapter_image_embeds,
+            appearance, pose_features, height, width, num_images_per_prompt, ip_adapter_image, ip_adapter_image_embeds
         )
         for control in (*controlnets, *adapters):
             fitted = self._fit_control_images(control.image, references)

@@ -460,16 +460,16 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
                 "There must be as many images as poses, or one image, or one pose, got "
                 f"{sources} images and {poses} poses."
             )
-        num_pairs = max(sources, poses)
+        batch_size = max(sources, poses) * num_images_per_prompt
+        counts = sorted({1, max(sources, poses), batch_size})
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        device = self._execution_device
-        to_unet = partial(torch.Tensor.to, device=device, dtype=self.unet.dtype)
+        to_unet = partial(torch.Tensor.to, device=self._execution_device, dtype=self.unet.dtype)
         timestep_cond, dim = None, self.unet.config.time_cond_proj_dim
         if dim is not None:
             scale = torch.tensor([self.guidance_scale - 1.0])
             timestep_cond = to_unet(self.get_guidance_scale_embedding(scale, embedding_dim=dim))
         return BranchConditions(
-            batch_size=num_pairs * num_images_per_prompt,
+            batch_size=batch_size,
             prompt_embeds=to_unet(appearance.prompt_embeds),
             null_prompt_embeds=to_unet(appearance.null_prompt_embeds),
             pose_residuals=fit_pose_residuals(
@@ -480,28 +480,19 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
                 latent_size,
                 len(self.unet.config.up_block_types),
             ),
-            image_embeds=self.prepare_image_embeds(
-                ip_adapter_image, ip_adapter_image_embeds, device, num_pairs, num_images_per_prompt
-            ),
+            image_embeds=self.prepare_image_embeds(ip_adapter_image, ip_adapter_image_embeds, counts),
             timestep_cond=timestep_cond,
         )
 
     def prepare_image_embeds(
-        self,
-        image: PipelineImageInput | None,
-        image_embeds: list[torch.Tensor] | None,
-        device: torch.device,
-        num_pairs: int,
-        num_images_per_prompt: int,
+        self, image: PipelineImageInput | None, image_embeds: list[torch.Tensor] | None, counts: list[int]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Prepare the embeddings of IP-Adapters.
 
         Args:
             image: `ip_adapter_image` of the pipeline's call.
             image_embeds: `ip_adapter_image_embeds` of the pipeline's call.
-            device: Device of the result.
-            num_pairs: Number of pairs of source and pose.
-            num_images_per_prompt: Images for each pair.
+            counts: The numbers of embeddings that fit the batch.
 
         Returns:
             For each adapter, the negative and the positive embeddings, (n, ...) each; empty without adapters.
@@ -512,10 +503,9 @@ class CFLDPipelineBase(DiffusionPipeline, StableDiffusionMixin, StableDiffusionL
         if image is None and image_embeds is None:
             return []
         # As in Stable Diffusion, embeddings that are passed without guidance are only the positive ones.
-        guided = self.do_classifier_free_guidance
+        guided, device = self.do_classifier_free_guidance, self._execution_device
         if image_embeds is None:
             image_embeds = self.prepare_ip_adapter_image_embeds(image, None, device, 1, guided)
-        counts = sorted({1, num_pairs, num_pairs * num_images_per_prompt})
         pairs = []
         for embed in image_embeds:
             count, rest = divmod(embed.shape[0], 2 if guided else 1)
