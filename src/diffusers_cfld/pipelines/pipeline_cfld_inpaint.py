@@ -307,14 +307,14 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         # 3. Encode sources and poses, once for all steps. Every region of every result is a sample: the regions are
         # in order, and the results of a region are next to each other.
         num_regions = [len(reference.masks) for reference in references]
-        owners = [number for number, count in enumerate(num_regions) for _ in range(count)]  # of each region
+        region_owners = [number for number, count in enumerate(num_regions) for _ in range(count)]  # their references
         nested: list[int] = []  # sources of each reference, if they are in lists as the masks are
         if appearance is None:
             items: list[Any] = list(source_image) if isinstance(source_image, (list, tuple)) else [source_image]
             flat: list[Any] = [one for item in items for one in (item if isinstance(item, (list, tuple)) else [item])]
             nested = [len(item) for item in items if isinstance(item, (list, tuple))]
             appearance = self.encode_appearance(split_images(flat), micro_batch_size)
-        if len(appearance) != len(owners) or (len(nested) == len(references) > 1 and nested != num_regions):
+        if len(appearance) != len(region_owners) or (len(nested) == len(references) > 1 and nested != num_regions):
             raise ValueError(
                 f"There must be one source for each mask, got {nested or len(appearance)} sources and {num_regions} "
                 "masks."
@@ -324,13 +324,13 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             raise ValueError(
                 f"There must be one pose for each reference, got {len(pose_features)} for {len(references)}."
             )
-        pose_features = pose_features[owners]
+        pose_features = pose_features[region_owners]
         conditions = self.prepare_conditions(
             appearance, pose_features, height, width, num_images_per_prompt, ip_adapter_image, ip_adapter_image_embeds
         )
         for control in (*controlnets, *adapters):
             fitted = self._fit_control_images(control.image, references)
-            control.image = [fitted[owner] for owner in owners]
+            control.image = [fitted[owner] for owner in region_owners]
         size = (height, width)
         encode_controls(self, conditions, controlnets, adapters, size, num_images_per_prompt, micro_batch_size)
         batch_size = conditions.batch_size
@@ -345,10 +345,10 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         self._num_timesteps = len(timesteps)
 
         # 5. Prepare the references' latents, and noise that is the same for all regions of a result
-        num_results = len(references) * num_images_per_prompt
+        num_results, repeats = len(references) * num_images_per_prompt, range(num_images_per_prompt)
         result_owners = [number // num_images_per_prompt for number in range(num_results)]
-        results = [owner * num_images_per_prompt + n for owner in owners for n in range(num_images_per_prompt)]
-        has_regions = len(results) > num_results
+        sample_results = [owner * num_images_per_prompt + number for owner in region_owners for number in repeats]
+        has_regions = len(sample_results) > num_results
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         region_masks = torch.cat([reference.shrink_masks(latent_size) for reference in references])
         region_masks = region_masks.to(device, dtype).repeat_interleave(num_images_per_prompt, dim=0)
@@ -361,9 +361,9 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         if strength < 1:
             first = timesteps[:1].repeat(num_results)  # type: ignore[union-attr]  # a tensor by now
             latents = self.scheduler.add_noise(reference_latents, noise, first)
-        latents = latents[results]
+        latents = latents[sample_results]
         if has_regions and isinstance(generator, list):
-            generator = [_copy_generator(generator[result]) for result in results]
+            generator = [_copy_generator(generator[result]) for result in sample_results]
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         # 6. Denoise
@@ -388,7 +388,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                     if not is_last:
                         following = timesteps[i + 1 : i + 2].repeat(len(noise))  # type: ignore[union-attr]
                         outside = self.scheduler.add_noise(reference_latents, noise, following)
-                    latents = _blend(latents, region_masks, results, outside)
+                    latents = _blend(latents, region_masks, sample_results, outside)
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
@@ -403,7 +403,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                     progress_bar.update()
 
         # 7. Decode, and paste the results into their references
-        first_samples = [results.index(number) for number in range(num_results)]
+        first_samples = [sample_results.index(number) for number in range(num_results)]
         output: Any = latents[first_samples]
         check_finite(self, output)
         if output_type != "latent":
@@ -414,9 +414,9 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
             made = self.image_processor.postprocess(decoded, output_type="pil", do_denormalize=[False] * num_results)
             output = [references[owner].paste(one, feather) for owner, one in zip(result_owners, made, strict=True)]
             if output_type != "pil":
-                output = np.stack([np.asarray(result, dtype=np.float32) / 255 for result in output])
+                output = self.image_processor.pil_to_numpy(output)
             if output_type == "pt":
-                output = torch.from_numpy(output).permute(0, 3, 1, 2)
+                output = self.image_processor.numpy_to_pt(output)
 
         # 8. Free the models' hooks
         self.maybe_free_model_hooks()
