@@ -32,32 +32,25 @@ def add_convert_parser(subparsers: Any) -> argparse.ArgumentParser:
         ),
     )
     modes = parser.add_mutually_exclusive_group(required=True)
+    add = parser.add_argument
     modes.add_argument(
         "--checkpoint",
         metavar="DIR",
         help="folder with pytorch_model.bin, pytorch_model_1.bin and, if sizes are not as published, config.yaml",
     )
-    parser.add_argument("--base", metavar="DIR_OR_HUB_ID", help="Stable Diffusion 1.5, needed with --checkpoint")
+    add("--base", metavar="DIR_OR_HUB_ID", help="Stable Diffusion 1.5, needed with --checkpoint")
     modes.add_argument("--to-original", action="store_true", help="write the published layout from --model")
-    parser.add_argument("--model", metavar="DIR", help="local pipeline folder, needed with --to-original")
+    add("--model", metavar="DIR", help="local pipeline folder, needed with --to-original")
     modes.add_argument("--swin", metavar="FILE", help="Swin weights (.safetensors, .pth, .bin) in either layout")
-    parser.add_argument(
-        "--swin-model", metavar="NAME", help="timm name of the architecture (default: swin_base_patch4_window12_384)"
-    )
-    parser.add_argument(
-        "--image-size", type=int, metavar="N", help="side of the source image in pixels (default: 256)"
-    )
-    parser.add_argument(
-        "--window-size", type=int, metavar="N", help="side of the attention window in tokens (default: 16)"
-    )
-    parser.add_argument("--output", metavar="DIR", help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, help="data type of the written weights (default: unchanged)")
-    parser.add_argument("--variant", metavar="NAME", help="variant in the names of the weight files, e.g. fp16")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output folder if an earlier conversion wrote it"
-    )
-    parser.add_argument("--token", help="Hub token for --base")
-    parser.add_argument("--revision", help="Hub revision of --base")
+    add("--swin-model", metavar="NAME", help="timm name of the architecture (default: swin_base_patch4_window12_384)")
+    add("--image-size", type=int, metavar="N", help="side of the source image in pixels (default: 256)")
+    add("--window-size", type=int, metavar="N", help="side of the attention window in tokens (default: 16)")
+    add("--output", metavar="DIR", help="folder to write")
+    add("--dtype", choices=DTYPES, help="data type of the written weights (default: unchanged)")
+    add("--variant", metavar="NAME", help="variant in the names of the weight files, e.g. fp16")
+    add("--overwrite", action="store_true", help="replace the output folder if an earlier conversion wrote it")
+    add("--token", help="Hub token for --base")
+    add("--revision", help="Hub revision of --base")
     parser.set_defaults(run=run)
     return parser
 
