@@ -87,6 +87,16 @@ def test_missing_joints_stay_missing(style, missing):
     assert is_close(read(STYLES[style]([(FIGURE, visible)])), FIGURE, visible)
 
 
+@pytest.mark.parametrize(("ear", "thickness", "quality"), [(16, 2, 75), (17, 1, 40)])
+def test_fringes_of_compression_beside_an_eye_are_no_ear(ear, thickness, quality):
+    xy = FIGURE.copy()
+    xy[14:] = [(232, 76), (250, 78), (222, 82), (270, 86)]
+    file = io.BytesIO()
+    canvas = draw_controlnet([(xy, without(ear))], thickness=thickness)
+    Image.fromarray(canvas).save(file, "JPEG", quality=quality)
+    assert not Keypoints.from_skeleton(Image.open(file)).visible[ear]
+
+
 def test_a_joint_under_another_is_at_the_end_of_its_limb():
     xy = FIGURE.copy()
     xy[4] = xy[7] = (240, 330)  # clasped hands

@@ -46,8 +46,9 @@ _MAX_PEOPLE = 12
 _TOUCH = 0.02
 # What the end of a limb is worth as a joint, compared with the square of how well a disc shows.
 _LIMB_END = -0.05
-# How well a disc shows at least of which a thin part shows, since it may be a fringe; and a wrist under a drawn hand.
-_MIN_THIN, _MIN_WRIST = 0.05, 0.5
+# How well a disc shows at least of which a thin part shows, since it may be a fringe; a wrist under a drawn hand; and
+# an ear, since ears are drawn last, so that no other joint covers them.
+_MIN_THIN, _MIN_WRIST, _MIN_EAR = 0.05, 0.5, 0.35
 # Half of a body's joints show as well as this, squared as above.
 _MIN_SEEN = 0.1
 # Of how many limbs a person must show lines, and a part of one that is not connected with the rest.
@@ -70,7 +71,7 @@ class _Table(NamedTuple):
 
 # OpenPose gives a bone the colour of its end; ControlNet gives bone i the colour of joint i, dimmed.
 _COCO_HUES = [17, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 14, 15, 13]
-_WRISTS, _MID_HIP = (4, 7), NUM_JOINTS
+_WRISTS, _EARS, _MID_HIP = (4, 7), (16, 17), NUM_JOINTS
 # The middle of the hips, and the toes and heels (left, right), which have the colours of neck and ankles.
 _BODY_25_HUES = [*_COCO_HUES, 0, 12, 12, 12, 9, 9, 9]
 _BODY_25_LIMBS = [(1, _MID_HIP), *((_MID_HIP if pair in ((1, 8), (1, 11)) else pair[0], pair[1]) for pair in LIMBS)]
@@ -384,7 +385,7 @@ def _find_bodies(drawing: _Drawing, table: _Table, ends: list[FloatArray]) -> It
         discs = drawing.discs[hues[joint]]
         if drawing.has_hands and joint in _WRISTS:
             discs = discs[discs[:, 2] > _MIN_WRIST]
-        places.append(np.concatenate([discs, *more]))
+        places.append(discs[discs[:, 2] > _MIN_EAR] if joint in _EARS else np.concatenate([discs, *more]))
         shows = places[-1][:, 2]
         values.append(np.where(shows > 0, shows**2, _LIMB_END))
     limbs = [limb.copy() for limb in drawing.limbs]
