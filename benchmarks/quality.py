@@ -103,7 +103,8 @@ def reuse_deep_features(pipe: CFLDPipeline, every: int) -> Iterator[None]:
 @contextmanager
 def merge_tokens(pipe: CFLDPipeline, share: float) -> Iterator[None]:
     """Merge the most similar tokens for the self-attentions of the finest level (ToMe, arXiv:2303.17604)."""
-    finest = [module for name, module in pipe.unet.named_modules() if re.fullmatch(r"(down.*0|up.*2)\.a.*attn1", name)]
+    blocks = torch.nn.ModuleList([pipe.unet.down_blocks[0], pipe.unet.up_blocks[-1]])
+    finest = [module for name, module in blocks.named_modules() if name.endswith("attn1")]
 
     def wrap(forward: Any) -> Any:
         def call(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
