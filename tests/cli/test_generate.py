@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -19,6 +20,7 @@ from testing_utils import lora_state_dict, scheduler_config, tiny_pipeline
 import diffusers_cfld
 from diffusers_cfld import CFLDPipeline, Keypoints
 from diffusers_cfld.cli import build_parser, inputs, main
+from diffusers_cfld.cli.generate import _ahead
 from diffusers_cfld.cli.inputs import open_image
 from diffusers_cfld.cli.options import SCHEDULERS, choose_scheduler, lora
 from diffusers_cfld.small_model import SMALL_MODEL, example_poses, example_sources
@@ -321,11 +323,48 @@ def test_photos_are_not_kept_while_others_are_made(folder, tmp_path, monkeypatch
         return picture
 
     monkeypatch.setattr(inputs, "open_image", open_one)
-    images = [tmp_path / f"{number}.png" for number in range(6)]
+    images = [tmp_path / f"{number}.png" for number in range(10)]
     for image in images:
         image.write_bytes((folder / "a.png").read_bytes())
     assert generate(folder, "--batch-size", "2", images=images, output=tmp_path / "out.png") == 0
-    assert max(most) <= 4  # a batch, and the two opened last
+    assert max(most) <= 6  # a batch and the next one, and the two opened last
+
+
+def test_processes_share_the_pairs_and_make_the_images_of_one(folder, tmp_path, monkeypatch):
+    pairs = {"images": ("a.png", "b.png", "a.png"), "poses": ("a.json", "b.json", "b.json")}
+    assert generate(folder, **pairs, output=tmp_path / "one" / "out.png") == 0
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as launchers do
+    written = []
+    for rank, options in ((0, ()), (1, ()), (1, ("--resume",))):
+        (tmp_path / "two" / "out-1.png").unlink(missing_ok=True)
+        process = SimpleNamespace(
+            process_index=rank, num_processes=2, device="cpu", wait_for_everyone=lambda: written.append("waits")
+        )
+        monkeypatch.setattr("accelerate.PartialState", lambda cpu, process=process: process)
+        assert generate(folder, *options, **pairs, output=tmp_path / "two" / "out.png") == 0
+        written.append(sorted(os.listdir(tmp_path / "two")))
+    note, *images = sorted(os.listdir(tmp_path / "one"))
+    assert written == ["waits", [note, images[0], images[2]], "waits", [note, *images], "waits", [note, *images]]
+    for name in (note, *images):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_files_are_read_and_written_in_a_thread_one_batch_ahead():
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 2:
+            raise OSError("no space left")
+        return threading.get_ident()
+
+    results = _ahead(work, iter(range(9)))
+    assert next(results) != threading.get_ident()
+    assert next(results)
+    assert begun in ([0, 1], [0, 1, 2])
+    with pytest.raises(OSError, match="no space left"):
+        next(results)
+    assert begun == [0, 1, 2, 3]
 
 
 def test_truncated_weights_are_named(folder, tmp_path, capsys):
