@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from testing_utils import tiny_pipeline
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -15,6 +16,11 @@ def run():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)  # as when it is run: a script imports its neighbours
         yield importlib.import_module("run")
+
+
+@pytest.fixture(scope="module")
+def memory(run):
+    return importlib.import_module("memory")  # from the same folder
 
 
 @pytest.fixture
@@ -72,3 +78,27 @@ def test_unknown_rows_are_refused(run, capsys):
     with pytest.raises(SystemExit):
         run.main(["--rows", "warp drive"])
     assert "No row contains 'warp drive'" in capsys.readouterr().err
+
+
+def test_memory_of_tensors_is_counted_while_they_are_alive(memory):
+    weight = torch.empty(100, 100, device="meta")
+    with memory.LiveTensors([weight]) as live:
+        first = torch.empty(100, 100, device="meta")
+        second = first @ weight
+        view = second.T
+        assert (live.now, live.peak, live.peak_with_layer) == (80_000, 80_000, 120_000)
+        del first, second
+        assert live.now == 40_000
+        del view
+        assert (live.now, live.peak) == (0, 80_000)
+
+
+def test_memory_of_a_call_grows_with_the_batch_but_not_with_micro_batches(memory):
+    with torch.device("meta"):
+        pipe = tiny_pipeline()
+    pipe._cross_attention_kwargs = None
+    one, four, micro = (memory.count(pipe, *call)["vae"][0] for call in ((1, None), (4, None), (4, 1)))
+    assert four > 3 * one
+    assert micro < 2 * one
+    assert memory.weigh(pipe.unet, int8=False) == 4 * pipe.unet.num_parameters()
+    assert memory.weigh(pipe.unet, int8=True) < 4 * pipe.unet.num_parameters()
