@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
+from torchvision import transforms
 
 from diffusers_cfld import (
     Appearance,
@@ -23,6 +24,7 @@ from diffusers_cfld import (
     query_bias_to_tokens,
 )
 from diffusers_cfld.data import PosePair
+from diffusers_cfld.pose.skeleton import draw_skeleton
 from diffusers_cfld.training import CFLDTrainingModule
 
 
@@ -115,7 +117,7 @@ def predict_for_training(
 
 
 def evaluate_gaussians(keypoints: Keypoints, size: tuple[int, int]) -> np.ndarray:
-    """Evaluate the 18 heat maps on the full grid; it draws no skeleton, which is in its favour.
+    """Evaluate the 18 heat maps on the full grid.
 
     Args:
         keypoints: The joints.
@@ -141,6 +143,12 @@ class PairReader(Dataset[dict[str, Any]]):
 
     def __init__(self, pairs: list[PosePair]) -> None:
         self.pairs = pairs
+        normalize = transforms.Normalize([0.5] * 3, [0.5] * 3)
+        bicubic = transforms.InterpolationMode.BICUBIC
+        self.transforms = {
+            side: transforms.Compose([transforms.Resize((side, side), bicubic), transforms.ToTensor(), normalize])
+            for side in (256, 512)
+        }
         # As the columns of the data set's table have them.
         self.columns = [
             [json.dumps(pose.xy[:, axis].tolist()) for axis in (1, 0)]
@@ -161,12 +169,14 @@ class PairReader(Dataset[dict[str, Any]]):
             ("target_pixel_values", target, 512),
             ("source_image", source, 256),
         ):
-            resized = image.resize((side, side), PIL.Image.Resampling.BICUBIC)
-            item[name] = torch.from_numpy(np.asarray(resized) / np.float32(127.5) - 1).permute(2, 0, 1)
+            item[name] = self.transforms[side](image)
         for name, (y, x) in zip(
             ("source_pose_map", "target_pose_map"), self.columns[2 * index : 2 * index + 2], strict=True
         ):
             keypoints = Keypoints.from_deepfashion(json.loads(y), json.loads(x))
             heat_maps = evaluate_gaussians(keypoints, (256, 256)).astype(np.float32)
-            item[name] = torch.from_numpy(np.concatenate([np.zeros((3, 256, 256), np.float32), heat_maps]))
+            skeleton = np.zeros((256, 256, 3), np.uint8)  # drawn as we do, which is in its favour
+            draw_skeleton(skeleton, np.trunc(keypoints.rescale((256, 256)).xy), keypoints.visible, joint_radius=3)
+            colors = skeleton.transpose(2, 0, 1) / np.float32(255)
+            item[name] = torch.from_numpy(np.concatenate([colors, heat_maps]))
         return item

@@ -6,12 +6,15 @@ To add one, write a function with a [`Bench`] that prepares what is done once an
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import io
 import itertools
 import math
 import subprocess
 import sys
+import unittest.mock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,7 @@ from diffusers_cfld import (
     PoseAdapter,
     SwinImageEncoder,
 )
+from diffusers_cfld.cli import generate, main
 from diffusers_cfld.data import PosePair, PosePairDataset
 from diffusers_cfld.openvino import use_openvino
 from diffusers_cfld.processors.pose_map import render_pose_map
@@ -177,12 +181,12 @@ class Bench:
         return paths
 
     @functools.cached_property
-    def training(self) -> tuple[CFLDTrainingModule, torch.optim.Optimizer]:
-        """Models that train, and an optimizer that never changes them, so that all rows find the same weights."""
+    def training(self) -> CFLDTrainingModule:
+        """Models that train, by optimizers that never change them, so that all rows find the same weights."""
         names = ("unet", "source_encoder", "prompt_decoder", "appearance_encoder", "pose_adapter")
         module = CFLDTrainingModule(**{name: getattr(self.float32_pipe, name) for name in names})
         module.set_trainable("kv")
-        return module, torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0)
+        return module
 
 
 def sharing_weights(module: Any) -> Any:
@@ -395,6 +399,26 @@ def _larger(bench: Bench) -> Call:
     return bench.denoise(scale=1.5)
 
 
+def _whole_images(bench: Bench, count: int) -> Call:
+    """A call from source images and pose maps to images of the default size."""
+    bench.pipe.set_progress_bar_config(disable=True)
+    options = {"image": bench.sources(count), "pose": bench.poses(count), "num_inference_steps": bench.steps}
+    latents = bench.latents(count)
+    return lambda: bench.pipe(**options, latents=latents, output_type="pt").images
+
+
+@row("growth", "whole images, batch of 1")
+def _whole_image(bench: Bench) -> Call:
+    return _whole_images(bench, 1)
+
+
+for _count in (2, 4, 8, 16):
+
+    @row("growth", f"whole images, batch of {_count}", against="whole images, batch of 1", images=_count)
+    def _whole_batch(bench: Bench, count: int = _count) -> Call:
+        return _whole_images(bench, count)
+
+
 @row("parts", "source encoders S, D, A")
 def _encode_source(bench: Bench) -> Call:
     sources = bench.sources()
@@ -488,6 +512,38 @@ def _load(bench: Bench) -> Call:
     return lambda: CFLDPipeline.from_pretrained(bench.folder / "cfld") and None
 
 
+def _generate(bench: Bench, ahead: Callable[..., Any]) -> Call:
+    """The command for 8 files in one pose, two at a time, with the model's loading."""
+    model = bench.folder / "generate"
+    bench.pipe.save_pretrained(model)
+    options = {"model": model, "dtype": str(bench.dtype).split(".")[1], "device": bench.device, "batch-size": 2}
+    options |= {"seed": 0, "steps": bench.steps, "pose": "sample", "output": bench.folder / "generated.png"}
+    command = ["generate", *(f"--{name}={value}" for name, value in options.items()), "--image", *bench.jpegs]
+
+    def run() -> None:
+        with unittest.mock.patch.object(generate, "_ahead", ahead), contextlib.redirect_stderr(io.StringIO()) as log:
+            if main(command):
+                raise RuntimeError(log.getvalue().splitlines()[-1])
+
+    return run
+
+
+@row("files", "generate, files read and written in turn", images=8)
+def _generate_in_turn(bench: Bench) -> Call:
+    return _generate(bench, map)
+
+
+@row(
+    "files",
+    "generate",
+    against="generate, files read and written in turn",
+    images=8,
+    tolerance=None,
+)
+def _generate_ahead(bench: Bench) -> Call:
+    return _generate(bench, generate._ahead)
+
+
 def _training_pairs(bench: Bench) -> list[PosePair]:
     poses, paths = example_poses(), bench.jpegs
     return [
@@ -515,10 +571,18 @@ def _read_cached(bench: Bench) -> Call:
     return _read_all(PosePairDataset(_training_pairs(bench), image_shape=None, load_pixel_values=False))
 
 
-def _training_step(bench: Bench, predict: Callable[..., torch.Tensor] | None, cached: bool) -> Call:
+def _training_step(
+    bench: Bench,
+    predict: Callable[..., torch.Tensor] | None,
+    cached: bool,
+    module: CFLDTrainingModule | None = None,
+    fused: bool | None = None,
+    vae: AutoencoderKL | None = None,
+) -> Call:
     """One pair, and so two samples: the source's reconstruction and the transfer."""
-    module, optimizer = bench.training
-    vae, scheduler = bench.float32_pipe.vae, bench.float32_pipe.scheduler
+    module, vae = module or bench.training, vae or bench.float32_pipe.vae
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0, fused=fused)
+    scheduler = bench.float32_pipe.scheduler
     latents, noise = bench.latents(4).chunk(2)
     source, poses = bench.sources() * 2 - 1, bench.poses(2)
     pixels = bench.rand(2, 3, *bench.pipe.target_size) * 2 - 1
@@ -557,6 +621,39 @@ def _train(bench: Bench) -> Call:
 @row("training", "step: ours, cached latents", against="step: published way")
 def _train_cached(bench: Bench) -> Call:
     return _training_step(bench, None, cached=True)
+
+
+@row("training", "step: ours, fused AdamW", against="step: published way")
+def _train_fused(bench: Bench) -> Call:
+    return _training_step(bench, None, cached=False, fused=True)
+
+
+@row("training", "step: ours, channels_last", against="step: published way")
+def _train_channels_last(bench: Bench) -> Call:
+    parts = copy.deepcopy((bench.training, bench.float32_pipe.vae))
+    module, vae = (part.to(memory_format=torch.channels_last) for part in parts)
+    return _training_step(bench, None, cached=False, module=module, vae=vae)
+
+
+@row("training", "step: ours, compiled blocks and VAE, channels_last", against="step: published way")
+def _train_compiled(bench: Bench) -> Call:
+    torch.compiler.reset()
+    parts = copy.deepcopy((bench.training, bench.float32_pipe.vae))
+    module, vae = (part.to(memory_format=torch.channels_last) for part in parts)
+    module.unet.compile_repeated_blocks(fullgraph=True)
+    vae.encoder.compile()
+    return _training_step(bench, None, cached=False, module=module, vae=vae)
+
+
+@row("training", "step: ours, bfloat16 autocast", against="step: published way", tolerance=math.inf)
+def _train_autocast(bench: Bench) -> Call:
+    step = _training_step(bench, None, cached=False)
+
+    def run() -> torch.Tensor:
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            return step()
+
+    return run
 
 
 for _name, _program, _against in (

@@ -20,7 +20,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
         image: The image.
 
     Returns:
-        A copy, rotated if necessary.
+        The image itself, or a rotated copy if its EXIF data say so.
 
     Raises:
         ValueError: The image has no pixels, or its EXIF data is damaged.
@@ -30,7 +30,8 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
         raise ValueError(f"An image must have pixels, got one of {image.height}x{image.width} (height x width).")
     image.load()  # here, so that a truncated file is not mistaken for damaged EXIF data
     try:
-        return PIL.ImageOps.exif_transpose(image)
+        is_upright = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
+        return image if is_upright else PIL.ImageOps.exif_transpose(image)  # which would copy it
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises all kinds of errors on damaged EXIF data
@@ -59,7 +60,7 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
         background: Colour behind transparent parts, RGB, 0 to 255.
 
     Returns:
-        An RGB image.
+        An RGB image; the image itself if it is one already.
 
     Raises:
         ValueError: Values of an image of mode `F` lie outside [0, 1], or its EXIF data is damaged.
@@ -78,7 +79,7 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (*background, 255)), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def load_image(image: PIL.Image.Image | str | os.PathLike[str]) -> PIL.Image.Image:

@@ -10,6 +10,7 @@ import PIL.ImageOps
 import pytest
 import requests
 import torch
+from diffusers.image_processor import VaeImageProcessor
 
 from diffusers_cfld import SourceImageProcessor
 from diffusers_cfld.image_utils import to_rgb
@@ -32,6 +33,13 @@ def test_pil_images_are_squashed_bicubically_to_the_encoders_size(processor, pho
     expected = np.asarray(photo.resize((64, 64), PIL.Image.Resampling.BICUBIC), dtype=np.float32)
     assert pixels.shape == (1, 3, 64, 64)
     torch.testing.assert_close(pixels[0], torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1, rtol=0, atol=1e-6)
+
+
+def test_all_values_are_those_of_diffusers_image_processor_and_nothing_is_copied(processor):
+    image = PIL.Image.fromarray(np.arange(64 * 64 * 3, dtype=np.int64).reshape(64, 64, 3).astype(np.uint8))
+    expected = VaeImageProcessor(vae_scale_factor=1).preprocess(image)
+    assert torch.equal(processor.preprocess(image), expected)
+    assert to_rgb(image) is image
 
 
 def test_pil_array_and_tensor_forms_agree(processor, photo):

@@ -16,7 +16,6 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.image_processor import VaeImageProcessor
 
 from ..image_utils import load_image, to_rgb
 from .cropping import CropWindow, edge_strips, padding_crop
@@ -51,7 +50,6 @@ class SourceImageProcessor(ConfigMixin):
         image_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.resizer = VaeImageProcessor(vae_scale_factor=1, resample="bicubic")
 
     def preprocess(self, image: ImageInput, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Resize and normalise one image or a list of images.
@@ -88,13 +86,14 @@ class SourceImageProcessor(ConfigMixin):
             # The same 8-bit resize for both, so that both forms of one image agree exactly.
             rgb = self.to_rgb(image)
             rgb = self.choose_crop((rgb.height, rgb.width)).crop(rgb)
-            return self.resizer.preprocess(rgb, height, width).contiguous()
+            resized = np.array(rgb.resize((width, height), PIL.Image.Resampling.BICUBIC))
+            # As `VaeImageProcessor` does, in place.
+            return torch.from_numpy(resized).permute(2, 0, 1)[None].contiguous().float().div_(255).mul_(2).sub_(1)
         pixels = self._to_tensor(image)
         window = self.choose_crop((pixels.shape[1], pixels.shape[2]))
         if not window.is_whole_image:
             pixels = _pad(pixels, window)
         if tuple(pixels.shape[1:]) != (height, width):
-            # Not by `VaeImageProcessor`, which resizes tensors by nearest neighbour.
             pixels = F.interpolate(pixels[None], size=(height, width), mode="bicubic", antialias=True)[0]
         return 2.0 * pixels[None].clamp(0, 1) - 1.0
 
