@@ -160,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
                 return_dict=False,
                 **sampling_arguments(args, pipe),
             )
+            del conditions  # or three batches of sources would be in memory while the next but one is read
             yield pairs, images
 
     def write(made: tuple[range, Any]) -> None:
