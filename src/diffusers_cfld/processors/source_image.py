@@ -16,6 +16,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.image_processor import VaeImageProcessor
 
 from ..image_utils import load_image, to_rgb
 from .cropping import CropWindow, edge_strips, padding_crop
