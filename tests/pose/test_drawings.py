@@ -48,6 +48,12 @@ def test_thin_and_thick_lines(style, thickness):
     assert is_close(read(STYLES[style]([(FIGURE, ALL)], thickness=thickness)), FIGURE)
 
 
+def test_ankles_are_told_from_toes_and_heels_of_their_colour():
+    size, figure = (SIZE[0] * 3 // 2, SIZE[1] * 3 // 2), FIGURE * 1.5
+    pose = read(draw_openpose([(figure, ALL)], size=size, body_25=True, thickness=2.5))
+    assert is_close(pose, figure)
+
+
 @pytest.mark.parametrize("thickness", [0.5, 2, 3])
 def test_our_own_drawings_of_any_thickness(thickness):
     drawn = Keypoints.from_array(FIGURE, size=SIZE).draw(thickness=thickness)

@@ -337,6 +337,12 @@ class _Drawing:
             result[is_between.any(axis=2)] = -1
         return result
 
+    def first_disc(self, start: FloatArray, end: FloatArray, hue: int) -> FloatArray:
+        """Of the places around `end` where the drawing is as wide as a disc, the one that is closest to `start`."""
+        wide = np.argwhere(self.widths[hue] > 0.9 * self.radius)[:, ::-1].astype(np.float64)
+        wide = wide[np.hypot(*(wide - end).T) < 4 * self.radius]
+        return wide[np.hypot(*(wide - start).T).argmin()] if len(wide) else end
+
     def is_line(self, start: FloatArray, end: FloatArray, hue: int) -> bool | None:
         """Whether a limb is a line, with its colour from end to end and not beside it; None if it is too short."""
         length = float(np.hypot(*(end - start)))
@@ -422,6 +428,8 @@ def _find_bodies(drawing: _Drawing, table: _Table, ends: list[FloatArray]) -> It
             # In a photo, there is some of each colour.
             if not drawing.is_plain and drawing.is_line(joints[start], point, hue) is False:
                 continue
+            if hues.count(hues[end]) > 1 and hues[start] != hues[end]:  # an ankle, of the colour of its toes
+                point = drawing.first_disc(joints[start], point, hues[end])
             chosen[end], joints[end] = place, point
         is_seen = [values[joint][place] > _MIN_SEEN for joint, place in chosen.items()]
         if drawing.count_lines(table, joints) < _MIN_PART or np.mean(is_seen) < 0.5:
