@@ -94,8 +94,7 @@ def test_memory_of_tensors_is_counted_while_they_are_alive(memory):
 
 
 def test_memory_of_a_call_grows_with_the_batch_but_not_with_micro_batches(memory):
-    with torch.device("meta"):
-        pipe = tiny_pipeline()
+    pipe = tiny_pipeline().to("meta")
     pipe._cross_attention_kwargs = None
     one, four, micro = (memory.count(pipe, *call)["vae"][0] for call in ((1, None), (4, None), (4, 1)))
     assert four > 3 * one

@@ -361,7 +361,8 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
         if strength < 1:
             first = timesteps[:1].repeat(num_results)  # type: ignore[union-attr]  # a tensor by now
             latents = self.scheduler.add_noise(reference_latents, noise, first)
-        latents = latents[sample_results]
+        owners = torch.tensor(sample_results, device=device)
+        latents = latents[owners]
         if has_regions and isinstance(generator, list):
             generator = [_copy_generator(generator[result]) for result in sample_results]
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
@@ -388,7 +389,7 @@ class CFLDInpaintPipeline(CFLDPipelineBase):
                     if not is_last:
                         following = timesteps[i + 1 : i + 2].repeat(len(noise))  # type: ignore[union-attr]
                         outside = self.scheduler.add_noise(reference_latents, noise, following)
-                    latents = _blend(latents, region_masks, sample_results, outside)
+                    latents = _blend(latents, region_masks, owners, outside)
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
@@ -484,9 +485,8 @@ class _Reference:
         return self.crop.paste(result, self.image, PIL.Image.fromarray(np.rint(255 * mask).astype(np.uint8)))
 
 
-def _blend(latents: torch.Tensor, masks: torch.Tensor, results: list[int], outside: torch.Tensor) -> torch.Tensor:
-    """Blend the samples of each result by their masks (S, 1, h, w), with the result's latents outside of them."""
-    owners = torch.tensor(results, device=latents.device)
+def _blend(latents: torch.Tensor, masks: torch.Tensor, owners: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+    """Blend samples by their masks (S, 1, h, w), each into its owner's result, with `outside` where no mask is."""
     inside = torch.zeros_like(outside).index_add(0, owners, (masks * latents).to(outside))
     covered = torch.zeros_like(outside[:, :1]).index_add(0, owners, masks.to(outside))
     return (inside + (1 - covered) * outside).to(latents)[owners]
