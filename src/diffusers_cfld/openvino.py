@@ -1,4 +1,6 @@
-"""Run the U-Net with OpenVINO, which computes the same faster on a CPU; needs `pip install openvino`.
+"""Run the U-Net with OpenVINO, which computes the same faster on a CPU.
+
+It needs `pip install 'diffusers-cfld[openvino]'`.
 
 OpenVINO lays out the weights for the processor's instructions and fuses layers, for one shape of the inputs at a time.
 """

@@ -201,7 +201,7 @@ def _load_published(
     arguments["unet"] = {**unet_config, **arguments["unet"]}
     source = f"'{checkpoint}'"
     if not (checkpoint / CONFIG_FILE).exists():
-        source += ", which has no config.yaml with other sizes than the published ones,"
+        source += ", which has no config.yaml and was therefore read with the published sizes,"
     published = read_pickle(checkpoint / MODEL_FILE) | read_pickle(checkpoint / UNET_FILE)
     models = {name: _build(model_class, arguments[name]) for name, model_class in _MODEL_CLASSES.items()}
     # One model after the other: if `dtype` changes the tensors, the memory of the others is freed before the next one.

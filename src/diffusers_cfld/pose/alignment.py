@@ -16,7 +16,7 @@ from .skeleton import JOINT_NAMES, LIMBS
 
 _NECK = 1
 _PARENTS = {end: start for start, end in LIMBS}
-# Of each bone, the kind: those that have the same length on the right and on the left have the same names otherwise.
+# Right and left bones of one kind have the same length; without the side, the names of their joints are the same.
 _NAMES_OF_BONES = {bone: tuple(JOINT_NAMES[joint].split("_")[-1] for joint in bone) for bone in LIMBS}
 _KINDS = sorted(set(_NAMES_OF_BONES.values()))
 _KIND_OF_BONE = {bone: _KINDS.index(names) for bone, names in _NAMES_OF_BONES.items()}

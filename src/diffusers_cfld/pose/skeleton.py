@@ -10,9 +10,22 @@ import numpy.typing as npt
 JOINT_NAMES: tuple[str, ...] = (
     "nose",
     "neck",
-    *(f"{side}_{part}" for side in ("right", "left") for part in ("shoulder", "elbow", "wrist")),
-    *(f"{side}_{part}" for side in ("right", "left") for part in ("hip", "knee", "ankle")),
-    *(f"{side}_{part}" for part in ("eye", "ear") for side in ("right", "left")),
+    "right_shoulder",
+    "right_elbow",
+    "right_wrist",
+    "left_shoulder",
+    "left_elbow",
+    "left_wrist",
+    "right_hip",
+    "right_knee",
+    "right_ankle",
+    "left_hip",
+    "left_knee",
+    "left_ankle",
+    "right_eye",
+    "left_eye",
+    "right_ear",
+    "left_ear",
 )
 """The 18 joints; right and left are the person's own."""
 
