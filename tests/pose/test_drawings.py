@@ -11,7 +11,7 @@ from PIL import Image
 from diffusers_cfld import Keypoints
 from diffusers_cfld.pose.drawings import read_drawing
 from diffusers_cfld.pose.formats import NobodyError
-from diffusers_cfld.small_model import example_sources
+from diffusers_cfld.small_model import example_poses, example_sources
 
 ALL = np.ones(18, dtype=bool)
 STYLES = {
@@ -46,6 +46,27 @@ def test_each_tools_colours_are_read_also_with_red_and_blue_swapped(style, is_sw
 @pytest.mark.parametrize("style", ["controlnet", "coco"])
 def test_thin_and_thick_lines(style, thickness):
     assert is_close(read(STYLES[style]([(FIGURE, ALL)], thickness=thickness)), FIGURE)
+
+
+@pytest.mark.parametrize("thickness", [1, 2])
+@pytest.mark.parametrize("style", [*STYLES, "hands and face", "dimmed"])
+def test_natural_poses_are_read_joint_by_joint(style, thickness):
+    rng, size = np.random.default_rng(0), (768, 512)
+    for pose in example_poses():
+        low, high = pose.xy[pose.visible].min(axis=0), pose.xy[pose.visible].max(axis=0)
+        middle = np.array([size[1], size[0]]) / 2
+        xy = (pose.xy - (low + high) / 2) * (1.8 * middle / (high - low)).min()
+        xy = np.rint(xy + middle + rng.normal(0, 3, (18, 2)))
+        people = [(xy, pose.visible)]
+        if style == "dimmed":
+            canvas = draw_controlnet(people, size, thickness, confidence=rng.uniform(0.5, 1, 18))
+        elif style == "hands and face":
+            canvas = add_hands_and_face(draw_controlnet(people, size, thickness), xy, rng)
+        else:
+            canvas = STYLES[style](people, size=size, thickness=thickness)
+        found = read(canvas)
+        # The disc of a wrist may be hidden under a hand's first point, which has a radius of 4 pixels.
+        assert is_close(found, xy, pose.visible, 10 if style == "hands and face" else 6)
 
 
 def test_ankles_are_told_from_toes_and_heels_of_their_colour():
