@@ -634,7 +634,7 @@ def _train_channels_last(bench: Bench) -> Call:
     return _training_step(bench, None, cached=False, module=module, vae=vae)
 
 
-@row("training", "step: ours, compiled blocks and VAE, channels_last", against="step: published way")
+@row("training", "step: ours, compiled blocks and VAE, channels_last", against="step: published way", same_work=True)
 def _train_compiled(bench: Bench) -> Call:
     torch.compiler.reset()
     parts = copy.deepcopy((bench.training, bench.float32_pipe.vae))
