@@ -66,7 +66,9 @@ def test_natural_poses_are_read_joint_by_joint(style, thickness):
             canvas = STYLES[style](people, size=size, thickness=thickness)
         found = read(canvas)
         # The disc of a wrist may be hidden under a hand's first point, which has a radius of 4 pixels.
-        assert is_close(found, xy, pose.visible, 10 if style == "hands and face" else 6)
+        is_hidden = (style == "hands and face") & np.isin(np.arange(18), (4, 7))
+        assert np.array_equal(found.visible, pose.visible)
+        assert (np.abs(found.xy - xy).max(axis=1) <= np.where(is_hidden, 10, 6))[pose.visible].all()
 
 
 def test_ankles_are_told_from_toes_and_heels_of_their_colour():

@@ -88,10 +88,10 @@ class _Scene:
         self.worth[0] = 0
         self.height, self.width = drawing.hues.shape
         self.outlines: dict[tuple[object, ...], tuple[npt.NDArray[np.int32], _Box]] = {}
-
         self.shape = max(_SHAPES, key=self._explained_by)
 
     def _explained_by(self, shape: tuple[bool, float]) -> float:
+        """The worth of the whole scene if its limbs have this shape, which they keep."""
         self.shape = shape
         return self.explained((0, 0, self.width, self.height))
 
@@ -217,6 +217,7 @@ class _Scene:
         return left, top, min(max(right, left + 1), self.width), min(max(bottom, top + 1), self.height)
 
     def _cut(self, box: _Box) -> npt.NDArray[np.int16]:
+        """The drawing's hues in a box."""
         left, top, right, bottom = box
         return self.drawing.hues[top:bottom, left:right]
 
@@ -236,4 +237,5 @@ def _distances(body: Body, places: FloatArray) -> FloatArray:
 
 
 def _overlap(box: _Box, other: _Box) -> bool:
+    """Whether two boxes have pixels in common."""
     return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
